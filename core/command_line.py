@@ -1,0 +1,112 @@
+"""What every script's command line shares: the parser, argument types, exit statuses, the record of its settings."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from core.errors import InputError, RunError
+
+SPLITS = ("train", "val", "test")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that shows defaults, keeps the docstring's lines, and refuses in one line, exit status 2."""
+
+    def __init__(self, description: str | None):
+        class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+            pass
+
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help shows every argument)\n")
+
+
+def positive_int(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def worker_count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
+def odd_positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) % 2 == 0:
+        raise argparse.ArgumentTypeError(f"must be odd and positive, not {text!r}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
+def device_name(text: str) -> str:
+    if text != "cpu" and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be the number of a CUDA device or cpu, not {text!r}")
+    return text
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """--split and --csv: which annotations a stage works on. Resolve the csv with `csv_of_split`."""
+    parser.add_argument("--split", choices=SPLITS, default="val", help="which part of AVA; names the sub-directories")
+    parser.add_argument(
+        "--csv", help="annotations: augmented file, official file, or directory of official files (default: by split)"
+    )
+
+
+def describe(settings: dict) -> None:
+    """Print the settings a run is about to use, one a line."""
+    width = max(map(len, settings))
+    for name, value in settings.items():
+        print(f"  {name:<{width}}  {value}")
+
+
+def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
+    """Run `main` on the parsed command line and exit: 0 done, 1 failed or partly failed, 2 unusable input.
+
+    The user's mistakes and the machine's (a full disk) end in one line on stderr; a traceback means a bug.
+    """
+    args = parser.parse_args()
+    try:
+        status = main(args) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}".replace("error: :", "error:"), file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def require_directory(path: str | Path, what: str) -> Path:
+    """The path, or an InputError that says what the directory should hold."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory; it should hold {what}")
+    return path
+
+
+def require_file(path: str | Path, what: str) -> Path:
+    """The path, or an InputError that says what the file should be."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; it should be {what}")
+    return path

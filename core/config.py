@@ -1,0 +1,106 @@
+"""Constants with their units, and the dictionaries that hold every default: edit paths here, or pass flags.
+
+Lay the data out as the README shows and DATA_ROOT is the only line to edit (or set ASC_DATA_ROOT). Every
+flag of a script is named after the key it overrides.
+"""
+
+import os
+
+DATA_ROOT = os.environ.get("ASC_DATA_ROOT", "ava")
+
+# Audio
+SAMPLE_RATE = 16000  # Hz, mono, 16 bit
+AUDIO_FRAMES_PER_SECOND = 27  # a clip of T crops hears T/27 s: not 25, it is what the released weights were trained with
+SILENCE_FRAMES_PER_SECOND = 25  # a clip without sound is T/25 s of zeros, then fitted as any other
+MIN_AUDIO_SECONDS = 0.08  # a shorter piece of audio counts as none
+MFCC_COEFFICIENTS = 13
+
+# Faces
+CROP_SIZE = 144  # pixels, width and height of what the network sees
+CROP_MEAN = (0.2324, 0.2721, 0.3448)  # RGB in [0, 1]
+CROP_STD = (0.1987, 0.2172, 0.2403)
+JPEG_QUALITY = 95
+SEEK_GAP_SECONDS = 20.0  # films are decoded forward; a longer stretch without faces is skipped by seeking
+
+# Networks
+STE_FEATURES = 1024  # 512 audio + 512 video
+ASC_HIDDEN = 128
+
+_csv = os.path.join(DATA_ROOT, "csv")
+_models = os.path.join(DATA_ROOT, "models")
+_csv_val = os.path.join(_csv, "ava_activespeaker_val_augmented.csv")
+
+# Annotations: an augmented file, an official file, or a directory of official files. Where an augmented file named
+# here is missing, the directory of official files beside it (<root>/csv/train, <root>/csv/val) is read instead.
+annotation_csvs = {
+    "train": os.path.join(_csv, "ava_activespeaker_train_augmented.csv"),
+    "val": _csv_val,
+    "test": os.path.join(_csv, "ava_activespeaker_test_augmented.csv"),
+}
+
+data_inputs = {
+    "ava_video_dir": os.path.join(DATA_ROOT, "videos", "trainval"),  # <video_id>.<ext>
+    "ava_audio_dir": os.path.join(DATA_ROOT, "audio_tracks"),  # <video_id>.wav
+}
+
+STE_inputs = {
+    "csv_train_full": annotation_csvs["train"],
+    "csv_val_full": annotation_csvs["val"],
+    "audio_dir": os.path.join(DATA_ROOT, "instance_wavs_time"),  # <split>/<entity_id>.wav
+    "video_dir": os.path.join(DATA_ROOT, "instance_crops_time"),  # <split>/<entity_id>/<timestamp>.jpg
+    "models_out": _models,
+}
+
+STE_optimization_params = {
+    "learning_rate": 3e-4,
+    "step_size": 40,  # epochs between decays of the learning rate
+    "gamma": 0.1,  # its factor at each decay
+    "epochs": 100,
+    "batch_size": 128,  # clips
+    "workers": 4,
+    "precision": "fp32",
+    "seed": 0,
+}
+
+STE_forward_params = {
+    "weights": os.path.join(_models, "STE.pth"),
+    "output_dir": os.path.join(DATA_ROOT, "ste_features"),  # <split>/<video_id>.csv and .npy
+    "batch_size": 128,  # clips
+    "workers": 4,
+    "precision": "fp32",
+}
+
+ASC_inputs = {
+    "features_train_full": os.path.join(DATA_ROOT, "ste_features", "train"),
+    "features_val_full": os.path.join(DATA_ROOT, "ste_features", "val"),
+    "models_out": _models,
+}
+
+ASC_optimization_params = {
+    "learning_rate": 3e-6,
+    "step_size": 10,  # epochs
+    "gamma": 0.1,
+    "epochs": 15,
+    "batch_size": 64,  # contexts
+    "workers": 2,
+    "precision": "fp32",
+    "seed": 0,
+}
+
+ASC_inputs_forward = {
+    "features_val_full": ASC_inputs["features_val_full"],
+    "weights": os.path.join(_models, "ASC.pth"),
+}
+
+ASC_forward_params = {
+    "output_dir": os.path.join(DATA_ROOT, "asc_predictions"),
+    "batch_size": 256,  # contexts
+    "seed": 0,
+}
+
+postprocessing_params = {
+    "ground_truth": _csv_val,
+    "ste_predictions_csv": os.path.join(DATA_ROOT, "results", "ste_predictions_val.csv"),
+    "asc_predictions_csv": os.path.join(DATA_ROOT, "results", "asc_predictions_val.csv"),
+    "ground_truth_csv": os.path.join(DATA_ROOT, "results", "ground_truth_val.csv"),
+}
