@@ -1,0 +1,110 @@
+"""ffmpeg, and films frame by frame. Used by the scripts in data/."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import InputError
+
+# Before cv2 opens its first film: nothing but local files, so that a playlist posing as a film reaches no network.
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+import cv2
+
+FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
+
+
+def ffmpeg_path() -> str:
+    """The ffmpeg on PATH, else the binary the package imageio-ffmpeg carries. Raises InputError without either."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        return get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        raise InputError("no ffmpeg: put one on PATH, or pip install imageio-ffmpeg") from None
+
+
+def run_ffmpeg(*arguments: str) -> None:
+    """Run ffmpeg without a shell; raises ValueError with the last line it printed when it fails."""
+    command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(f"ffmpeg: {lines[-1] if lines else f'exit status {done.returncode}'}")
+
+
+def find_films(directory: Path) -> dict[str, Path]:
+    """video_id -> path of every film in the directory. Raises InputError where one id has two films."""
+    films: dict[str, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if path.suffix.lower() not in FILM_SUFFIXES or path.name.startswith(".partial-"):
+            continue
+        if path.stem in films:
+            raise InputError(f"{path}: there is also {films[path.stem].name}; keep one film per video id")
+        films[path.stem] = path
+    return films
+
+
+class Film:
+    """A film opened for reading frames forward. Use as a context manager.
+
+    Frame n is the n-th that decodes, from 0; `frame_index` gives the one shown at a timestamp.
+    Raises ValueError where the file is no film.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        # An absolute path, so that no name can be taken for a protocol, an option or an image-sequence pattern.
+        self._capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        if not self._capture.isOpened() or not 0 < self.fps < 1000:
+            self._capture.release()
+            raise ValueError("cannot be opened as a film")
+        self._next = 0
+
+    def __enter__(self) -> "Film":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._capture.release()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+    def frame_index(self, timestamp: np.ndarray) -> np.ndarray:
+        """Indices of the frames shown at these times in seconds: what the released code's seek picks."""
+        return np.floor(np.asarray(timestamp) * self.fps + 0.5).astype(np.int64)
+
+    def frames(self, indices: np.ndarray, seek_gap: float) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, BGR image (H, W, 3) uint8) for increasing frame indices, each decoded once.
+
+        Stretches of more than `seek_gap` seconds are skipped by seeking. Ends early where the film does.
+        """
+        for index in indices:
+            if index - self._next > seek_gap * self.fps:
+                self._seek(int(index))
+            while self._next < index:
+                if not self._capture.grab():
+                    return
+                self._next += 1
+            grabbed, image = self._capture.read()
+            if not grabbed:
+                return
+            self._next += 1
+            yield int(index), image
+
+    def _seek(self, index: int) -> None:
+        # OpenCV goes to the keyframe before and decodes up to the frame, counting by presentation time.
+        self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+        self._next = int(self._capture.get(cv2.CAP_PROP_POS_FRAMES))
