@@ -1,7 +1,10 @@
 """csv files into checked tables: whatever is wrong is named with its file and line."""
 
+import csv
+import math
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,63 +28,71 @@ def check_name(name: str, where: str) -> str:
     return name
 
 
-def scan(path: Path) -> bytes:
-    """Refuse a file that no table can be in (empty, cut off, binary); return its first line.
+@dataclass
+class Scan:
+    """What one pass over the bytes of a text file tells."""
 
-    Raises InputError. Reads the file once, a megabyte at a time.
+    first_line: bytes
+    commas: int
+    quotes: int
+
+
+def scan(path: Path) -> Scan:
+    """Refuse a file that no table can be in: missing, empty, cut off, binary. Raises InputError.
+
+    Reads the file once, a megabyte at a time.
     """
-    first, last, lines, offset = b"", b"", 0, 0
+    first, last, lines, commas, quotes = b"", b"", 0, 0, 0
     try:
         with open(path, "rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
-                if not first:
-                    first = chunk.partition(b"\n")[0]
+                first = first or chunk.partition(b"\n")[0]
                 if b"\0" in chunk:
                     line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
                     raise InputError(f"{path}, line {line}: NUL byte; this is not a text file")
                 if len(chunk) == _CHUNK_BYTES and b"\n" not in chunk:
                     raise InputError(f"{path}, line {lines + 1}: line of more than {_CHUNK_BYTES} bytes")
                 lines += chunk.count(b"\n")
-                offset += len(chunk)
+                commas += chunk.count(b",")
+                quotes += chunk.count(b'"')
                 last = chunk[-1:]
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    if not offset:
+    if not last:
         raise InputError(f"{path}: empty file")
     if last != b"\n":
         raise InputError(f"{path}, line {lines + 1}: cut off in the middle (the last line has no line end)")
-    return first.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
+    return Scan(first.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r"), commas, quotes)
 
 
-def read_table(path: Path, columns: dict[str, str], header: bool) -> pd.DataFrame:
+def header_of(path: Path, column: str) -> list[str] | None:
+    """The names in the first line of a csv if `column` is among them, else None: the file has no header."""
+    names = next(csv.reader([scan(path).first_line.decode(errors="replace")]), [])
+    return names if column in names else None
+
+
+def read_table(path: Path, columns: dict[str, str], header: list[str] | None = None) -> pd.DataFrame:
     """Read the named columns of a csv; the index of the result is each row's line number in the file, from 1.
 
     `columns` maps a name to "number" (finite float64), "id" (category of strings that are plain file names),
-    "word" (category) or "text" (str). With `header` columns are found by name and others are ignored, else the file
-    must hold exactly these. Blank lines are skipped. Raises InputError with file and line.
+    "word" (category) or "text" (str). With the names of a `header` the columns are picked from those, else the file
+    holds exactly these columns and no header. Blank lines are skipped. Raises InputError with file and line.
     """
-    first = scan(path)
-    wanted = list(columns)
-    if header:
-        names = next(iter(_split_line(first)), [])
-        missing = [name for name in wanted if name not in names]
-        if missing or len(set(names)) < len(names):
-            problem = f"no column {missing[0]!r}" if missing else "a column name stands twice"
-            raise InputError(f"{path}, line 1: {problem}; the header is {first[:200].decode(errors='replace')!r}")
-    else:
-        names = [*wanted, "_surplus"]
-    # The last column is read whatever it is, because a line that is short of columns shows there.
-    dtypes = {name: "float64" if columns.get(name) == "number" else "category" for name in names}
-    dtypes |= {name: "str" for name, kind in columns.items() if kind == "text"}
+    found = scan(path)
+    names = header or list(columns)
+    missing = [name for name in columns if name not in names]
+    if missing or len(set(names)) < len(names):
+        problem = f"no column {missing[0]!r}" if missing else "a column name stands twice"
+        raise InputError(f"{path}, line 1: {problem}; the header is {','.join(names)[:200]}")
+    dtypes = {name: {"number": "float64", "text": "str"}.get(kind, "category") for name, kind in columns.items()}
     options = {
         "header": None,
         "names": names,
-        "skiprows": int(header),
-        "usecols": sorted({*map(names.index, wanted), len(names) - 1}),
+        "skiprows": int(header is not None),
+        "usecols": list(columns),
         "index_col": False,
         "dtype": dtypes,
         "keep_default_na": False,
-        "na_filter": True,
         "skip_blank_lines": False,
         "encoding": "utf-8-sig",
         "low_memory": False,
@@ -89,37 +100,40 @@ def read_table(path: Path, columns: dict[str, str], header: bool) -> pd.DataFram
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, **options)
-            numbers = [name for name, kind in columns.items() if kind == "number"]
+            table = _read(path, options, columns)
             # Fast parsing is exact up to 15 digits, which shows as decimals that survive rounding.
+            numbers = [name for name, kind in columns.items() if kind == "number"]
             if any((table[name].round(9) != table[name]).any() for name in numbers):
-                table = pd.read_csv(path, float_precision="round_trip", **options)
-    except (ValueError, pd.errors.ParserWarning, OverflowError) as error:  # ParserError and UnicodeError among them
-        raise InputError(_explain(path, columns, names, header, error)) from None
-    table.index += 1 + int(header)
-    blank = table[wanted[0]].isna() | (table[wanted[0]].astype(object) == "")
-    if blank.any():
-        others = table[wanted[1:]]
-        table = table[~(blank & (others.isna() | (others.astype(object) == "")).all(axis=1))]
+                table = _read(path, {**options, "float_precision": "round_trip"}, columns)
+    except (ValueError, OverflowError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError among them
+        raise InputError(_explain(path, columns, names, header is not None, error)) from None
     if not len(table):
         raise InputError(f"{path}: no rows")
-    _check(path, table, columns, names, header)
-    return table[wanted]
+    # Without quotes the commas of a file count its columns, which pandas fills up in silence where they are short.
+    if found.quotes or found.commas != (len(names) - 1) * (len(table) + (header is not None)):
+        problem = _explain(path, columns, names, header is not None, None)
+        if problem:
+            raise InputError(problem)
+    _check(path, table, columns)
+    return table
 
 
-def _split_line(line: bytes) -> list[list[str]]:
-    import csv
+def _read(path: Path, options: dict, columns: dict[str, str]) -> pd.DataFrame:
+    header = options["skiprows"]
+    try:
+        table = pd.read_csv(path, **options)
+        table.index += 1 + header
+    except ValueError:
+        # A blank line is no number. Leave such lines out, and count which ones the rows stand in.
+        table = pd.read_csv(path, **{**options, "skip_blank_lines": True})
+        with open(path, "rb") as file:
+            lines = [number for number, line in enumerate(file, 1) if line.strip()][header:]
+        if len(lines) == len(table):
+            table.index = lines
+    return table[list(columns)]
 
-    return list(csv.reader([line.decode("utf-8", errors="replace")]))
 
-
-def _check(path: Path, table: pd.DataFrame, columns: dict[str, str], names: list[str], header: bool) -> None:
-    last, expected = table[names[-1]], len(names) - (not header)
-    short = table[names[-1 if header else -2]].isna()
-    if short.any():
-        raise InputError(f"{path}, line {short.idxmax()}: fewer than {expected} columns")
-    if not header and last.notna().any():
-        raise InputError(f"{path}, line {last.notna().idxmax()}: more than {expected} columns")
+def _check(path: Path, table: pd.DataFrame, columns: dict[str, str]) -> None:
     for name, kind in columns.items():
         if kind == "number":
             bad = ~np.isfinite(table[name].to_numpy())
@@ -135,27 +149,32 @@ def _check(path: Path, table: pd.DataFrame, columns: dict[str, str], names: list
                     check_name(value, f"{path}, line {line}, {name}")
 
 
-def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool, error: Exception) -> str:
-    """One line for what pandas could not read: the first line with a bad number or a wrong count of columns."""
+def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool, error: Exception | None) -> str:
+    """One line for what pandas could not read: the first line with a bad number or a wrong count of columns.
+
+    Without an error to explain, the answer is empty where nothing is wrong.
+    """
     if isinstance(error, UnicodeError):
         return f"{path}: not UTF-8 text"
-    expected = len(names) - (not header)
     with open(path, encoding="utf-8-sig", newline="") as file:
-        import csv
-
         reader = csv.reader(file)
         try:
-            for fields in reader:
-                if not fields or (header and reader.line_num == 1):
+            for number, fields in enumerate(reader):
+                place = f"{path}, line {reader.line_num}"
+                if not fields or (header and number == 0):
                     continue
-                if len(fields) != expected:
-                    return f"{path}, line {reader.line_num}: {len(fields)} columns, expected {expected}"
-                for name, text in zip(names, fields, strict=False):
-                    if columns.get(name) == "number":
-                        try:
-                            float(text)
-                        except ValueError:
-                            return f"{path}, line {reader.line_num}: {name} is {text[:40]!r}, not a number"
+                if len(fields) != len(names):
+                    return f"{place}: {len(fields)} columns, expected {len(names)}"
+                for name, text in zip(names, fields, strict=True):
+                    if columns.get(name) == "number" and not _is_number(text):
+                        return f"{place}: {name} is {text[:40]!r}, not a number"
         except csv.Error as problem:
             return f"{path}, line {reader.line_num}: {problem}"
-    return f"{path}: {str(error).splitlines()[0]}"
+    return f"{path}: {str(error).splitlines()[0]}" if error else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return "_" not in text and math.isfinite(float(text))
+    except ValueError:
+        return False

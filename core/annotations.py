@@ -1,0 +1,202 @@
+"""The annotations: official and augmented csv files as one validated table of arrays."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import InputError
+from core.tables import header_of, read_table
+
+NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # the label_id of the augmented files
+LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
+OFFICIAL_SUFFIX = "-activespeaker.csv"
+_BOX = ["entity_box_x1", "entity_box_y1", "entity_box_x2", "entity_box_y2"]
+_COLUMNS = {
+    "video_id": "id",
+    "frame_timestamp": "number",
+    **dict.fromkeys(_BOX, "number"),
+    "label": "word",
+    "entity_id": "id",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FaceTable:
+    """Rows (one face at one moment) as arrays, in the order they were read; N rows, E tracks, V videos.
+
+    Tracks and videos are numbered by first appearance. A row's track never changes video, and its timestamps rise.
+    """
+
+    video_ids: list[str]  # V
+    entity_ids: list[str]  # E
+    video: np.ndarray  # (N,) int32, index into video_ids
+    entity: np.ndarray  # (N,) int32, index into entity_ids
+    timestamp: np.ndarray  # (N,) float64, seconds
+    label: np.ndarray  # (N,) int8, label_id
+    box: np.ndarray | None = None  # (N, 4) float64, x1 y1 x2 y2 as shares of the frame; None for stored features
+    track_begin: np.ndarray | None = None  # (E,) float64, seconds: where the track's audio slice begins
+    speech: np.ndarray | None = None  # (N,) bool: somebody in this video speaks audibly at this moment
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    @cached_property
+    def track_rows(self) -> np.ndarray:
+        """(N,) rows sorted by track, in time order within each."""
+        return np.argsort(self.entity, kind="stable").astype(np.int32)
+
+    @cached_property
+    def track_start(self) -> np.ndarray:
+        """(E + 1,) where each track begins in `track_rows`."""
+        return np.searchsorted(self.entity[self.track_rows], np.arange(len(self.entity_ids) + 1)).astype(np.int64)
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """(N,) position of each row in its track, from 0."""
+        position = np.empty(len(self), np.int32)
+        position[self.track_rows] = np.arange(len(self)) - self.track_start[self.entity[self.track_rows]]
+        return position
+
+    @cached_property
+    def moment(self) -> np.ndarray:
+        """(N,) int32 code of the row's (video, timestamp): rows with one code share a frame."""
+        order = np.lexsort((self.timestamp, self.video))
+        video, timestamp = self.video[order], self.timestamp[order]
+        new = (np.diff(video, prepend=-1) != 0) | (np.diff(timestamp, prepend=np.nan) != 0)
+        moment = np.empty(len(self), np.int32)
+        moment[order] = np.cumsum(new) - 1
+        return moment
+
+    def rows_of_track(self, entity: int) -> np.ndarray:
+        """Rows of one track, in time order."""
+        return self.track_rows[self.track_start[entity] : self.track_start[entity + 1]]
+
+    def track_video(self) -> np.ndarray:
+        """(E,) the video of each track that has rows; -1 for those that have none left."""
+        video = np.full(len(self.entity_ids), -1, np.int32)
+        video[self.entity] = self.video
+        return video
+
+    def track_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """First and last timestamp of each track in seconds, (E,) each. Every track must have rows."""
+        timestamp = self.timestamp[self.track_rows]
+        return timestamp[self.track_start[:-1]], timestamp[self.track_start[1:] - 1]
+
+    def keep(self, rows: np.ndarray) -> "FaceTable":
+        """The table of some of the rows (a mask or indices), numbering of tracks and videos unchanged.
+
+        Where a track's audio begins and who speaks at a moment stay as they were annotated.
+        """
+        return replace(
+            self,
+            video=self.video[rows],
+            entity=self.entity[rows],
+            timestamp=self.timestamp[rows],
+            label=self.label[rows],
+            box=None if self.box is None else self.box[rows],
+            speech=None if self.speech is None else self.speech[rows],
+        )
+
+
+def find_annotations(source: str | Path) -> list[Path]:
+    """The csv files behind a path: the file itself, or the official files of a directory.
+
+    A missing `ava_activespeaker_<split>_augmented.csv` stands for the directory `<split>` beside it.
+    Raises InputError.
+    """
+    source = Path(source)
+    name = source.name
+    if not source.exists() and name.startswith("ava_activespeaker_") and name.endswith("_augmented.csv"):
+        directory = source.with_name(name.removeprefix("ava_activespeaker_").removesuffix("_augmented.csv"))
+        if not directory.is_dir():
+            raise InputError(f"{source}: no such file, nor a directory {directory} of official annotations")
+        source = directory
+    if not source.is_dir():
+        if not source.exists():
+            raise InputError(f"{source}: no such file; give an annotation csv or a directory of official ones")
+        return [source]
+    files = sorted(source.glob(f"*{OFFICIAL_SUFFIX}"))
+    if not files:
+        raise InputError(f"{source}: no files named <video_id>{OFFICIAL_SUFFIX} in this directory")
+    return files
+
+
+def read_annotations(source: str | Path) -> FaceTable:
+    """Read an augmented file, an official file or a directory of official files.
+
+    Raises InputError, with file and line, for anything the formats do not allow: see `core.tables.read_table` for
+    the text, and here for boxes, labels, duplicates and the order of time.
+    """
+    files = find_annotations(source)
+    video_codes: dict[str, int] = {}
+    entity_codes: dict[str, int] = {}
+    parts, lines = [], []
+    for file in files:
+        table = read_table(file, _COLUMNS, header_of(file, "video_id"))
+        line = table.index.to_numpy()
+        box = table[_BOX].to_numpy()
+        _refuse(((box < 0) | (box > 1)).any(axis=1), file, line, "box outside [0, 1]")
+        _refuse((box[:, 0] >= box[:, 2]) | (box[:, 1] >= box[:, 3]), file, line, "box without x1 < x2 and y1 < y2")
+        labels = table["label"].cat
+        code = np.array([LABELS.index(x) if x in LABELS else -1 for x in labels.categories], np.int8)[labels.codes]
+        _refuse(code < 0, file, line, f"label is none of {', '.join(LABELS)}")
+        video = _recode(table["video_id"], video_codes)
+        entity = _recode(table["entity_id"], entity_codes)
+        parts.append((video, entity, table["frame_timestamp"].to_numpy(), code, box))
+        lines.append(line)
+    video, entity, timestamp, label, box = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    table = FaceTable(list(video_codes), list(entity_codes), video, entity, timestamp, label, box)
+    _check_tracks(table, files, lines)
+    begin, _ = table.track_spans()
+    spoken = np.zeros(table.moment.max() + 1, bool)
+    spoken[table.moment[label == SPEAKING_AUDIBLE]] = True
+    # `replace` would drop what was computed so far; a frozen dataclass is filled before anyone else sees it.
+    object.__setattr__(table, "track_begin", begin)
+    object.__setattr__(table, "speech", spoken[table.moment])
+    return table
+
+
+def _recode(column, codes: dict[str, int]) -> np.ndarray:
+    """(N,) int32: the column's categories numbered as in `codes`, new ones added in order of appearance."""
+    used = column.cat.codes.to_numpy()
+    first = np.full(len(column.cat.categories), len(used))
+    np.minimum.at(first, used, np.arange(len(used)))
+    names = list(column.cat.categories)
+    table = np.zeros(len(names), np.int32)
+    for index in np.argsort(first):
+        if first[index] < len(used):
+            table[index] = codes.setdefault(names[index], len(codes))
+    return table[used]
+
+
+def _refuse(bad: np.ndarray, file: Path, line: np.ndarray, problem: str) -> None:
+    if bad.any():
+        count = f" ({int(bad.sum())} such lines)" if bad.sum() > 1 else ""
+        raise InputError(f"{file}, line {line[bad.argmax()]}: {problem}{count}")
+
+
+def _check_tracks(table: FaceTable, files: list[Path], lines: list[np.ndarray]) -> None:
+    """Refuse tracks in two videos, repeated moments of a track, and timestamps that go back."""
+
+    def place(row: int) -> str:
+        for file, line in zip(files, lines, strict=True):
+            if row < len(line):
+                return f"{file}, line {line[row]}"
+            row -= len(line)
+        raise IndexError(row)
+
+    rows = table.track_rows
+    same = np.diff(table.entity[rows]) == 0
+    moved = same & (np.diff(table.video[rows]) != 0)
+    step = np.diff(table.timestamp[rows])
+    for bad, problem in (
+        (moved, "is also in video {video}"),
+        (same & (step == 0), "stands twice at {time}"),
+        (same & (step < 0), "goes back in time at {time}"),
+    ):
+        if bad.any():
+            row, before = rows[bad.argmax() + 1], rows[bad.argmax()]
+            text = problem.format(video=table.video_ids[table.video[before]], time=table.timestamp[row])
+            raise InputError(f"{place(row)}: entity {table.entity_ids[table.entity[row]]} {text}")

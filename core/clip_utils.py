@@ -1,0 +1,68 @@
+"""Index arithmetic: which rows of a track make a clip, a time window, a context. No files, no tensors.
+
+Contexts are drawn by hashing, not by a running generator: what a row draws is a pure function of its key, so it is
+the same whatever the batch size, the order of the rows or the number of workers.
+"""
+
+import hashlib
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def window(position: np.ndarray, track_length: np.ndarray, length: int, stride: int = 1) -> np.ndarray:
+    """Positions `clamp(position + k * stride, 0, track_length - 1)` for k = -length//2 .. length//2.
+
+    position and track_length are whole numbers of any common shape (...); returns (..., length) int64. With stride 1
+    these are the crops of a clip, with a stride the moments of a context.
+    """
+    offsets = (np.arange(length) - length // 2) * stride
+    last = np.asarray(track_length)[..., None] - 1
+    return np.clip(np.asarray(position)[..., None] + offsets, 0, last)
+
+
+def mix(value: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of uint64 that scatters its input."""
+    with np.errstate(over="ignore"):
+        value = np.asarray(value, np.uint64) + _GOLDEN
+        value = (value ^ (value >> np.uint64(30))) * _MIX_1
+        value = (value ^ (value >> np.uint64(27))) * _MIX_2
+    return value ^ (value >> np.uint64(31))
+
+
+def name_keys(names: list[str]) -> np.ndarray:
+    """(len(names),) uint64 hash of each name, the same on every machine."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def row_keys(seed: int, video_key: np.ndarray, entity_key: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+    """Key of each row's draws: a pure function of (seed, video, entity, timestamp), uint64 of the common shape."""
+    moment = np.asarray(timestamp, np.float64).view(np.uint64)
+    return mix(mix(mix(mix(np.uint64(seed)) ^ video_key) ^ entity_key) ^ moment)
+
+
+def draw_speakers(row_key: np.ndarray, candidate_key: np.ndarray, present: np.ndarray, speakers: int) -> np.ndarray:
+    """Choose the other speakers of each context.
+
+    row_key (B,) and candidate_key (B, C) are uint64, present (B, C) bool marks the real candidates. Returns
+    (B, speakers - 1) indices into the candidates, -1 throughout where a row has none: a random choice in random order;
+    where there are fewer than places, all of them and then uniform draws among them.
+    """
+    batch, width = candidate_key.shape
+    places = speakers - 1
+    count = present.sum(axis=1)
+    chosen = np.full((batch, places), -1, np.int64)
+    if not width or not places:
+        return chosen
+    priority = mix(row_key[:, None] ^ candidate_key)
+    # Candidates in a random order that depends on who they are, not on where they stand; absent ones last.
+    order = np.lexsort((priority, ~present), axis=1)
+    slots = np.arange(places)
+    refill = mix(mix(row_key)[:, None] + slots.astype(np.uint64)) % np.maximum(count, 1)[:, None].astype(np.uint64)
+    slot = np.where(slots < count[:, None], slots, refill.astype(np.int64))
+    chosen = np.take_along_axis(order, slot, axis=1)
+    return np.where(count[:, None] > 0, chosen, -1)
