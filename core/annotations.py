@@ -1,5 +1,6 @@
 """The annotations: official and augmented csv files as one validated table of arrays."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import InputError
-from core.tables import header_of, read_table
+from core.tables import read_table
 
 NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # the label_id of the augmented files
 LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
@@ -134,7 +135,7 @@ def read_annotations(source: str | Path) -> FaceTable:
     entity_codes: dict[str, int] = {}
     parts, lines = [], []
     for file in files:
-        table = read_table(file, _COLUMNS, header_of(file, "video_id"))
+        table = read_table(file, _COLUMNS)
         line = table.index.to_numpy()
         box = table[_BOX].to_numpy()
         _refuse(((box < 0) | (box > 1)).any(axis=1), file, line, "box outside [0, 1]")
@@ -148,7 +149,13 @@ def read_annotations(source: str | Path) -> FaceTable:
         lines.append(line)
     video, entity, timestamp, label, box = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     table = FaceTable(list(video_codes), list(entity_codes), video, entity, timestamp, label, box)
-    _check_tracks(table, files, lines)
+    starts = np.cumsum([0, *map(len, lines)])
+
+    def place(row: int) -> str:
+        file = int(np.searchsorted(starts, row, side="right")) - 1
+        return f"{files[file]}, line {lines[file][row - starts[file]]}"
+
+    check_tracks(table, place)
     begin, _ = table.track_spans()
     spoken = np.zeros(table.moment.max() + 1, bool)
     spoken[table.moment[label == SPEAKING_AUDIBLE]] = True
@@ -177,16 +184,11 @@ def _refuse(bad: np.ndarray, file: Path, line: np.ndarray, problem: str) -> None
         raise InputError(f"{file}, line {line[bad.argmax()]}: {problem}{count}")
 
 
-def _check_tracks(table: FaceTable, files: list[Path], lines: list[np.ndarray]) -> None:
-    """Refuse tracks in two videos, repeated moments of a track, and timestamps that go back."""
+def check_tracks(table: FaceTable, place: Callable[[int], str]) -> None:
+    """Refuse tracks in two videos, repeated moments of a track, and timestamps that go back.
 
-    def place(row: int) -> str:
-        for file, line in zip(files, lines, strict=True):
-            if row < len(line):
-                return f"{file}, line {line[row]}"
-            row -= len(line)
-        raise IndexError(row)
-
+    `place` names the file and line of a row. Raises InputError.
+    """
     rows = table.track_rows
     same = np.diff(table.entity[rows]) == 0
     moved = same & (np.diff(table.video[rows]) != 0)

@@ -88,7 +88,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         print(f"error: {error}", file=sys.stderr)
         status = 1
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}".replace("error: :", "error:"), file=sys.stderr)
+        print(
+            f"error: {error.filename or ''}: {error.strerror or error}".replace("error: :", "error:"), file=sys.stderr
+        )
         status = 1
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept: the same command goes on from there", file=sys.stderr)

@@ -32,7 +32,6 @@ def check_name(name: str, where: str) -> str:
 class Scan:
     """What one pass over the bytes of a text file tells."""
 
-    first_line: bytes
     commas: int
     quotes: int
 
@@ -42,11 +41,10 @@ def scan(path: Path) -> Scan:
 
     Reads the file once, a megabyte at a time.
     """
-    first, last, lines, commas, quotes = b"", b"", 0, 0, 0
+    last, lines, commas, quotes = b"", 0, 0, 0
     try:
         with open(path, "rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
-                first = first or chunk.partition(b"\n")[0]
                 if b"\0" in chunk:
                     line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
                     raise InputError(f"{path}, line {line}: NUL byte; this is not a text file")
@@ -62,24 +60,32 @@ def scan(path: Path) -> Scan:
         raise InputError(f"{path}: empty file")
     if last != b"\n":
         raise InputError(f"{path}, line {lines + 1}: cut off in the middle (the last line has no line end)")
-    return Scan(first.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r"), commas, quotes)
+    return Scan(commas, quotes)
 
 
-def header_of(path: Path, column: str) -> list[str] | None:
-    """The names in the first line of a csv if `column` is among them, else None: the file has no header."""
-    names = next(csv.reader([scan(path).first_line.decode(errors="replace")]), [])
-    return names if column in names else None
+def first_fields(path: Path) -> list[str]:
+    """The fields of a csv's first line. Raises InputError if the file cannot be read."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            return next(csv.reader([file.readline(_CHUNK_BYTES)]), [])
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
 
 
-def read_table(path: Path, columns: dict[str, str], header: list[str] | None = None) -> pd.DataFrame:
-    """Read the named columns of a csv; the index of the result is each row's line number in the file, from 1.
+def read_table(path: Path, columns: dict[str, str], names: list[str] | None = None) -> pd.DataFrame:
+    """Read some columns of a csv; the index of the result is each row's line number in the file, from 1.
 
-    `columns` maps a name to "number" (finite float64), "id" (category of strings that are plain file names),
-    "word" (category) or "text" (str). With the names of a `header` the columns are picked from those, else the file
-    holds exactly these columns and no header. Blank lines are skipped. Raises InputError with file and line.
+    `columns` maps the wanted names to "number" (finite float64), "id" (category of strings that are plain file
+    names), "word" (category) or "text" (str). A first line that holds the first of them is a header, and columns are
+    found by name; without one the file holds exactly the columns `names` (default: the wanted ones). Blank lines are
+    skipped. Raises InputError with file and line.
     """
     found = scan(path)
-    names = header or list(columns)
+    names = names or list(columns)
+    fields = first_fields(path)
+    header = next(iter(columns)) in fields
+    if header:
+        names = fields
     missing = [name for name in columns if name not in names]
     if missing or len(set(names)) < len(names):
         problem = f"no column {missing[0]!r}" if missing else "a column name stands twice"
@@ -88,7 +94,7 @@ def read_table(path: Path, columns: dict[str, str], header: list[str] | None = N
     options = {
         "header": None,
         "names": names,
-        "skiprows": int(header is not None),
+        "skiprows": int(header),
         "usecols": list(columns),
         "index_col": False,
         "dtype": dtypes,
@@ -106,12 +112,12 @@ def read_table(path: Path, columns: dict[str, str], header: list[str] | None = N
             if any((table[name].round(9) != table[name]).any() for name in numbers):
                 table = _read(path, {**options, "float_precision": "round_trip"}, columns)
     except (ValueError, OverflowError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError among them
-        raise InputError(_explain(path, columns, names, header is not None, error)) from None
+        raise InputError(_explain(path, columns, names, header, error)) from None
     if not len(table):
         raise InputError(f"{path}: no rows")
     # Without quotes the commas of a file count its columns, which pandas fills up in silence where they are short.
-    if found.quotes or found.commas != (len(names) - 1) * (len(table) + (header is not None)):
-        problem = _explain(path, columns, names, header is not None, None)
+    if found.quotes or found.commas != (len(names) - 1) * (len(table) + header):
+        problem = _explain(path, columns, names, header, None)
         if problem:
             raise InputError(problem)
     _check(path, table, columns)

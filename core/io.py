@@ -1,0 +1,299 @@
+"""Files between the stages: crops, wavs, the feature store, predictions. Written whole or not at all."""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+from PIL import Image
+from tqdm import tqdm
+
+from core.annotations import SPEAKING_AUDIBLE, FaceTable, check_tracks
+from core.config import SAMPLE_RATE, STE_FEATURES
+from core.errors import InputError
+from core.tables import first_fields, read_table
+
+PARTIAL_PREFIX = ".partial-"
+Image.MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
+_counter = itertools.count()
+
+
+# Writing
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; when the block ends well it becomes `path`, else it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{next(_counter)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_csv(path: str | Path, table: pd.DataFrame, header: bool) -> None:
+    """Numbers are written with as many digits as it takes to read the same number back."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, header=header, index=False, lineterminator="\n")
+
+
+# Crops and wavs
+
+
+def timestamp_name(timestamp: float) -> str:
+    """How a timestamp in seconds is spelt in paths and files: 1080 -> "1080.0"."""
+    return str(float(timestamp))
+
+
+def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:
+    return Path(directory, entity_id, f"{timestamp_name(timestamp)}.jpg")
+
+
+def wav_path(directory: str | Path, name: str) -> Path:
+    return Path(directory, f"{name}.wav")
+
+
+def read_crop(path: Path) -> Image.Image:
+    """An RGB image. Raises InputError naming the file if it is missing, broken or too large."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, FileNotFoundError) else f"cannot be read as an image: {error}"
+        raise InputError(f"{path}: {reason}") from None
+
+
+def wav_length(path: Path) -> int:
+    """Samples in a 16 kHz mono 16-bit wav. Raises InputError for any other kind of file."""
+    try:
+        info = soundfile.info(str(path))
+    except (OSError, soundfile.LibsndfileError) as error:
+        reason = "no such file" if not path.exists() else f"cannot be read as a wav: {error}"
+        raise InputError(f"{path}: {reason}") from None
+    if (info.format, info.subtype, info.samplerate, info.channels) != ("WAV", "PCM_16", SAMPLE_RATE, 1):
+        found = f"{info.format} {info.subtype}, {info.samplerate} Hz, {info.channels} channels"
+        raise InputError(f"{path}: {found}; expected WAV PCM_16, {SAMPLE_RATE} Hz, 1 channel")
+    return info.frames
+
+
+def read_wav(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Samples start:stop of a 16 kHz mono 16-bit wav, (n,) int16; only these are read. Raises InputError."""
+    length = wav_length(path)
+    start, stop = min(start, length), length if stop is None else min(stop, length)
+    return soundfile.read(str(path), frames=max(stop - start, 0), start=start, dtype="int16")[0]
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Write (n,) int16 as 16 kHz mono 16-bit wav."""
+    with replacing(path) as temporary:
+        soundfile.write(str(temporary), samples, SAMPLE_RATE, subtype="PCM_16")
+
+
+def missing_rows(table: FaceTable, audio_dir: Path, video_dir: Path) -> tuple[np.ndarray, list[Path], list[Path]]:
+    """Which rows of a table lack their crop or their track's wav: (N,) bool, and the paths that are not there."""
+    missing = np.zeros(len(table), bool)
+    crops, wavs = [], []
+    present_wavs = set(os.listdir(audio_dir)) if audio_dir.is_dir() else set()
+    for entity in tqdm(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
+        rows = table.rows_of_track(entity)
+        wav = wav_path(audio_dir, table.entity_ids[entity])
+        if len(rows) and wav.name not in present_wavs:
+            missing[rows] = True
+            wavs.append(wav)
+        directory = video_dir / table.entity_ids[entity]
+        present = set(os.listdir(directory)) if directory.is_dir() else set()
+        for row in rows:
+            crop = crop_path(video_dir, table.entity_ids[entity], table.timestamp[row])
+            if crop.name not in present:
+                missing[row] = True
+                crops.append(crop)
+    return missing, crops, wavs
+
+
+# Features of the short-term encoder
+
+_FEATURE_COLUMNS = {
+    "video_id": "id",
+    "frame_timestamp": "number",
+    "entity_id": "id",
+    "label_id": "number",
+    "logit_0": "number",
+    "logit_1": "number",
+}
+
+
+_TEXT_COLUMNS = [*_FEATURE_COLUMNS, "features"]  # the released implementation's files have no header
+
+
+@contextlib.contextmanager
+def writing_features(
+    directory: Path, table: FaceTable, rows: np.ndarray, text: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield arrays to fill, logits (n, 2) and features (n, 1024) float32, for the rows (n,) of one video.
+
+    When the block ends well, `<video_id>.npy` and then `<video_id>.csv` appear in the directory; a video counts as
+    done once its csv is there. With `text` the csv is in the released implementation's format, features and all.
+    """
+    video_id = table.video_ids[table.video[rows[0]]]
+    csv_path, npy_path = Path(directory, f"{video_id}.csv"), Path(directory, f"{video_id}.npy")
+    csv_path.unlink(missing_ok=True)
+    logits = np.full((len(rows), 2), np.nan, np.float32)
+    with replacing(npy_path) as temporary:
+        features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
+        yield logits, features
+        features.flush()
+        frame = _keys(table, rows)
+        frame["label_id"] = (table.label[rows] == SPEAKING_AUDIBLE).astype(float if text else int)
+        frame["logit_0"], frame["logit_1"] = logits.T
+        os.replace(temporary, npy_path)
+    if not text:
+        write_csv(csv_path, frame, header=True)
+        return
+    with replacing(csv_path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        for start in range(0, len(rows), 1024):  # a row is 20 kB of text
+            part = frame[start : start + 1024].copy()
+            part["features"] = [str(row.tolist()) for row in features[start : start + 1024]]
+            part.to_csv(file, header=False, index=False, lineterminator="\n")
+
+
+def has_features(directory: Path, video_id: str) -> bool:
+    return Path(directory, f"{video_id}.csv").exists() and Path(directory, f"{video_id}.npy").exists()
+
+
+class FeatureStore:
+    """The features in a directory, of either format: a `FaceTable` and (N, 1024) float32 rows read on demand.
+
+    Raises InputError where a file is missing, broken, or of another length than its csv.
+    """
+
+    def __init__(self, directory: str | Path):
+        files = _csv_files(directory, "what STE_forward.py writes, <video_id>.csv and .npy")
+        self._arrays: list[np.ndarray] = []
+        entity_codes: dict[tuple[int, str], int] = {}
+        parts, lines = [], []
+        for video, file in enumerate(tqdm(files, desc="opening features", unit="video", leave=False)):
+            frame, array = _read_features(file)
+            local, names = pd.factorize(frame["entity_id"])
+            codes = np.array([entity_codes.setdefault((video, name), len(entity_codes)) for name in names], np.int32)
+            label = (frame["label_id"].to_numpy() == SPEAKING_AUDIBLE).astype(np.int8)
+            timestamp = frame["frame_timestamp"].to_numpy()
+            parts.append((np.full(len(frame), video, np.int32), codes[local], timestamp, label))
+            lines.append(frame.index)
+            self._arrays.append(array)
+        self._first = np.cumsum([0, *map(len, self._arrays)])
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self.table = FaceTable([file.stem for file in files], [name for _, name in entity_codes], *columns)
+
+        def place(row: int) -> str:
+            video = self.table.video[row]
+            return f"{files[video]}, line {lines[video][row - self._first[video]]}"
+
+        check_tracks(self.table, place)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Features of the given rows, of any shape (...): (..., 1024) float32."""
+        flat = rows.reshape(-1)
+        out = np.empty((len(flat), STE_FEATURES), np.float32)
+        video = self.table.video[flat]
+        for code in np.unique(video):
+            mine = np.flatnonzero(video == code)
+            out[mine] = self._arrays[code][flat[mine] - self._first[code]]
+        return out.reshape(*rows.shape, STE_FEATURES)
+
+
+def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    array_path = path.with_suffix(".npy")
+    if array_path.exists() or "video_id" in first_fields(path):
+        frame = read_table(path, _FEATURE_COLUMNS, _TEXT_COLUMNS)
+        array = _open_array(array_path)
+        if len(array) != len(frame):
+            raise InputError(f"{array_path}: {len(array)} rows, but {path.name} has {len(frame)}")
+    else:
+        frame = read_table(path, {**_FEATURE_COLUMNS, "features": "text"})
+        array = np.empty((len(frame), STE_FEATURES), np.float32)
+        for row, (line, text) in enumerate(frame["features"].items()):
+            try:
+                array[row] = json.loads(text)
+            except ValueError:
+                raise InputError(f"{path}, line {line}: features are not a list of {STE_FEATURES} numbers") from None
+    strangers = frame["video_id"] != path.stem
+    if strangers.any():
+        line = strangers.idxmax()
+        raise InputError(f"{path}, line {line}: row of video {frame['video_id'][line]} in the file of {path.stem}")
+    return frame, array
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != STE_FEATURES:
+        raise InputError(f"{path}: {array.dtype} {array.shape}; expected float32 (rows, {STE_FEATURES})")
+    return array
+
+
+# Predictions
+
+_PREDICTION_COLUMNS = {"entity_id": "id", "frame_timestamp": "number", "logit_0": "number", "logit_1": "number"}
+
+
+def write_predictions(directory: Path, table: FaceTable, rows: np.ndarray, logits: np.ndarray) -> None:
+    """Write `<video_id>.csv` of the context network: rows (n,) of one video, logits (n, 2) float32."""
+    frame = _keys(table, rows)[["entity_id", "frame_timestamp"]]
+    frame["logit_0"], frame["logit_1"] = logits[:, 0], logits[:, 1]
+    write_csv(Path(directory, f"{table.video_ids[table.video[rows[0]]]}.csv"), frame, header=False)
+
+
+def read_logits(directory: str | Path) -> pd.DataFrame:
+    """Logits of every row in a directory that `STE_forward.py` or `ASC_forward.py` filled.
+
+    Columns video_id, frame_timestamp, entity_id, logit_0, logit_1, in the files' order. Raises InputError.
+    """
+    frames = []
+    files = _csv_files(directory, "one <video_id>.csv per video")
+    for file in tqdm(files, desc="reading predictions", unit="video", leave=False):
+        if len(first_fields(file)) == len(_PREDICTION_COLUMNS):
+            frame = read_table(file, _PREDICTION_COLUMNS)
+            frame.insert(0, "video_id", file.stem)
+        else:
+            frame = read_table(file, _FEATURE_COLUMNS, _TEXT_COLUMNS)
+        frame = frame.astype({"video_id": object, "entity_id": object})
+        frames.append(frame[["video_id", "frame_timestamp", "entity_id", "logit_0", "logit_1"]])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _csv_files(directory: str | Path, what: str) -> list[Path]:
+    directory = Path(directory)
+    files = sorted(directory.glob("[!.]*.csv")) if directory.is_dir() else []
+    if not files:
+        raise InputError(f"{directory}: no csv files here; it should hold {what}")
+    return files
+
+
+def _keys(table: FaceTable, rows: np.ndarray) -> pd.DataFrame:
+    """video_id, frame_timestamp, entity_id of some rows."""
+    return pd.DataFrame(
+        {
+            "video_id": np.array(table.video_ids, object)[table.video[rows]],
+            "frame_timestamp": table.timestamp[rows],
+            "entity_id": np.array(table.entity_ids, object)[table.entity[rows]],
+        }
+    )

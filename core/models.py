@@ -1,0 +1,152 @@
+"""The two networks: the short-term encoder (STE) and the active speakers' context (ASC).
+
+Parameter names and shapes are a contract: the weights of the paper load into these modules, strictly.
+"""
+
+import os
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torchvision.models import ResNet18_Weights, resnet18
+
+from core.config import ASC_HIDDEN, STE_FEATURES
+from core.errors import InputError
+
+
+def _trunk(in_channels: int) -> nn.ModuleDict:
+    """The layers of a ResNet-18 but its classifier, with a first convolution from `in_channels`."""
+    network = resnet18(weights=None)
+    conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")
+    layers = {name: getattr(network, name) for name in ("bn1", "layer1", "layer2", "layer3", "layer4")}
+    return nn.ModuleDict({"conv1": conv1, **layers})
+
+
+class TwoStreamResNet(nn.Module):
+    """Section 3.1 of the paper: one ResNet-18 over T stacked face crops, one over the MFCCs of their sound."""
+
+    def __init__(self, clip_length: int):
+        super().__init__()
+        audio, video = _trunk(1), _trunk(3 * clip_length)
+        self.audio_conv1, self.video_conv1 = audio.pop("conv1"), video.pop("conv1")
+        for name in audio:
+            setattr(self, f"a_{name}", audio[name])
+            setattr(self, f"v_{name}", video[name])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.fc_128_a = nn.Linear(512, 128)
+        self.fc_128_v = nn.Linear(512, 128)
+        self.fc_final = nn.Linear(256, 2)
+        self.fc_aux_a = nn.Linear(128, 2)
+        self.fc_aux_v = nn.Linear(128, 2)
+
+    def forward(
+        self, audio: torch.Tensor, video: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """audio (B, 1, 13, W), video (B, 3T, 144, 144), both float.
+
+        Returns the logits of the joint, the audio and the video head, (B, 2) each, and the features (B, 1024):
+        512 of the audio, then 512 of the video.
+        """
+        a = self.maxpool(self.relu(self.a_bn1(self.audio_conv1(audio))))
+        a = self.a_layer4(self.a_layer3(self.a_layer2(self.a_layer1(a)))).mean(dim=(2, 3))
+        v = self.maxpool(self.relu(self.v_bn1(self.video_conv1(video))))
+        v = self.v_layer4(self.v_layer3(self.v_layer2(self.v_layer1(v)))).mean(dim=(2, 3))
+        features = torch.cat((a, v), dim=1)
+
+        a = self.relu(self.fc_128_a(a))
+        v = self.relu(self.fc_128_v(v))
+        return self.fc_final(torch.cat((a, v), dim=1)), self.fc_aux_a(a), self.fc_aux_v(v), features
+
+
+class NonLocalBlock(nn.Module):
+    """Pairwise refinement (section 3.3): every position of the context attends to every other.
+
+    The softmax runs over the whole map of position pairs, not row by row: the published weights were trained so.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.theta, self.theta_bn = nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden)
+        self.phi, self.phi_bn = nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden)
+        self.gamma, self.gamma_bn = nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden)
+        self.omega, self.omega_bn = nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, C, L, S) to the same shape."""
+        batch, _, clips, speakers = x.shape
+        theta = self.theta_bn(self.theta(x)).flatten(2)  # (B, hidden, L*S)
+        phi = self.phi_bn(self.phi(x)).flatten(2)
+        gamma = self.gamma_bn(self.gamma(x)).flatten(2)
+        pairs = theta.transpose(1, 2) @ phi  # (B, L*S, L*S)
+        attention = pairs.flatten(1).softmax(dim=1).view_as(pairs)
+        refined = gamma @ attention.transpose(1, 2)  # (B, hidden, L*S)
+        refined = refined.reshape(batch, -1, clips, speakers)
+        return x + self.omega_bn(self.omega(refined))
+
+
+class ASC_Net(nn.Module):
+    """Section 3.2 and 3.3: whether the first of S speakers speaks, seen in a context of L moments."""
+
+    def __init__(self, clip_number: int, candidate_speakers: int, hidden: int = ASC_HIDDEN):
+        super().__init__()
+        self.sat = NonLocalBlock(STE_FEATURES, hidden)
+        self.lstm = nn.LSTM(STE_FEATURES, hidden, batch_first=True)
+        self.fc_final = nn.Linear(hidden * clip_number * candidate_speakers, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, 1024, L, S), the reference speaker at s = 0. Returns logits (B, 2)."""
+        x = self.sat(x)
+        sequence = x.flatten(2).transpose(1, 2)  # (B, L*S, 1024): in time order, the speaker varies fastest
+        hidden, _ = self.lstm(sequence)  # (B, L*S, hidden)
+        return self.fc_final(hidden.flatten(1))
+
+
+def _start_convolutions(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamResNet:
+    """A TwoStreamResNet for clips of T crops, both trunks from ImageNet's ResNet-18 if `pretrained`.
+
+    The video's first convolution repeats the RGB kernels T times, not rescaled; the audio's is their mean over RGB.
+    Raises InputError where the weights can neither be found nor fetched.
+    """
+    model = TwoStreamResNet(clip_length)
+    if not pretrained:
+        return model
+    weights = imagenet_weights()
+    del weights["fc.weight"], weights["fc.bias"]
+    rgb = weights.pop("conv1.weight")  # (64, 3, 7, 7)
+    state = {f"{stream}_{name}": value for name, value in weights.items() for stream in "av"}
+    state["video_conv1.weight"] = rgb.repeat(1, clip_length, 1, 1)
+    state["audio_conv1.weight"] = rgb.mean(dim=1, keepdim=True)
+    heads = {name: value for name, value in model.state_dict().items() if name.startswith("fc_")}
+    counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    model.load_state_dict({**heads, **counters, **state})
+    return model
+
+
+def imagenet_weights() -> dict[str, torch.Tensor]:
+    """torchvision's ResNet-18 of ImageNet, from its cache or fetched. Raises InputError that says what to do."""
+    source = ResNet18_Weights.IMAGENET1K_V1
+    try:
+        return dict(source.get_state_dict(progress=True, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(source.url))
+        raise InputError(
+            f"{path}: no ImageNet weights there, and fetching {source.url} failed ({error}); "
+            "put the file there, or start from random weights with --no-pretrained"
+        ) from None
+
+
+def active_speakers_context(clip_number: int, candidate_speakers: int) -> ASC_Net:
+    """An ASC_Net for L moments of S speakers, convolutions Kaiming normal (fan out), their biases 0."""
+    model = ASC_Net(clip_number, candidate_speakers)
+    _start_convolutions(model)
+    return model
