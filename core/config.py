@@ -10,9 +10,7 @@ DATA_ROOT = os.environ.get("ASC_DATA_ROOT", "ava")
 
 # Audio
 SAMPLE_RATE = 16000  # Hz, mono, 16 bit
-AUDIO_FRAMES_PER_SECOND = (
-    27  # T crops go with T/27 s of sound: not 25, it is what the released weights know
-)
+AUDIO_FRAMES_PER_SECOND = 27  # T crops go with T/27 s of sound: not 25, it is what the released weights know
 SILENCE_FRAMES_PER_SECOND = 25  # a clip without sound is T/25 s of zeros, then fitted as any other
 MIN_AUDIO_SECONDS = 0.08  # a shorter piece of audio counts as none
 MFCC_COEFFICIENTS = 13

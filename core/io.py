@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from core.config import SAMPLE_RATE, STE_FEATURES
 from core.errors import InputError
 from core.tables import first_fields, read_table
 
-PARTIAL_PREFIX = ".partial-"
+PARTIAL_PREFIX = f".partial-{socket.gethostname()}-"  # then the process id: what a killed run leaves can be told
 Image.MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
 _counter = itertools.count()
 
@@ -37,6 +38,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def existing_files(directory: str | Path) -> set[str]:
+    """Names of the files in a directory, none if it does not exist. Removes what killed runs left half-written."""
+    try:
+        names = set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
+    for name in [name for name in names if name.startswith(PARTIAL_PREFIX)]:
+        names.remove(name)
+        if not _is_running(int(name.removeprefix(PARTIAL_PREFIX).partition("-")[0])):
+            Path(directory, name).unlink(missing_ok=True)
+    return names
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -110,15 +134,14 @@ def missing_rows(table: FaceTable, audio_dir: Path, video_dir: Path) -> tuple[np
     """Which rows of a table lack their crop or their track's wav: (N,) bool, and the paths that are not there."""
     missing = np.zeros(len(table), bool)
     crops, wavs = [], []
-    present_wavs = set(os.listdir(audio_dir)) if audio_dir.is_dir() else set()
+    present_wavs = existing_files(audio_dir)
     for entity in tqdm(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
         rows = table.rows_of_track(entity)
         wav = wav_path(audio_dir, table.entity_ids[entity])
         if len(rows) and wav.name not in present_wavs:
             missing[rows] = True
             wavs.append(wav)
-        directory = video_dir / table.entity_ids[entity]
-        present = set(os.listdir(directory)) if directory.is_dir() else set()
+        present = existing_files(video_dir / table.entity_ids[entity])
         for row in rows:
             crop = crop_path(video_dir, table.entity_ids[entity], table.timestamp[row])
             if crop.name not in present:

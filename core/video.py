@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from core.config import SAMPLE_RATE
 from core.errors import InputError
 
-# Before cv2 opens its first film: nothing but local files, so that a playlist posing as a film reaches no network.
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
+# What a film may be, and where it may be: one local file. A playlist posing as a film opens nothing else.
+PROTOCOLS = "file"
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
+# OpenCV reads these when it opens a film, so they are set before it does.
+os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;{PROTOCOLS}|format_whitelist;{CONTAINERS}"
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-import cv2
+import cv2  # noqa: E402
 
 FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 
@@ -42,11 +46,21 @@ def run_ffmpeg(*arguments: str) -> None:
         raise ValueError(f"ffmpeg: {lines[-1] if lines else f'exit status {done.returncode}'}")
 
 
+def extract_audio(film: Path, wav: Path) -> None:
+    """Write the whole sound of a film as 16 kHz mono 16-bit wav, silence where it starts late or has gaps.
+
+    Raises ValueError where there is no sound or no film.
+    """
+    source = ("-protocol_whitelist", PROTOCOLS, "-format_whitelist", CONTAINERS, "-i", f"file:{os.path.abspath(film)}")
+    sound = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
+    run_ffmpeg(*source, *sound, "-map_metadata", "-1", "-bitexact", "-f", "wav", f"file:{os.path.abspath(wav)}")
+
+
 def find_films(directory: Path) -> dict[str, Path]:
     """video_id -> path of every film in the directory. Raises InputError where one id has two films."""
     films: dict[str, Path] = {}
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in FILM_SUFFIXES or path.name.startswith(".partial-"):
+        if path.suffix.lower() not in FILM_SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in films:
             raise InputError(f"{path}: there is also {films[path.stem].name}; keep one film per video id")

@@ -1,0 +1,68 @@
+"""Stage 3: every face of every frame as a JPEG.
+
+    python data/extract_face_crops_time.py --split train
+    python data/extract_face_crops_time.py --split val
+
+Reads <ava-video-dir>/<video_id>.<ext>, writes <output-dir>/<split>/<entity_id>/<timestamp>.jpg for every row of the
+annotations. Each film is decoded once, forward. Crops that are there are kept.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from core.annotations import read_annotations
+from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
+from core.config import STE_inputs, annotation_csvs, data_inputs
+from core.crops import cut_film, rows_to_cut
+from core.errors import InputError
+from core.io import write_json
+from core.jobs import Outcome, report, run_jobs
+from core.video import Film, find_films
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(__doc__)
+    add_split_arguments(parser)
+    parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="films, <video_id>.<ext>")
+    parser.add_argument("--output-dir", default=STE_inputs["video_dir"], help="crops go into its <split>/<entity_id>/")
+    parser.add_argument("--workers", type=positive_int, default=2, help="films at a time; each decodes in threads")
+    parser.add_argument("--overwrite", action="store_true", help="make crops that are there again")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    args.csv = args.csv or annotation_csvs[args.split]
+    describe(vars(args))
+    films = find_films(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
+    table = read_annotations(args.csv)
+    output_dir = Path(args.output_dir, args.split)
+
+    def extract(video: int, advance: Callable[[int], None]) -> Outcome:
+        rows = np.flatnonzero(table.video == video)
+        todo = rows if args.overwrite else rows_to_cut(table, rows, output_dir)
+        advance(len(rows) - len(todo))
+        result = Outcome(skipped=len(rows) - len(todo))
+        if len(todo):
+            path = films.get(table.video_ids[video])
+            if path is None:
+                raise InputError(f"no film in {args.ava_video_dir}")
+            with Film(path) as film:
+                cut = cut_film(table, todo, film, output_dir, advance)
+            result.done, result.failures = cut.done, cut.failures
+        return result
+
+    videos = range(len(table.video_ids))
+    outcome = run_jobs(extract, videos, table.video_ids.__getitem__, len(table), "row", args.workers)
+    write_json(output_dir / "extract_face_crops_time_cfg.json", vars(args))
+    after = "python STE_train.py 11 0" if args.split == "train" else f"python STE_forward.py 11 0 --split {args.split}"
+    return report(outcome, "crops", output_dir, after)
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,73 @@
+"""Stage 2: the sound under every face track, cut from the films' wavs.
+
+    python data/slice_audio_tracks.py --split train
+    python data/slice_audio_tracks.py --split val
+
+Reads <ava-audio-dir>/<video_id>.wav, writes <output-dir>/<split>/<entity_id>.wav: from the track's first timestamp to
+its last. Slices that are there are kept.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from core.annotations import read_annotations
+from core.audio import slice_bounds
+from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
+from core.config import STE_inputs, annotation_csvs, data_inputs
+from core.io import existing_files, read_wav, wav_length, wav_path, write_json, write_wav
+from core.jobs import Outcome, report, run_jobs
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(__doc__)
+    add_split_arguments(parser)
+    parser.add_argument("--ava-audio-dir", default=data_inputs["ava_audio_dir"], help="the films' wavs, <video_id>.wav")
+    parser.add_argument("--output-dir", default=STE_inputs["audio_dir"], help="slices go into its <split>/")
+    parser.add_argument("--workers", type=positive_int, default=4, help="films at a time")
+    parser.add_argument("--overwrite", action="store_true", help="make slices that are there again")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    args.csv = args.csv or annotation_csvs[args.split]
+    describe(vars(args))
+    audio_dir = require_directory(args.ava_audio_dir, "the films' wavs: run data/extract_audio_tracks.py first")
+    table = read_annotations(args.csv)
+    first, last = table.track_spans()
+    track_video = table.track_video()
+    output_dir = Path(args.output_dir, args.split)
+    existing = set() if args.overwrite else existing_files(output_dir)
+
+    def slice_film(video: int, advance: Callable[[int], None]) -> Outcome:
+        wav = wav_path(audio_dir, table.video_ids[video])
+        length = wav_length(wav)
+        result = Outcome()
+        for track in np.flatnonzero(track_video == video):
+            target = wav_path(output_dir, table.entity_ids[track])
+            start, stop = slice_bounds(first[track], last[track])
+            if target.name in existing:
+                result.skipped += 1
+            elif not 0 <= start < max(length, 1) or (stop > start and length == 0):
+                result.failures.append(
+                    f"{table.entity_ids[track]}: begins at {first[track]} s, outside the sound of {wav}"
+                )
+            else:
+                write_wav(target, read_wav(wav, start, stop))
+                result.done += 1
+            advance(1)
+        return result
+
+    videos = range(len(table.video_ids))
+    outcome = run_jobs(slice_film, videos, table.video_ids.__getitem__, len(first), "track", args.workers)
+    write_json(output_dir / "slice_audio_tracks_cfg.json", vars(args))
+    return report(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
