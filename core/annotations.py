@@ -13,11 +13,11 @@ from core.tables import read_table
 NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # the label_id of the augmented files
 LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
 OFFICIAL_SUFFIX = "-activespeaker.csv"
-_BOX = ["entity_box_x1", "entity_box_y1", "entity_box_x2", "entity_box_y2"]
+BOX_COLUMNS = ["entity_box_x1", "entity_box_y1", "entity_box_x2", "entity_box_y2"]
 _COLUMNS = {
     "video_id": "id",
     "frame_timestamp": "number",
-    **dict.fromkeys(_BOX, "number"),
+    **dict.fromkeys(BOX_COLUMNS, "number"),
     "label": "word",
     "entity_id": "id",
 }
@@ -137,7 +137,7 @@ def read_annotations(source: str | Path) -> FaceTable:
     for file in files:
         table = read_table(file, _COLUMNS)
         line = table.index.to_numpy()
-        box = table[_BOX].to_numpy()
+        box = table[BOX_COLUMNS].to_numpy()
         _refuse(((box < 0) | (box > 1)).any(axis=1), file, line, "box outside [0, 1]")
         _refuse((box[:, 0] >= box[:, 2]) | (box[:, 1] >= box[:, 3]), file, line, "box without x1 < x2 and y1 < y2")
         labels = table["label"].cat

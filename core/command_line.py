@@ -1,12 +1,14 @@
 """What every script's command line shares: the parser, argument types, exit statuses, the record of its settings."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from core.errors import InputError, RunError
+from core.io import write_json
 
 SPLITS = ("train", "val", "test")
 
@@ -42,6 +44,17 @@ def odd_positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, not {text!r}")
+    return int(text)
+
+
+def odd_window(text: str) -> int:
+    """The width of a median filter; 0 and 1 are none."""
+    return 0 if text == "0" else odd_positive(text)
+
+
 def positive_float(text: str) -> float:
     try:
         value = float(text)
@@ -73,6 +86,23 @@ def describe(settings: dict) -> None:
         print(f"  {name:<{width}}  {value}")
 
 
+def require_same_settings(path: Path, settings: dict, decisive: tuple[str, ...], overwrite: bool) -> None:
+    """Save a run's settings, unless what lies there already was made with other ones: then raise InputError.
+
+    `decisive` names the settings that results depend on.
+    """
+    if path.exists() and not overwrite:
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            raise InputError(f"{path}: not JSON; remove it or pass --overwrite") from None
+        for name in decisive:
+            if before.get(name) != settings[name]:
+                change = f"{name} {before.get(name)}, now {settings[name]}"
+                raise InputError(f"{path.parent}: made with {change}; choose another directory or pass --overwrite")
+    write_json(path, settings)
+
+
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
     """Run `main` on the parsed command line and exit: 0 done, 1 failed or partly failed, 2 unusable input.
 
@@ -81,12 +111,11 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     args = parser.parse_args()
     try:
         status = main(args) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
+    except (InputError, RunError) as error:
+        # From a DataLoader's worker the message comes with a traceback before it.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        print(f"error: {message}", file=sys.stderr)
+        status = 2 if isinstance(error, InputError) else 1
     except OSError as error:
         print(
             f"error: {error.filename or ''}: {error.strerror or error}".replace("error: :", "error:"), file=sys.stderr

@@ -26,6 +26,7 @@ SEEK_GAP_SECONDS = 20.0  # films are decoded forward; a longer stretch without f
 STE_FEATURES = 1024  # 512 audio + 512 video
 ASC_HIDDEN = 128
 
+_WORKERS = min(8, os.cpu_count() or 1)  # processes that read data
 _csv = os.path.join(DATA_ROOT, "csv")
 _models = os.path.join(DATA_ROOT, "models")
 _csv_val = os.path.join(_csv, "ava_activespeaker_val_augmented.csv")
@@ -57,7 +58,7 @@ STE_optimization_params = {
     "gamma": 0.1,  # its factor at each decay
     "epochs": 100,
     "batch_size": 128,  # clips
-    "workers": 4,
+    "workers": _WORKERS,
     "precision": "fp32",
     "seed": 0,
 }
@@ -66,7 +67,7 @@ STE_forward_params = {
     "weights": os.path.join(_models, "STE.pth"),
     "output_dir": os.path.join(DATA_ROOT, "ste_features"),  # <split>/<video_id>.csv and .npy
     "batch_size": 128,  # clips
-    "workers": 4,
+    "workers": _WORKERS,
     "precision": "fp32",
 }
 
@@ -82,7 +83,7 @@ ASC_optimization_params = {
     "gamma": 0.1,
     "epochs": 15,
     "batch_size": 64,  # contexts
-    "workers": 2,
+    "workers": _WORKERS,
     "precision": "fp32",
     "seed": 0,
 }

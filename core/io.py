@@ -14,7 +14,7 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-from core.annotations import SPEAKING_AUDIBLE, FaceTable, check_tracks
+from core.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable, check_tracks
 from core.config import SAMPLE_RATE, STE_FEATURES
 from core.errors import InputError
 from core.tables import first_fields, read_table
@@ -176,16 +176,17 @@ def writing_features(
     """
     video_id = table.video_ids[table.video[rows[0]]]
     csv_path, npy_path = Path(directory, f"{video_id}.csv"), Path(directory, f"{video_id}.npy")
-    csv_path.unlink(missing_ok=True)
+    remove_features(directory, video_id)
     logits = np.full((len(rows), 2), np.nan, np.float32)
     with replacing(npy_path) as temporary:
         features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
+        with open(temporary, "r+b") as file:  # a full disk shows here, as an error, and not in the mapped memory
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         yield logits, features
         features.flush()
-        frame = _keys(table, rows)
-        frame["label_id"] = (table.label[rows] == SPEAKING_AUDIBLE).astype(float if text else int)
-        frame["logit_0"], frame["logit_1"] = logits.T
-        os.replace(temporary, npy_path)
+    frame = row_keys(table, rows)
+    frame["label_id"] = (table.label[rows] == SPEAKING_AUDIBLE).astype(float if text else int)
+    frame["logit_0"], frame["logit_1"] = logits.T
     if not text:
         write_csv(csv_path, frame, header=True)
         return
@@ -198,6 +199,11 @@ def writing_features(
 
 def has_features(directory: Path, video_id: str) -> bool:
     return Path(directory, f"{video_id}.csv").exists() and Path(directory, f"{video_id}.npy").exists()
+
+
+def remove_features(directory: Path, video_id: str) -> None:
+    for suffix in (".csv", ".npy"):
+        Path(directory, f"{video_id}{suffix}").unlink(missing_ok=True)
 
 
 class FeatureStore:
@@ -280,7 +286,7 @@ _PREDICTION_COLUMNS = {"entity_id": "id", "frame_timestamp": "number", "logit_0"
 
 def write_predictions(directory: Path, table: FaceTable, rows: np.ndarray, logits: np.ndarray) -> None:
     """Write `<video_id>.csv` of the context network: rows (n,) of one video, logits (n, 2) float32."""
-    frame = _keys(table, rows)[["entity_id", "frame_timestamp"]]
+    frame = row_keys(table, rows)[["entity_id", "frame_timestamp"]]
     frame["logit_0"], frame["logit_1"] = logits[:, 0], logits[:, 1]
     write_csv(Path(directory, f"{table.video_ids[table.video[rows[0]]]}.csv"), frame, header=False)
 
@@ -311,8 +317,8 @@ def _csv_files(directory: str | Path, what: str) -> list[Path]:
     return files
 
 
-def _keys(table: FaceTable, rows: np.ndarray) -> pd.DataFrame:
-    """video_id, frame_timestamp, entity_id of some rows."""
+def row_keys(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+    """video_id, frame_timestamp and entity_id of some rows: what a row is joined by."""
     return pd.DataFrame(
         {
             "video_id": np.array(table.video_ids, object)[table.video[rows]],
@@ -320,3 +326,22 @@ def _keys(table: FaceTable, rows: np.ndarray) -> pd.DataFrame:
             "entity_id": np.array(table.entity_ids, object)[table.entity[rows]],
         }
     )
+
+
+def write_scores(path: str | Path, table: FaceTable, scores: np.ndarray | None) -> None:
+    """The official form without header: final predictions with scores (N,), or the ground truth without."""
+    frame = row_keys(table)
+    for column, name in enumerate(BOX_COLUMNS):
+        frame.insert(2 + column, name, table.box[:, column])
+    labels = np.array(LABELS, object)[table.label]
+    frame.insert(6, "label", labels if scores is None else LABELS[SPEAKING_AUDIBLE])
+    if scores is not None:
+        frame["score"] = scores
+    write_csv(path, frame, header=False)
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """video_id, frame_timestamp, entity_id and score of a file of final predictions. Raises InputError."""
+    columns = {"video_id": "id", "frame_timestamp": "number", "entity_id": "id", "score": "number"}
+    names = ["video_id", "frame_timestamp", *BOX_COLUMNS, "label", "entity_id", "score"]
+    return read_table(Path(path), columns, names).astype({"video_id": object, "entity_id": object})

@@ -1,0 +1,93 @@
+"""Stage 8: predictions of the context network for every row of a feature store.
+
+    python ASC_forward.py 11 4 3 0 --weights ava/models/ASC_len_11_stride_4_speakers_3/15.pth
+    python ASC_forward.py 11 4 3 cpu
+
+Reads what STE_forward.py wrote, writes <output-dir>/<video_id>.csv. Videos that are there are kept, so the same
+command goes on where it was. What a row draws depends on the seed alone.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from core.command_line import (
+    Parser,
+    describe,
+    device_name,
+    odd_positive,
+    positive_int,
+    require_same_settings,
+    run,
+    seed,
+)
+from core.config import ASC_forward_params, ASC_inputs_forward
+from core.dataset import ASCDataset
+from core.errors import InputError
+from core.io import FeatureStore, existing_files, write_predictions
+from core.models import active_speakers_context
+from core.util import device_label, get_device, load_weights
+
+
+def get_args_parser() -> Parser:
+    defaults = ASC_forward_params
+    parser = Parser(__doc__)
+    parser.add_argument("clips", type=odd_positive, help="moments in a context, as the weights were trained: 11")
+    parser.add_argument("time_stride", type=positive_int, help="rows between two moments: 4")
+    parser.add_argument("speakers", type=positive_int, help="faces in a context: 3")
+    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+    parser.add_argument(
+        "--features-val-full", default=ASC_inputs_forward["features_val_full"], help="what STE_forward.py wrote"
+    )
+    parser.add_argument("--weights", default=ASC_inputs_forward["weights"], help="state_dict of the context network")
+    parser.add_argument("--output-dir", default=defaults["output_dir"], help="predictions go here")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="contexts at a time")
+    parser.add_argument("--seed", type=seed, default=defaults["seed"], help="of the speakers drawn into a context")
+    parser.add_argument("--overwrite", action="store_true", help="make videos that are there again")
+    return parser
+
+
+@torch.inference_mode()
+def main(args: argparse.Namespace) -> None:
+    describe(vars(args))
+    device = get_device(args.cuda_device)
+    output_dir = Path(args.output_dir)
+
+    model = active_speakers_context(args.clips, args.speakers)
+    digest = load_weights(model, args.weights, f"were they trained with clips {args.clips}, speakers {args.speakers}?")
+    model = model.to(device).eval()
+    settings = {**vars(args), "weights_sha256": digest}
+    decisive = ("clips", "time_stride", "speakers", "features_val_full", "seed", "weights_sha256")
+    require_same_settings(output_dir / "ASC_forward_cfg.json", settings, decisive, args.overwrite)
+
+    store = FeatureStore(args.features_val_full)
+    table = store.table
+    dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
+    if args.overwrite:
+        for video_id in table.video_ids:
+            Path(output_dir, f"{video_id}.csv").unlink(missing_ok=True)
+    existing = existing_files(output_dir)
+    print(f"{device_label(device)}; {len(table)} rows of {len(table.video_ids)} videos")
+    with tqdm(total=len(table), unit="row", dynamic_ncols=True) as bar:
+        for video, video_id in enumerate(table.video_ids):
+            rows = np.flatnonzero(table.video == video)
+            if f"{video_id}.csv" not in existing:
+                logits = np.empty((len(rows), 2), np.float32)
+                for start in range(0, len(rows), args.batch_size):
+                    batch = dataset.__getitems__([(0, row) for row in rows[start : start + args.batch_size]])
+                    logits[start : start + args.batch_size] = model(batch["features"].to(device)).cpu().numpy()
+                if not np.isfinite(logits).all():
+                    row = rows[~np.isfinite(logits).all(axis=1)][0]
+                    place = f"{table.entity_ids[table.entity[row]]} at {table.timestamp[row]} s"
+                    raise InputError(f"{args.features_val_full}/{video_id}: the prediction for {place} is not finite")
+                write_predictions(output_dir, table, rows, logits)
+            bar.update(len(rows))
+    print(f"predictions of {len(table.video_ids)} videos: {output_dir}")
+    print("next: python ASC_prediction_postprocessing.py")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,245 @@
+"""What the networks see: clips of face tracks with their sound (STE), contexts of speakers (ASC).
+
+Every draw is a pure function of (seed, epoch, index), so nothing depends on the number of workers, and a resumed run
+draws what an undisturbed one would have.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from core import clip_utils
+from core.annotations import SPEAKING_AUDIBLE, FaceTable
+from core.audio import track_mfccs
+from core.custom_transforms import evaluation_clip, normalise, training_clip
+from core.errors import InputError
+from core.io import FeatureStore, crop_path, missing_rows, read_crop, read_wav, wav_path
+
+ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index) for every index once, shuffled by (seed, epoch)."""
+
+    def __init__(self, size: int, seed: int, shuffle: bool = True):
+        self.size, self.seed, self.shuffle, self.epoch = size, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = (
+            np.random.default_rng([self.seed, self.epoch]).permutation(self.size) if self.shuffle else range(self.size)
+        )
+        return ((self.epoch, int(index)) for index in order)
+
+
+def make_loader(
+    dataset: Dataset, sampler: Sampler | None, batch_size: int | None, workers: int, device: torch.device
+) -> DataLoader:
+    """A DataLoader as all stages use it: memory pinned for CUDA, workers kept between epochs.
+
+    Without a batch size the items come as they are; datasets with `__getitems__` make their own batches.
+    """
+    batched = hasattr(dataset, "__getitems__")
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_it_is if batched or batch_size is None else None,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0 and sampler is not None,
+    )
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missing: bool) -> FaceTable:
+    """The rows of a table whose crop and wav are there.
+
+    Missing ones are dropped and counted with `skip_missing`; without it they are an InputError.
+    """
+    missing, crops, wavs = missing_rows(table, audio_dir, video_dir)
+    if not missing.any():
+        return table
+    paths = [str(path) for path in (*crops[:2], *wavs[:2])]
+    counts = f"{len(crops)} of {len(table)} crops and {len(wavs)} wavs are missing, such as {', '.join(paths)}"
+    if not skip_missing:
+        raise InputError(f"{counts}; make them with the scripts in data/, or leave these rows out with --skip-missing")
+    print(f"{counts}: {int(missing.sum())} rows left out")
+    if missing.all():
+        raise InputError(f"{video_dir}: every row lacks its crop or its wav")
+    return table.keep(~missing)
+
+
+class ClipReader:
+    """Crops and sound of the tracks of a table, from the directories that the data stages filled."""
+
+    def __init__(self, table: FaceTable, audio_dir: Path, video_dir: Path, clip_length: int):
+        self.table, self.audio_dir, self.video_dir = table, audio_dir, video_dir
+        self.clip_length = clip_length
+
+    def images(self, rows: np.ndarray) -> list:
+        """The crop of each row; one that stands several times is opened once."""
+        table, opened = self.table, {}
+        for row in rows.tolist():
+            if row not in opened:
+                path = crop_path(self.video_dir, table.entity_ids[table.entity[row]], table.timestamp[row])
+                opened[row] = read_crop(path)
+        return [opened[row] for row in rows.tolist()]
+
+    def mfccs(self, entity: int, windows: np.ndarray) -> np.ndarray:
+        """(clips, 13, W) float32 for windows (clips, T) of positions in the track; only their sound is read."""
+        timestamps = self.table.timestamp[self.table.rows_of_track(entity)]
+        samples = read_wav(wav_path(self.audio_dir, self.table.entity_ids[entity]))
+        return track_mfccs(samples, timestamps, windows, self.table.track_begin[entity])
+
+
+class STEDataset(Dataset):
+    """One clip per track at a random row: item (epoch, index) -> dictionary of
+
+    video (3T, 144, 144) uint8, audio (1, 13, W) float32, label and audio_label (somebody speaks at this moment), int64.
+    """
+
+    def __init__(self, reader: ClipReader, seed: int, augment: bool):
+        self.reader, self.seed, self.augment = reader, seed, augment
+        self.tracks = np.unique(reader.table.entity)
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        reader, entity = self.reader, self.tracks[index]
+        rng = np.random.default_rng([self.seed, epoch, index])
+        rows = reader.table.rows_of_track(entity)
+        middle = rng.integers(len(rows))
+        positions = clip_utils.window(middle, len(rows), reader.clip_length)
+        images = reader.images(rows[positions])
+        video = training_clip(images, rng) if self.augment else evaluation_clip(images)
+        row = rows[middle]
+        return {
+            "video": torch.from_numpy(video).flatten(0, 1),
+            "audio": torch.from_numpy(reader.mfccs(entity, positions[None])),
+            "label": torch.tensor(int(reader.table.label[row] == SPEAKING_AUDIBLE)),
+            "audio_label": torch.tensor(int(reader.table.speech[row])),
+        }
+
+
+class STETrackDataset(Dataset):
+    """Every row of a table, a piece of a track at a time, each crop opened once: item -> tuple of
+
+    rows (n,), crops (m, 3, 144, 144) uint8, windows (n, T) into the crops, mfccs (n, 13, W) float32.
+    """
+
+    def __init__(self, reader: ClipReader):
+        self.reader = reader
+        table = reader.table
+        lengths = np.diff(table.track_start)
+        pieces = [(e, start) for e in np.flatnonzero(lengths) for start in range(0, lengths[e], ROWS_AT_ONCE)]
+        video = table.track_video()
+        self.pieces = sorted(pieces, key=lambda piece: (video[piece[0]], piece))  # the films in order
+        self.video = [int(video[entity]) for entity, _ in self.pieces]
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        entity, start = self.pieces[index]
+        rows = self.reader.table.rows_of_track(entity)
+        positions = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
+        windows = clip_utils.window(positions, len(rows), self.reader.clip_length)
+        first, last = windows.min(), windows.max()
+        crops = evaluation_clip(self.reader.images(rows[first : last + 1]))
+        mfccs = self.reader.mfccs(entity, windows)
+        return tuple(map(torch.from_numpy, (rows[positions], crops, windows - first, mfccs)))
+
+
+def clip_batches(
+    pieces: Iterable[tuple[torch.Tensor, ...]], batch_size: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Cut the pieces of `STETrackDataset` into full batches across tracks: rows (B,), audio and video on the device.
+
+    Crops travel as bytes, once; the T crops of a clip are put together on the device.
+    """
+    held: list[tuple[torch.Tensor, ...]] = []
+    room = batch_size
+    for rows, crops, windows, mfccs in pieces:
+        crops = normalise(crops.to(device, non_blocking=True))
+        windows = windows.to(device, non_blocking=True)
+        mfccs = mfccs.to(device, non_blocking=True)[:, None]
+        start = 0
+        while start < len(rows):
+            part = slice(start, start + room)
+            held.append((rows[part], mfccs[part], crops[windows[part]].flatten(1, 2)))
+            room -= len(rows[part])
+            start += len(rows[part])
+            if not room:
+                yield _join(held)
+                held, room = [], batch_size
+    if held:
+        yield _join(held)
+
+
+def _join(held: list[tuple[torch.Tensor, ...]]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    rows, audio, video = (torch.cat(parts) for parts in zip(*held, strict=True))
+    return rows.numpy(), audio, video
+
+
+class Contexts:
+    """Contexts of L moments by S speakers as arrays of row indices into a feature table."""
+
+    def __init__(self, table: FaceTable, clips: int, stride: int, speakers: int):
+        self.table, self.clips, self.stride, self.speakers = table, clips, stride, speakers
+        self._video_keys = clip_utils.name_keys(table.video_ids)
+        self._entity_keys = clip_utils.name_keys(table.entity_ids)
+        self._track_length = np.diff(table.track_start)
+        self._moment_rows = np.argsort(table.moment, kind="stable")
+        self._moment_start = np.searchsorted(table.moment[self._moment_rows], np.arange(table.moment.max() + 2))
+
+    def draw(self, rows: np.ndarray, seed: int) -> np.ndarray:
+        """(B, L, S) rows of the contexts of the given rows (B,), a pure function of the seed and who they are."""
+        table = self.table
+        keys = clip_utils.row_keys(
+            seed, self._video_keys[table.video[rows]], self._entity_keys[table.entity[rows]], table.timestamp[rows]
+        )
+        start = self._moment_start[table.moment[rows]]
+        count = self._moment_start[table.moment[rows] + 1] - start
+        slots = np.arange(count.max())
+        at = np.minimum(start[:, None] + slots, len(table) - 1)
+        candidates = self._moment_rows[at]  # (B, C) rows of everybody at that moment
+        present = (slots < count[:, None]) & (candidates != rows[:, None])
+        candidate_keys = self._entity_keys[table.entity[candidates]]
+        chosen = clip_utils.draw_speakers(keys, candidate_keys, present, self.speakers)
+        others = np.where(chosen < 0, rows[:, None], np.take_along_axis(candidates, chosen, axis=1))
+        people = np.concatenate((rows[:, None], others), axis=1)  # (B, S)
+        entity = table.entity[people]
+        positions = clip_utils.window(table.position[people], self._track_length[entity], self.clips, self.stride)
+        return table.track_rows[table.track_start[entity][..., None] + positions].transpose(0, 2, 1)
+
+
+class ASCDataset(Dataset):
+    """A context per row of a feature store, assembled a batch at a time: items (epoch, row) -> dictionary of
+
+    features (B, 1024, L, S) float32 and label (B,) int64. Drawn anew each epoch if `redraw`.
+    """
+
+    def __init__(self, store: FeatureStore, clips: int, stride: int, speakers: int, seed: int, redraw: bool = False):
+        self.store, self.seed, self.redraw = store, seed, redraw
+        self.contexts = Contexts(store.table, clips, stride, speakers)
+
+    def __len__(self) -> int:
+        return len(self.store.table)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        rows = np.array([row for _, row in keys])
+        seed = int(clip_utils.mix(np.uint64(self.seed)) >> np.uint64(1)) + 1 + keys[0][0] if self.redraw else self.seed
+        features = self.store.gather(self.contexts.draw(rows, seed))  # (B, L, S, 1024)
+        label = (self.store.table.label[rows] == SPEAKING_AUDIBLE).astype(np.int64)
+        return {"features": torch.from_numpy(features).permute(0, 3, 1, 2), "label": torch.from_numpy(label)}

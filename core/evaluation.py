@@ -1,0 +1,133 @@
+"""From logits to the official average precision: smoothing, joining by key, breakdowns."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.ndimage import median_filter
+from scipy.stats import rankdata
+
+from core.annotations import SPEAKING_AUDIBLE, FaceTable, read_annotations
+from core.command_line import describe
+from core.errors import InputError
+from core.io import read_logits, row_keys, write_json, write_scores
+
+FACES = ("1", "2", "3", "more")  # in the frame
+WIDTHS = ("< 64", "64 to 128", "> 128")  # of the face, in pixels
+
+
+def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision at every threshold, (thresholds,) each, highest score first.
+
+    scores (N,), positive (N,) bool. Tied scores share one threshold, so that the order of the rows does not matter.
+    Raises InputError without positives.
+    """
+    if not positive.any():
+        raise InputError("no row is SPEAKING_AUDIBLE, so there is no average precision")
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
+    true = np.cumsum(positive[order])[last_of_tie]
+    return true / true[-1], true / (np.flatnonzero(last_of_tie) + 1)
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The official AP of AVA-ActiveSpeaker (ActivityNet's tool), a fraction: precision made monotone from the right,
+    summed over the steps of recall. Arguments and errors as `precision_recall`.
+    """
+    recall, precision = precision_recall(scores, positive)
+    monotone = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0) * monotone))
+
+
+def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve, ties counted half; NaN where one class is missing."""
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        return float("nan")
+    ranks = rankdata(scores)[positive].sum()
+    return float((ranks - count * (count + 1) / 2) / (count * (len(positive) - count)))
+
+
+def speaking_score(logits: np.ndarray) -> np.ndarray:
+    """(N, 2) logits to (N,) probability of speaking, float64."""
+    margin = logits[:, 1].astype(np.float64) - logits[:, 0]
+    return np.exp(-np.logaddexp(0, -margin))
+
+
+def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarray:
+    """Median filter of odd width over the rows of each track, never across tracks; values (N, ...) as the table."""
+    smooth = values.copy()
+    for entity in np.unique(table.entity):
+        rows = table.rows_of_track(entity)
+        smooth[rows] = median_filter(values[rows], size=(width,) + (1,) * (values.ndim - 1), mode="nearest")
+    return smooth
+
+
+def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFrame:
+    """The predictions in the order of the ground truth, matched by (video_id, timestamp as number, entity_id).
+
+    Raises InputError, with counts and examples, where a row is missing on either side or stands twice.
+    """
+    key = ["video_id", "frame_timestamp", "entity_id"]
+    double = predictions.duplicated(key)
+    if double.any():
+        raise InputError(
+            f"{source}: {int(double.sum())} rows stand twice, such as {_name(predictions[double].iloc[0])}"
+        )
+    truth = row_keys(table)
+    both = truth.merge(predictions, on=key, how="outer", sort=False, indicator=True, validate="one_to_one")
+    for side, problem in (
+        ("left_only", "rows of the ground truth have no prediction"),
+        ("right_only", "predictions are for no row of the ground truth"),
+    ):
+        lost = both[both["_merge"] == side]
+        if len(lost):
+            examples = "; ".join(_name(row) for _, row in lost.head(3).iterrows())
+            raise InputError(f"{source}: {len(lost)} {problem}: {examples}")
+    return truth.merge(predictions, on=key, how="left", sort=False)
+
+
+def _name(row: pd.Series) -> str:
+    return f"{row['entity_id']} of {row['video_id']} at {row['frame_timestamp']} s"
+
+
+def postprocess(args: argparse.Namespace, directory: str) -> None:
+    """Logits of a directory and the ground truth to the final predictions: smoothing, softmax, csv files, mAP."""
+    describe(vars(args))
+    table = read_annotations(args.ground_truth)
+    logits = join(read_logits(directory), table, directory)[["logit_0", "logit_1"]].to_numpy()
+    if args.smoothing > 1:
+        logits = smooth_tracks(logits, table, args.smoothing)
+    scores = speaking_score(logits)
+    precision = average_precision(scores, table.label == SPEAKING_AUDIBLE)
+    write_scores(args.predictions_csv, table, scores)
+    write_scores(args.ground_truth_csv, table, None)
+    write_json(Path(args.predictions_csv).with_suffix(".json"), {**vars(args), "mAP": precision})
+    print(f"{len(table)} rows: {args.predictions_csv}, ground truth beside it: {args.ground_truth_csv}")
+    print(f"official mAP: {100 * precision:.2f} (chance {100 * np.mean(table.label == SPEAKING_AUDIBLE):.2f})")
+    print(
+        f"next: python scripts/evaluate.py --predictions {args.predictions_csv} --ground-truth {args.ground_truth_csv}"
+    )
+
+
+def breakdown(scores: np.ndarray, table: FaceTable, group: np.ndarray, names: tuple[str, ...]) -> dict[str, dict]:
+    """AP of the rows of each group, group (N,) an index into the names: name -> rows, positives, AP (or None)."""
+    positive = table.label == SPEAKING_AUDIBLE
+    result = {}
+    for index, name in enumerate(names):
+        rows = group == index
+        value = average_precision(scores[rows], positive[rows]) if positive[rows].any() else None
+        result[name] = {"rows": int(rows.sum()), "positives": int(positive[rows].sum()), "mAP": value}
+    return result
+
+
+def faces_group(table: FaceTable) -> np.ndarray:
+    """(N,) index into FACES: how many faces share the row's frame."""
+    return np.minimum(np.bincount(table.moment)[table.moment], len(FACES)) - 1
+
+
+def width_group(table: FaceTable, film_widths: np.ndarray) -> np.ndarray:
+    """(N,) index into WIDTHS; film_widths (V,) in pixels."""
+    pixels = (table.box[:, 2] - table.box[:, 0]) * film_widths[table.video]
+    return np.where(pixels < 64, 0, np.where(pixels <= 128, 1, 2))

@@ -1,0 +1,85 @@
+"""Device, precision, seeds and weights: what every stage with a network needs."""
+
+import hashlib
+import pickle
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.command_line import require_file
+from core.errors import InputError
+
+
+def get_device(name: str) -> torch.device:
+    """`cpu`, or the CUDA device of that number. Raises InputError where there is none: never a silent fall-back."""
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(name) >= count:
+        have = f"CUDA devices 0 to {count - 1} are here" if count else "no CUDA device is here"
+        raise InputError(f"cuda_device {name}: {have}; pass cpu to run on the CPU")
+    return torch.device("cuda", int(name))
+
+
+def device_label(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, for the initial weights. Data is drawn by (seed, epoch, row) and knows no global state."""
+    torch.manual_seed(seed)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Automatic mixed precision in bfloat16 for `bf16`, nothing for `fp32`."""
+    return torch.amp.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A dictionary of tensors and plain values on the CPU; code in the file is refused, not run. Raises InputError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(f"{path}: not a file of weights ({reason[0] if reason else 'cut off'})") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: not a file of weights ({type(state).__name__}, expected a state_dict)")
+    return state
+
+
+def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
+    """Load a bare state_dict strictly; return the SHA-256 of the file.
+
+    Raises InputError that names the first parameter that does not fit, with `hint` on the likely reason.
+    """
+    path = require_file(path, "weights: train them, or see scripts/downloads.sh weights")
+    state = load_checkpoint(path)
+    own = model.state_dict()
+    for name, value in own.items():
+        found = state.get(name)
+        if not isinstance(found, torch.Tensor):
+            raise InputError(f"{path}: no parameter {name}, so these are weights of another network")
+        if found.shape != value.shape:
+            shapes = f"{tuple(found.shape)}, expected {tuple(value.shape)}"
+            raise InputError(f"{path}: {name} has shape {shapes}: {hint}")
+    surplus = [name for name in state if name not in own]
+    if surplus:
+        raise InputError(f"{path}: surplus parameter {surplus[0]}, so these are weights of another network")
+    model.load_state_dict(state)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
