@@ -79,6 +79,18 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict, models_out: str) -> None:
+    """What both training stages take, with the defaults of their dictionary in the configuration."""
+    parser.add_argument("--models-out", default=models_out, help="the run's directory is made in here")
+    parser.add_argument("--epochs", type=positive_int, default=defaults["epochs"], help="passes over the data")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="samples a step")
+    parser.add_argument("--learning-rate", type=positive_float, default=defaults["learning_rate"], help="of Adam")
+    parser.add_argument("--workers", type=worker_count, default=defaults["workers"], help="processes that read data")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=defaults["precision"], help="of the network")
+    parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
+    parser.add_argument("--seed", type=seed, default=defaults["seed"], help="of weights, order, clips and contexts")
+
+
 def describe(settings: dict) -> None:
     """Print the settings a run is about to use, one a line."""
     width = max(map(len, settings))

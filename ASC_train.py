@@ -1,0 +1,65 @@
+"""Stage 7: train the context network on the features of the short-term encoder.
+
+    python ASC_train.py 11 4 3 0
+    python ASC_train.py 11 4 3 0 --resume
+    python ASC_train.py 11 4 3 cpu
+
+Reads what STE_forward.py wrote for train and val, writes <models-out>/ASC_len_<clip_length>_stride_<skip_frames>_
+speakers_<speakers>/: weights of every epoch, the log, and last.ckpt to go on from.
+"""
+
+import argparse
+
+from core.checkpoint import TrainingRun
+from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
+from core.config import ASC_inputs, ASC_optimization_params
+from core.dataset import ASCDataset, EpochSampler, make_loader
+from core.io import FeatureStore
+from core.models import active_speakers_context
+from core.optimization import asc_losses, fit
+from core.util import device_label, get_device, parameter_count, seed_everything
+
+
+def get_args_parser() -> Parser:
+    inputs = ASC_inputs
+    parser = Parser(__doc__)
+    parser.add_argument("clip_length", type=odd_positive, help="moments in a context: 11 in the paper")
+    parser.add_argument("skip_frames", type=positive_int, help="rows between two moments: 4 in the paper")
+    parser.add_argument("speakers", type=positive_int, help="faces in a context: 3 in the paper")
+    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+    parser.add_argument("--features-train-full", default=inputs["features_train_full"], help="features to train on")
+    parser.add_argument("--features-val-full", default=inputs["features_val_full"], help="features to validate on")
+    add_training_arguments(parser, ASC_optimization_params, inputs["models_out"])
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    settings = {**ASC_optimization_params, **vars(args)}
+    describe(settings)
+    device = get_device(args.cuda_device)
+    seed_everything(args.seed)
+    name = f"ASC_len_{args.clip_length}_stride_{args.skip_frames}_speakers_{args.speakers}"
+    run_directory = TrainingRun(args.models_out, name, settings, args.resume)
+
+    shape = (args.clip_length, args.skip_frames, args.speakers)
+    datasets = {
+        "train": ASCDataset(FeatureStore(args.features_train_full), *shape, args.seed, redraw=True),
+        "val": ASCDataset(FeatureStore(args.features_val_full), *shape, args.seed),
+    }
+    loaders = {
+        split: make_loader(
+            dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
+        )
+        for split, dataset in datasets.items()
+    }
+
+    model = active_speakers_context(args.clip_length, args.speakers).to(device)
+    sizes = ", ".join(f"{len(dataset)} rows to {split}" for split, dataset in datasets.items())
+    print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
+    fit(run_directory, model, asc_losses, loaders["train"], loaders["val"], settings, device)
+    weights = run_directory.directory / f"{run_directory.epoch}.pth"
+    print(f"next: python ASC_forward.py {' '.join(map(str, shape))} {args.cuda_device} --weights {weights}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,71 @@
+"""Stage 4: train the short-term encoder.
+
+    python STE_train.py 11 0
+    python STE_train.py 11 0 --resume
+    python STE_train.py 11 cpu --no-pretrained
+
+Reads annotations, crops and wavs of train and val, writes <models-out>/ste_encoder/: weights of every epoch, the log,
+and last.ckpt to go on from.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from core.annotations import read_annotations
+from core.checkpoint import TrainingRun
+from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, run
+from core.config import STE_inputs, STE_optimization_params
+from core.dataset import ClipReader, EpochSampler, STEDataset, drop_missing, make_loader
+from core.models import short_term_encoder
+from core.optimization import fit, ste_losses
+from core.util import device_label, get_device, parameter_count, seed_everything
+
+
+def get_args_parser() -> Parser:
+    inputs = STE_inputs
+    parser = Parser(__doc__)
+    parser.add_argument("clip_length", type=odd_positive, help="crops in a clip: 11 in the paper")
+    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+    parser.add_argument("--csv-train-full", default=inputs["csv_train_full"], help="annotations to train on")
+    parser.add_argument("--csv-val-full", default=inputs["csv_val_full"], help="annotations to validate on")
+    parser.add_argument("--audio-dir", default=inputs["audio_dir"], help="{train,val}/<entity_id>.wav")
+    parser.add_argument("--video-dir", default=inputs["video_dir"], help="{train,val}/<entity_id>/<timestamp>.jpg")
+    parser.add_argument("--no-pretrained", action="store_true", help="start from random weights, not from ImageNet's")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out rows without crop or wav")
+    add_training_arguments(parser, STE_optimization_params, inputs["models_out"])
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    settings = {**STE_optimization_params, **vars(args)}
+    describe(settings)
+    device = get_device(args.cuda_device)
+    seed_everything(args.seed)
+    run_directory = TrainingRun(args.models_out, "ste_encoder", settings, args.resume)
+
+    datasets = {}
+    for split, csv in (("train", args.csv_train_full), ("val", args.csv_val_full)):
+        audio_dir, video_dir = Path(args.audio_dir, split), Path(args.video_dir, split)
+        table = drop_missing(read_annotations(csv), audio_dir, video_dir, args.skip_missing)
+        reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
+        datasets[split] = STEDataset(reader, args.seed, augment=split == "train")
+    loaders = {
+        split: make_loader(
+            dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
+        )
+        for split, dataset in datasets.items()
+    }
+
+    model = short_term_encoder(args.clip_length, pretrained=not args.no_pretrained and run_directory.epoch == 0)
+    model = model.to(device, memory_format=torch.channels_last)
+    sizes = ", ".join(f"{len(dataset)} tracks to {split}" for split, dataset in datasets.items())
+    print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
+    fit(run_directory, model, ste_losses, loaders["train"], loaders["val"], settings, device)
+    weights = run_directory.directory / f"{run_directory.epoch}.pth"
+    print(f"next: python STE_forward.py {args.clip_length} {args.cuda_device} --split train --weights {weights}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())

@@ -1,0 +1,79 @@
+"""A training run on disk: weights of every epoch, the log, and what it takes to go on after a break."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from core.errors import InputError
+from core.io import existing_files, replacing, write_csv, write_json
+from core.util import load_checkpoint
+
+LAST = "last.ckpt"
+
+
+class TrainingRun:
+    """The directory `<models_out>/<name>` of one run.
+
+    `<epoch>.pth` are bare state_dicts, epochs counted from 1; `last.ckpt` holds the rest; `<name>_logs.csv` a row per
+    epoch; `<name>_cfg.json` the settings. An epoch is done once it is in `last.ckpt`, which has the log in it too, so
+    a run killed anywhere goes on from its last whole epoch.
+
+    Raises InputError where a run lies there already and `resume` is not set, or was started with other settings.
+    """
+
+    def __init__(self, models_out: str | Path, name: str, settings: dict, resume: bool):
+        self.name, self.settings = name, settings
+        self.directory = Path(models_out, name)
+        self.log: list[dict] = []
+        self.state: dict | None = None
+        found = sorted(file for file in existing_files(self.directory) if file == LAST or file.endswith(".pth"))
+        if found and not resume:
+            advice = "pass --resume to go on with it, or another --models-out to start anew"
+            raise InputError(f"{self.directory}: a run lies here already ({found[-1]}): {advice}")
+        if LAST in found:
+            self.state = load_checkpoint(self.directory / LAST)
+            self._check_settings(self.state["settings"])
+            self.log = self.state["log"]
+            self._write_log()
+        write_json(self.directory / f"{name}_cfg.json", settings)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.log)
+
+    def _check_settings(self, before: dict) -> None:
+        free = {"epochs", "workers", "resume", "cuda_device", "models_out"}
+        for name in self.settings.keys() - free:
+            if before.get(name) != self.settings[name]:
+                change = f"{name} {before.get(name)}, now {self.settings[name]}"
+                raise InputError(f"{self.directory / LAST}: the run was started with {change}; resume with the same")
+
+    def save(self, parts: dict[str, object], row: dict[str, float]) -> None:
+        """Finish an epoch: parts are what has a state_dict (model, optimizer, scheduler), row its line of the log."""
+        states = {name: part.state_dict() for name, part in parts.items()}
+        log = [*self.log, row]
+        self._save(states["model"], f"{len(log)}.pth")
+        self._save({**states, "log": log, "settings": self.settings, "rng": torch.get_rng_state()}, LAST)
+        self.log = log
+        self._write_log()
+
+    def restore(self, parts: dict[str, object]) -> None:
+        """Give every part back the state it had after the last whole epoch, if there is one."""
+        if self.state is None:
+            return
+        for name, part in parts.items():
+            part.load_state_dict(self.state[name])
+        torch.set_rng_state(self.state["rng"])
+        self.state = None
+
+    def _save(self, value: dict, name: str) -> None:
+        with replacing(self.directory / name) as temporary:
+            torch.save(value, temporary)
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+
+    def _write_log(self) -> None:
+        write_csv(self.directory / f"{self.name}_logs.csv", pd.DataFrame(self.log), header=True)
