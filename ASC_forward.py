@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from core.command_line import (
     Parser,
@@ -29,6 +28,7 @@ from core.dataset import ASCDataset
 from core.errors import InputError
 from core.io import FeatureStore, existing_files, write_predictions
 from core.models import active_speakers_context
+from core.progress import progress
 from core.util import device_label, get_device, load_weights
 
 
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
             Path(output_dir, f"{video_id}.csv").unlink(missing_ok=True)
     existing = existing_files(output_dir)
     print(f"{device_label(device)}; {len(table)} rows of {len(table.video_ids)} videos")
-    with tqdm(total=len(table), unit="row", dynamic_ncols=True) as bar:
+    with progress(total=len(table), unit="row") as bar:
         for video, video_id in enumerate(table.video_ids):
             rows = np.flatnonzero(table.video == video)
             if f"{video_id}.csv" not in existing:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from core.annotations import read_annotations
 from core.command_line import (
@@ -32,6 +31,7 @@ from core.config import STE_forward_params, STE_inputs, annotation_csvs
 from core.dataset import ClipReader, STETrackDataset, clip_batches, drop_missing, make_loader
 from core.io import has_features, remove_features, writing_features
 from core.models import short_term_encoder
+from core.progress import progress
 from core.util import autocast, device_label, get_device, load_weights
 
 
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         table = drop_missing(table, audio_dir, video_dir, args.skip_missing)
         dataset = STETrackDataset(ClipReader(table, audio_dir, video_dir, args.clip_length))
         loader = make_loader(dataset, None, None, args.workers, device)
-        with tqdm(total=len(table), unit="row", dynamic_ncols=True) as bar:
+        with progress(total=len(table), unit="row") as bar:
             for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
                 rows_of_video = np.flatnonzero(table.video == video)
                 with writing_features(output_dir, table, rows_of_video, args.text_features) as (logits, features):

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import soundfile
 from PIL import Image
-from tqdm import tqdm
 
 from core.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable, check_tracks
 from core.config import SAMPLE_RATE, STE_FEATURES
 from core.errors import InputError
+from core.progress import progress
 from core.tables import first_fields, read_table
 
 PARTIAL_PREFIX = f".partial-{socket.gethostname()}-"  # then the process id: what a killed run leaves can be told
@@ -135,7 +135,7 @@ def missing_rows(table: FaceTable, audio_dir: Path, video_dir: Path) -> tuple[np
     missing = np.zeros(len(table), bool)
     crops, wavs = [], []
     present_wavs = existing_files(audio_dir)
-    for entity in tqdm(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
+    for entity in progress(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
         rows = table.rows_of_track(entity)
         wav = wav_path(audio_dir, table.entity_ids[entity])
         if len(rows) and wav.name not in present_wavs:
@@ -217,7 +217,7 @@ class FeatureStore:
         self._arrays: list[np.ndarray] = []
         entity_codes: dict[tuple[int, str], int] = {}
         parts, lines = [], []
-        for video, file in enumerate(tqdm(files, desc="opening features", unit="video", leave=False)):
+        for video, file in enumerate(progress(files, desc="opening features", unit="video", leave=False)):
             frame, array = _read_features(file)
             local, names = pd.factorize(frame["entity_id"])
             codes = np.array([entity_codes.setdefault((video, name), len(entity_codes)) for name in names], np.int32)
@@ -298,7 +298,7 @@ def read_logits(directory: str | Path) -> pd.DataFrame:
     """
     frames = []
     files = _csv_files(directory, "one <video_id>.csv per video")
-    for file in tqdm(files, desc="reading predictions", unit="video", leave=False):
+    for file in progress(files, desc="reading predictions", unit="video", leave=False):
         if len(first_fields(file)) == len(_PREDICTION_COLUMNS):
             frame = read_table(file, _PREDICTION_COLUMNS)
             frame.insert(0, "video_id", file.stem)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from core.errors import InputError
 from core.io import write_bytes
+from core.progress import progress
 
 FAILURES = "failures.txt"
 Item = TypeVar("Item")
@@ -41,7 +40,7 @@ def run_jobs(
     A job that raises InputError or ValueError is a failure of that item alone. Anything else ends the run.
     """
     result, stop = Outcome(), threading.Event()
-    with tqdm(total=total, unit=unit, dynamic_ncols=True) as bar, ThreadPoolExecutor(max(workers, 1)) as pool:
+    with progress(total=total, unit=unit) as bar, ThreadPoolExecutor(max(workers, 1)) as pool:
 
         def advance(units: int) -> None:
             if stop.is_set():

@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from core.checkpoint import TrainingRun
 from core.custom_transforms import normalise
 from core.errors import RunError
 from core.evaluation import average_precision, roc_auc, speaking_score
+from core.progress import progress
 from core.util import autocast
 
 # model, batch on the device -> named losses, logits (B, 2), labels (B,)
@@ -81,7 +81,7 @@ def _run_epoch(name: str, step: Callable, loader: DataLoader, device: torch.devi
     logits, labels, unseen = [], [], []
     count = 0
     every = STEPS_BETWEEN_LOOKS if device.type == "cuda" else 1
-    bar = tqdm(loader, desc=name, unit="batch", dynamic_ncols=True, leave=False)
+    bar = progress(loader, desc=name, unit="batch", leave=False)
     for index, batch in enumerate(bar):
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         losses, output, label = step(batch)
