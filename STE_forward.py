@@ -32,7 +32,7 @@ from core.dataset import ClipReader, STETrackDataset, clip_batches, drop_missing
 from core.io import has_features, remove_features, writing_features
 from core.models import short_term_encoder
 from core.progress import progress
-from core.util import autocast, device_label, get_device, load_weights
+from core.util import autocast, device_label, get_device, input_dtype, load_weights
 
 
 def get_args_parser() -> Parser:
@@ -86,9 +86,12 @@ def main(args: argparse.Namespace) -> None:
             for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
                 rows_of_video = np.flatnonzero(table.video == video)
                 with writing_features(output_dir, table, rows_of_video, args.text_features) as (logits, features):
-                    for rows, audio, clips in clip_batches((piece for _, piece in group), args.batch_size, device):
+                    pieces = (piece for _, piece in group)
+                    for rows, audio, clips in clip_batches(
+                        pieces, args.batch_size, device, input_dtype(args.precision)
+                    ):
                         with autocast(device, args.precision):
-                            joint, _, _, encoded = model(audio, clips.contiguous(memory_format=torch.channels_last))
+                            joint, _, _, encoded = model(audio, clips)
                         at = np.searchsorted(rows_of_video, rows)
                         logits[at] = joint.float().cpu().numpy()
                         features[at] = encoded.float().cpu().numpy()

@@ -135,7 +135,7 @@ class STEDataset(Dataset):
 class STETrackDataset(Dataset):
     """Every row of a table, a piece of a track at a time, each crop opened once: item -> tuple of
 
-    rows (n,), crops (m, 3, 144, 144) uint8, windows (n, T) into the crops, mfccs (n, 13, W) float32.
+    rows (n,), crops (n + T - 1, 3, 144, 144) uint8, mfccs (n, 13, W) float32. Row i sees crops i .. i + T - 1.
     """
 
     def __init__(self, reader: ClipReader):
@@ -150,34 +150,36 @@ class STETrackDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         entity, start = self.pieces[index]
         rows = self.reader.table.rows_of_track(entity)
         positions = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
         windows = clip_utils.window(positions, len(rows), self.reader.clip_length)
-        first, last = windows.min(), windows.max()
-        crops = evaluation_clip(self.reader.images(rows[first : last + 1]))
+        needed, places = np.unique(np.concatenate((windows[:, 0], windows[-1, 1:])), return_inverse=True)
+        crops = evaluation_clip(self.reader.images(rows[needed]))[places]
         mfccs = self.reader.mfccs(entity, windows)
-        return tuple(map(torch.from_numpy, (rows[positions], crops, windows - first, mfccs)))
+        return torch.from_numpy(rows[positions]), torch.from_numpy(crops), torch.from_numpy(mfccs)
 
 
 def clip_batches(
-    pieces: Iterable[tuple[torch.Tensor, ...]], batch_size: int, device: torch.device
+    pieces: Iterable[tuple[torch.Tensor, ...]], batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Cut the pieces of `STETrackDataset` into full batches across tracks: rows (B,), audio and video on the device.
+    """Cut the pieces of `STETrackDataset` into full batches across tracks.
 
-    Crops travel as bytes, once; the T crops of a clip are put together on the device.
+    Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype, both on the device. Crops
+    travel as bytes, once: neighbouring clips overlap in memory as they do in time.
     """
     held: list[tuple[torch.Tensor, ...]] = []
     room = batch_size
-    for rows, crops, windows, mfccs in pieces:
-        crops = normalise(crops.to(device, non_blocking=True))
-        windows = windows.to(device, non_blocking=True)
-        mfccs = mfccs.to(device, non_blocking=True)[:, None]
+    for rows, crops, mfccs in pieces:
+        crops = normalise(crops.to(device, non_blocking=True)).to(dtype)
+        audio = mfccs.to(device, non_blocking=True)[:, None]
+        clip_length = len(crops) - len(rows) + 1
+        video = crops.unfold(0, clip_length, 1).permute(0, 4, 1, 2, 3).flatten(1, 2)  # a view, nothing is copied
         start = 0
         while start < len(rows):
             part = slice(start, start + room)
-            held.append((rows[part], mfccs[part], crops[windows[part]].flatten(1, 2)))
+            held.append((rows[part], audio[part], video[part]))
             room -= len(rows[part])
             start += len(rows[part])
             if not room:
@@ -188,7 +190,7 @@ def clip_batches(
 
 
 def _join(held: list[tuple[torch.Tensor, ...]]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    rows, audio, video = (torch.cat(parts) for parts in zip(*held, strict=True))
+    rows, audio, video = held[0] if len(held) == 1 else (torch.cat(parts) for parts in zip(*held, strict=True))
     return rows.numpy(), audio, video
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def wav_path(directory: str | Path, name: str) -> Path:
 def read_crop(path: Path) -> Image.Image:
     """An RGB image. Raises InputError naming the file if it is missing, broken or too large."""
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(path.read_bytes())) as image:  # Pillow reads a file in many small pieces
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else f"cannot be read as an image: {error}"

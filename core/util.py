@@ -39,6 +39,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.amp.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def input_dtype(precision: str) -> torch.dtype:
+    """What images are stored as on the device: what the first layer would cast them to."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
