@@ -13,7 +13,7 @@ import argparse
 from core.checkpoint import TrainingRun
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.config import ASC_inputs, ASC_optimization_params
-from core.dataset import ASCDataset, EpochSampler, make_loader
+from core.dataset import ASCDataset, EpochSampler, batch_loader
 from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
         "val": ASCDataset(FeatureStore(args.features_val_full), *shape, args.seed),
     }
     loaders = {
-        split: make_loader(
+        split: batch_loader(
             dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
         )
         for split, dataset in datasets.items()

@@ -28,7 +28,7 @@ from core.command_line import (
     worker_count,
 )
 from core.config import STE_forward_params, STE_inputs, annotation_csvs
-from core.dataset import ClipReader, STETrackDataset, clip_batches, drop_missing, make_loader
+from core.dataset import ClipReader, STETrackDataset, clip_batches, drop_missing, item_loader
 from core.io import has_features, remove_features, writing_features
 from core.models import short_term_encoder
 from core.progress import progress
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     if len(table):
         table = drop_missing(table, audio_dir, video_dir, args.skip_missing)
         dataset = STETrackDataset(ClipReader(table, audio_dir, video_dir, args.clip_length))
-        loader = make_loader(dataset, None, None, args.workers, device)
+        loader = item_loader(dataset, args.workers, device)
         with progress(total=len(table), unit="row") as bar:
             for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
                 rows_of_video = np.flatnonzero(table.video == video)

@@ -1,13 +1,13 @@
 """A training run on disk: weights of every epoch, the log, and what it takes to go on after a break."""
 
-import os
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from core.errors import InputError
-from core.io import existing_files, replacing, write_csv, write_json
+from core.io import existing_files, write_bytes, write_csv, write_json
 from core.util import load_checkpoint
 
 LAST = "last.ckpt"
@@ -34,6 +34,8 @@ class TrainingRun:
             raise InputError(f"{self.directory}: a run lies here already ({found[-1]}): {advice}")
         if LAST in found:
             self.state = load_checkpoint(self.directory / LAST)
+            if not self.state.keys() >= {"model", "optimizer", "scheduler", "log", "settings", "rng"}:
+                raise InputError(f"{self.directory / LAST}: not the state of a training run")
             self._check_settings(self.state["settings"])
             self.log = self.state["log"]
             self._write_log()
@@ -70,10 +72,9 @@ class TrainingRun:
         self.state = None
 
     def _save(self, value: dict, name: str) -> None:
-        with replacing(self.directory / name) as temporary:
-            torch.save(value, temporary)
-            with open(temporary, "r+b") as file:
-                os.fsync(file.fileno())
+        buffer = BytesIO()  # torch writes the name of a file into it, and equal weights shall be equal files
+        torch.save(value, buffer)
+        write_bytes(self.directory / name, buffer.getbuffer())
 
     def _write_log(self) -> None:
         write_csv(self.directory / f"{self.name}_logs.csv", pd.DataFrame(self.log), header=True)

@@ -44,8 +44,9 @@ def cut_film(
     order = np.argsort(frame_of_row, kind="stable")
     indices, starts = np.unique(frame_of_row[order], return_index=True)
     groups = dict(zip(indices.tolist(), np.split(rows[order], starts[1:]), strict=True))
-    for row in groups.pop(-1, ()):
-        fail(row, "before the film begins")
+    for index in indices[indices < 0].tolist():
+        for row in groups.pop(index):
+            fail(row, "before the film begins")
     for index, image in film.frames(np.array(sorted(groups), int), SEEK_GAP_SECONDS):
         for row in groups.pop(index):
             try:

@@ -4,12 +4,13 @@ Every draw is a pure function of (seed, epoch, index), so nothing depends on the
 draws what an undisturbed one would have.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from core import clip_utils
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
@@ -37,23 +38,41 @@ class EpochSampler(Sampler):
         return ((self.epoch, int(index)) for index in order)
 
 
-def make_loader(
-    dataset: Dataset, sampler: Sampler | None, batch_size: int | None, workers: int, device: torch.device
-) -> DataLoader:
-    """A DataLoader as all stages use it: memory pinned for CUDA, workers kept between epochs.
+class Batches(BatchSampler):
+    """Batches of a sampler; a last sample that would be alone joins the batch before, as batch norm needs company."""
 
-    Without a batch size the items come as they are; datasets with `__getitems__` make their own batches.
-    """
-    batched = hasattr(dataset, "__getitems__")
+    def __iter__(self) -> Iterator[list]:
+        held: list = []
+        for batch in super().__iter__():
+            if held and (len(batch) > 1 or self.batch_size == 1):
+                yield held
+                held = []
+            held = held + batch
+        if held:
+            yield held
+
+    def __len__(self) -> int:
+        size = len(self.sampler)
+        return math.ceil(size / self.batch_size) - int(size > 1 and self.batch_size > 1 and size % self.batch_size == 1)
+
+
+def batch_loader(
+    dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device
+) -> DataLoader:
+    """Batches of a dataset, for training and validation; datasets with `__getitems__` assemble their own."""
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_sampler=Batches(sampler, batch_size, drop_last=False),
         num_workers=workers,
-        collate_fn=_as_it_is if batched or batch_size is None else None,
+        collate_fn=_as_it_is if hasattr(dataset, "__getitems__") else None,
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0 and sampler is not None,
+        persistent_workers=workers > 0,
     )
+
+
+def item_loader(dataset: Dataset, workers: int, device: torch.device) -> DataLoader:
+    """The items of a dataset one by one and in order, read ahead by workers."""
+    return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
 
 
 def _as_it_is(batch):

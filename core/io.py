@@ -4,14 +4,16 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
+import wave
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import soundfile
 from PIL import Image
 
 from core.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable, check_tracks
@@ -20,7 +22,9 @@ from core.errors import InputError
 from core.progress import progress
 from core.tables import first_fields, read_table
 
-PARTIAL_PREFIX = f".partial-{socket.gethostname()}-"  # then the process id: what a killed run leaves can be told
+# Half-written files carry the machine and the process that writes them, so that what a killed run left can be told.
+_PARTIAL = f".partial-{socket.gethostname()}-"
+_PARTIAL_PATTERN = re.compile(re.escape(_PARTIAL) + r"(\d+)-\d+(\.\w+)?")
 Image.MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
 _counter = itertools.count()
 
@@ -33,7 +37,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; when the block ends well it becomes `path`, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{next(_counter)}{path.suffix}")
+    temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{next(_counter)}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -47,10 +51,10 @@ def existing_files(directory: str | Path) -> set[str]:
         names = set(os.listdir(directory))
     except FileNotFoundError:
         return set()
-    for name in [name for name in names if name.startswith(PARTIAL_PREFIX)]:
-        names.remove(name)
-        if not _is_running(int(name.removeprefix(PARTIAL_PREFIX).partition("-")[0])):
-            Path(directory, name).unlink(missing_ok=True)
+    for match in filter(None, map(_PARTIAL_PATTERN.fullmatch, tuple(names))):
+        names.remove(match[0])
+        if not _is_running(int(match[1])):
+            Path(directory, match[0]).unlink(missing_ok=True)
     return names
 
 
@@ -64,7 +68,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -105,30 +109,47 @@ def read_crop(path: Path) -> Image.Image:
         raise InputError(f"{path}: {reason}") from None
 
 
+@contextlib.contextmanager
+def _open_wav(path: Path) -> Iterator[wave.Wave_read]:
+    try:
+        with wave.open(str(path), "rb") as file:
+            found = (file.getframerate(), 8 * file.getsampwidth(), file.getnchannels())
+            if found != (SAMPLE_RATE, 16, 1):
+                text = f"{found[0]} Hz, {found[1]} bit, {found[2]} channels"
+                raise InputError(f"{path}: {text}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel")
+            if os.path.getsize(path) < 44 + 2 * file.getnframes():  # 44 bytes: the shortest header
+                raise InputError(f"{path}: cut off in the middle")
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (wave.Error, EOFError) as error:
+        reason = f"{error or 'cut off'}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel"
+        raise InputError(f"{path}: cannot be read as a wav: {reason}") from None
+
+
 def wav_length(path: Path) -> int:
     """Samples in a 16 kHz mono 16-bit wav. Raises InputError for any other kind of file."""
-    try:
-        info = soundfile.info(str(path))
-    except (OSError, soundfile.LibsndfileError) as error:
-        reason = "no such file" if not path.exists() else f"cannot be read as a wav: {error}"
-        raise InputError(f"{path}: {reason}") from None
-    if (info.format, info.subtype, info.samplerate, info.channels) != ("WAV", "PCM_16", SAMPLE_RATE, 1):
-        found = f"{info.format} {info.subtype}, {info.samplerate} Hz, {info.channels} channels"
-        raise InputError(f"{path}: {found}; expected WAV PCM_16, {SAMPLE_RATE} Hz, 1 channel")
-    return info.frames
+    with _open_wav(path) as file:
+        return file.getnframes()
 
 
 def read_wav(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Samples start:stop of a 16 kHz mono 16-bit wav, (n,) int16; only these are read. Raises InputError."""
-    length = wav_length(path)
-    start, stop = min(start, length), length if stop is None else min(stop, length)
-    return soundfile.read(str(path), frames=max(stop - start, 0), start=start, dtype="int16")[0]
+    with _open_wav(path) as file:
+        length = file.getnframes()
+        start, stop = min(start, length), length if stop is None else min(stop, length)
+        file.setpos(start)
+        samples = np.frombuffer(file.readframes(max(stop - start, 0)), "<i2")
+    if len(samples) < stop - start:
+        raise InputError(f"{path}: cut off in the middle")
+    return samples
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Write (n,) int16 as 16 kHz mono 16-bit wav."""
-    with replacing(path) as temporary:
-        soundfile.write(str(temporary), samples, SAMPLE_RATE, subtype="PCM_16")
+    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def missing_rows(table: FaceTable, audio_dir: Path, video_dir: Path) -> tuple[np.ndarray, list[Path], list[Path]]:
@@ -260,9 +281,17 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
         array = np.empty((len(frame), STE_FEATURES), np.float32)
         for row, (line, text) in enumerate(frame["features"].items()):
             try:
-                array[row] = json.loads(text)
-            except ValueError:
+                values = json.loads(text)
+                if len(values) != STE_FEATURES:
+                    raise ValueError
+                array[row] = values
+                if not np.isfinite(array[row]).all():
+                    raise ValueError
+            except (ValueError, TypeError, OverflowError, RecursionError):
                 raise InputError(f"{path}, line {line}: features are not a list of {STE_FEATURES} numbers") from None
+    odd = ~frame["label_id"].isin((0, 1))
+    if odd.any():
+        raise InputError(f"{path}, line {odd.idxmax()}: label_id is {frame['label_id'][odd.idxmax()]}, expected 0 or 1")
     strangers = frame["video_id"] != path.stem
     if strangers.any():
         line = strangers.idxmax()
@@ -273,8 +302,10 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
 def _open_array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: an archive; expected one array")
     if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != STE_FEATURES:
         raise InputError(f"{path}: {array.dtype} {array.shape}; expected float32 (rows, {STE_FEATURES})")
     return array

@@ -4,6 +4,7 @@ Parameter names and shapes are a contract: the weights of the paper load into th
 """
 
 import os
+import pickle
 from urllib.error import URLError
 
 import torch
@@ -135,14 +136,18 @@ def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamR
 def imagenet_weights() -> dict[str, torch.Tensor]:
     """torchvision's ResNet-18 of ImageNet, from its cache or fetched. Raises InputError that says what to do."""
     source = ResNet18_Weights.IMAGENET1K_V1
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(source.url))
+    advice = "put the file there, or start from random weights with --no-pretrained"
     try:
-        return dict(source.get_state_dict(progress=True, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
-        path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(source.url))
+        network = resnet18(weights=None)
+        network.load_state_dict(source.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (URLError, OSError) as error:
         raise InputError(
-            f"{path}: no ImageNet weights there, and fetching {source.url} failed ({error}); "
-            "put the file there, or start from random weights with --no-pretrained"
+            f"{path}: no ImageNet weights, and {source.url} cannot be fetched ({error}); {advice}"
         ) from None
+    except (RuntimeError, EOFError, TypeError, AttributeError, pickle.UnpicklingError):
+        raise InputError(f"{path}: not the ImageNet weights of {source.url}; {advice}") from None
+    return network.state_dict()
 
 
 def active_speakers_context(clip_number: int, candidate_speakers: int) -> ASC_Net:

@@ -130,7 +130,7 @@ def fit(
         print(f"resuming after epoch {run.epoch}")
     for epoch in range(run.epoch + 1, params["epochs"] + 1):
         row = {"epoch": epoch, "learning_rate": scheduler.get_last_lr()[0]}
-        train_loader.sampler.epoch = epoch
+        train_loader.batch_sampler.sampler.epoch = epoch
         train = train_one_epoch(model, train_loader, losses_of, optimizer, device, params["precision"])
         val = evaluate(model, val_loader, losses_of, device, params["precision"])
         scheduler.step()

@@ -90,7 +90,8 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
     if missing or len(set(names)) < len(names):
         problem = f"no column {missing[0]!r}" if missing else "a column name stands twice"
         raise InputError(f"{path}, line 1: {problem}; the header is {','.join(names)[:200]}")
-    dtypes = {name: {"number": "float64", "text": "str"}.get(kind, "category") for name, kind in columns.items()}
+    # Ids as text and only then as categories: pandas would take those of a column "007" for numbers.
+    dtypes = {name: "float64" if kind == "number" else "str" for name, kind in columns.items()}
     options = {
         "header": None,
         "names": names,
@@ -107,10 +108,11 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = _read(path, options, columns)
-            # Fast parsing is exact up to 15 digits, which shows as decimals that survive rounding.
             numbers = [name for name, kind in columns.items() if kind == "number"]
+            # Pandas' fast parsing is exact up to 15 digits, which shows as decimals that survive rounding.
             if any((table[name].round(9) != table[name]).any() for name in numbers):
-                table = _read(path, {**options, "float_precision": "round_trip"}, columns)
+                text = _read(path, {**options, "dtype": "str"}, columns)
+                table[numbers] = text[numbers].astype(object).map(float)
     except (ValueError, OverflowError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError among them
         raise InputError(_explain(path, columns, names, header, error)) from None
     if not len(table):
@@ -120,6 +122,7 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
         problem = _explain(path, columns, names, header, None)
         if problem:
             raise InputError(problem)
+    table = table.astype({name: "category" for name, kind in columns.items() if kind in ("id", "word")})
     _check(path, table, columns)
     return table
 

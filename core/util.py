@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> dict:
     """A dictionary of tensors and plain values on the CPU; code in the file is refused, not run. Raises InputError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(f"{path}: not a file of weights ({reason[0] if reason else 'cut off'})") from None
     if not isinstance(state, dict):

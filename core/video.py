@@ -23,6 +23,8 @@ import cv2  # noqa: E402
 
 FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 
+SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # containers with an index of their frames
+
 
 def ffmpeg_path() -> str:
     """The ffmpeg on PATH, else the binary the package imageio-ffmpeg carries. Raises InputError without either."""
@@ -77,13 +79,17 @@ class Film:
 
     def __init__(self, path: Path):
         self.path = path
-        # An absolute path, so that no name can be taken for a protocol, an option or an image-sequence pattern.
-        self._capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+        self._seekable = path.suffix.lower() in SEEKABLE_SUFFIXES
+        self._open()
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         if not self._capture.isOpened() or not 0 < self.fps < 1000:
             self._capture.release()
             raise ValueError("cannot be opened as a film")
-        self._next = 0
+
+    def _open(self) -> None:
+        # An absolute path, so that no name can be taken for a protocol, an option or an image-sequence pattern.
+        self._capture = cv2.VideoCapture(os.path.abspath(self.path), cv2.CAP_FFMPEG)
+        self._next = 0  # the frame that is grabbed next
 
     def __enter__(self) -> "Film":
         return self
@@ -106,19 +112,25 @@ class Film:
         Stretches of more than `seek_gap` seconds are skipped by seeking. Ends early where the film does.
         """
         for index in indices:
-            if index - self._next > seek_gap * self.fps:
+            if self._seekable and index - self._next > seek_gap * self.fps:
                 self._seek(int(index))
-            while self._next < index:
+            while self._next <= index:
                 if not self._capture.grab():
                     return
                 self._next += 1
-            grabbed, image = self._capture.read()
-            if not grabbed:
+            decoded, image = self._capture.retrieve()
+            if not decoded:
                 return
-            self._next += 1
             yield int(index), image
 
     def _seek(self, index: int) -> None:
-        # OpenCV goes to the keyframe before and decodes up to the frame, counting by presentation time.
+        """Grab the frame of this index; where seeking goes astray, begin the film again, to get there by counting."""
         self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)
-        self._next = int(self._capture.get(cv2.CAP_PROP_POS_FRAMES))
+        grabbed = self._capture.grab()
+        # Seeking goes by time, which is not the same as counting where the frame rate varies.
+        if grabbed and abs(self._capture.get(cv2.CAP_PROP_POS_MSEC) * self.fps / 1000 - index) < 0.5:
+            self._next = index + 1
+        else:
+            self._seekable = False
+            self._capture.release()
+            self._open()

@@ -1,0 +1,78 @@
+"""What several test files share: running scripts, golden numbers, small csv files, data only some machines have."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def run_script(
+    script: str | Path, *args: object, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project through its command line, from the project's root, and return what became of it.
+
+    `args` may be numbers and paths; `environment` adds variables. The user's own ASC_DATA_ROOT is not seen.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "ASC_DATA_ROOT"}
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, args)],
+        cwd=ROOT,
+        env={"OMP_NUM_THREADS": "2", **inherited, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: object) -> None:
+    """The script ended with status 2 and one line `error: ...`, no traceback, that has all the words in it."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert "Traceback" not in result.stderr, result.stderr
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
+    missing = [word for word in map(str, words) if word not in lines[-1]]
+    assert not missing, f"{missing} not in: {lines[-1]}"
+
+
+Row = tuple[str, str, tuple[str, str, str, str], str, str]  # video, timestamp, box, label, entity; all as text
+BOX = ("0.1", "0.2", "0.3", "0.6")
+
+
+def row(
+    entity: str, timestamp: object, label: str = "NOT_SPEAKING", video: str = "film", box: Iterable[object] = BOX
+) -> str:
+    """One line of an official annotation csv, without its line end."""
+    return ",".join([video, str(timestamp), *map(str, box), label, entity])
+
+
+def write_lines(path: Path, lines: Iterable[str], end: str = "\n") -> Path:
+    """Write lines, each with its line end, and make the folders above."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(line + end for line in lines).encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real annotations and clips that ASC_TEST_DATA names; tests of it are skipped without one.
+
+    It holds ava_csv/train.tar.xz, ava_csv/val/<video_id>-activespeaker.csv and real_clips/.
+    """
+    name = os.environ.get("ASC_TEST_DATA", "")
+    if not name:
+        pytest.skip("ASC_TEST_DATA is not set")
+    folder = Path(name).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"ASC_TEST_DATA: no folder {folder}")
+    return folder

@@ -1,0 +1,211 @@
+"""Inputs of every stage, small enough to be read in a test: a track is a string of labels.
+
+They are written with the plainest means at hand and not with the project's own writers, so that what is read from
+them is checked against the formats and not against those writers.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import runpy
+import subprocess
+import sys
+import traceback
+import wave
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from conftest import ROOT
+from PIL import Image
+
+LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
+WIDTH = 1024  # of a feature
+RATE = 16000  # Hz
+
+
+class Face(NamedTuple):
+    """One row."""
+
+    video: str
+    entity: str
+    time: float  # seconds
+    label: int  # index into LABELS
+
+
+@dataclass(frozen=True)
+class Track:
+    """One face followed through a shot: a digit of `labels` per row, an index into LABELS; a row every 0.04 s."""
+
+    entity: str
+    labels: str
+    first: float = 10.0  # seconds
+    video: str = "film"
+
+    @property
+    def faces(self) -> list[Face]:
+        times = [round(self.first + 0.04 * index, 2) for index in range(len(self.labels))]
+        return [Face(self.video, self.entity, time, int(label)) for time, label in zip(times, self.labels, strict=True)]
+
+
+def faces_of(tracks: Iterable[Track]) -> list[Face]:
+    """The rows of all tracks, one track after the other."""
+    return [face for track in tracks for face in track.faces]
+
+
+def run_here(script: str | Path, *args: object) -> subprocess.CompletedProcess[str]:
+    """A script's command line run inside this process, which saves the seconds that a new one takes to start.
+
+    What a new process would do is kept: exit status, both streams, a traceback for what the script does not catch.
+    It has one thread, because two of them wait for each other longer than steps this small take.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    argv, path, threads = sys.argv, list(sys.path), torch.get_num_threads()
+    sys.argv = [str(ROOT / script), *map(str, args)]
+    status = 0
+    torch.set_num_threads(1)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as end:
+                status = end.code or 0
+            except Exception:
+                status = 1
+                traceback.print_exc()
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
+
+
+def files_under(directory: Path) -> list[str]:
+    """Every file below a directory, hidden ones too, as paths relative to it."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def digests(directory: Path, pattern: str = "**/*") -> dict[str, str]:
+    """SHA-256 of every file that matches."""
+    paths = (path for path in directory.glob(pattern) if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def official_line(face: Face, box: tuple[float, ...] = (0.25, 0.125, 0.5, 0.75)) -> str:
+    corners = ",".join(f"{corner:g}" for corner in box)
+    return f"{face.video},{face.time:g},{corners},{LABELS[face.label]},{face.entity}\n"
+
+
+def write_text(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_annotations(path: Path, faces: Iterable[Face]) -> Path:
+    """An official csv."""
+    return write_text(path, "".join(map(official_line, faces)))
+
+
+# Features and predictions
+
+
+def counting_features(faces: list[Face]) -> np.ndarray:
+    """Feature c of row r is 1024 r + c, so that a value tells where it comes from; float32 holds these exactly."""
+    return np.arange(len(faces) * WIDTH, dtype=np.float32).reshape(len(faces), WIDTH)
+
+
+def noise_features(faces: list[Face]) -> np.ndarray:
+    """Non-negative noise, shifted a little where the face speaks, so that there is something to learn."""
+    noise = np.random.default_rng(len(faces)).random((len(faces), WIDTH), np.float32)
+    return noise + 0.2 * np.array([[face.label == 1] for face in faces], np.float32)
+
+
+def write_store(
+    directory: Path,
+    faces: list[Face],
+    features: Callable[[list[Face]], np.ndarray] = counting_features,
+    logits: Callable[[Face], tuple[float, float]] = lambda face: (0.5, -0.25),
+) -> Path:
+    """A directory as STE_forward.py leaves it, the features being those of the list as a whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    values = features(faces)
+    for video in {face.video for face in faces}:
+        mine = [index for index, face in enumerate(faces) if face.video == video]
+        lines = ["video_id,frame_timestamp,entity_id,label_id,logit_0,logit_1"]
+        for face in (faces[index] for index in mine):
+            numbers = ",".join(map(repr, logits(face)))
+            lines.append(f"{video},{face.time!r},{face.entity},{int(face.label == 1)},{numbers}")
+        write_text(directory / f"{video}.csv", "\n".join(lines) + "\n")
+        np.save(directory / f"{video}.npy", values[mine])
+    return directory
+
+
+def write_predictions(directory: Path, faces: list[Face], logits: Callable[[Face], tuple[float, float]]) -> Path:
+    """A directory as ASC_forward.py leaves it."""
+    for video in {face.video for face in faces}:
+        mine = [face for face in faces if face.video == video]
+        lines = [f"{face.entity},{face.time!r},{','.join(map(repr, logits(face)))}\n" for face in mine]
+        write_text(directory / f"{video}.csv", "".join(lines))
+    return directory
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# Crops and wavs
+
+
+def write_crops(directory: Path, faces: Iterable[Face]) -> None:
+    """A JPEG of noise per row, of a size and with colours of its own."""
+    for face in faces:
+        rng = np.random.default_rng(list(f"{face.entity} {face.time}".encode()))
+        width, height = rng.integers(8, 24, 2)
+        path = directory / face.entity / f"{face.time!r}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8)).save(path, quality=95)
+
+
+def write_wav(path: Path, samples: np.ndarray) -> Path:
+    """Samples (n,) as 16 kHz mono 16-bit PCM."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+def read_wav(path: Path) -> np.ndarray:
+    """(n,) int16"""
+    with wave.open(str(path), "rb") as file:
+        assert file.getparams()[:3] == (1, 2, RATE)
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+
+
+def write_wavs(directory: Path, tracks: Iterable[Track]) -> None:
+    """The sound of each track from its first row to its last: noise that grows louder."""
+    for track in tracks:
+        first, last = track.faces[0].time, track.faces[-1].time
+        length = int(last * RATE) - int(first * RATE)
+        noise = np.random.default_rng(list(track.entity.encode())).normal(0, 1, length)
+        write_wav(directory / f"{track.entity}.wav", noise * np.linspace(300, 3000, length))
+
+
+def write_encoder_inputs(root: Path, split: str, tracks: list[Track]) -> Path:
+    """<root>/<split>.csv, <root>/crops/<split>/ and <root>/wavs/<split>/ of some tracks. Returns the root."""
+    write_annotations(root / f"{split}.csv", faces_of(tracks))
+    write_crops(root / "crops" / split, faces_of(tracks))
+    write_wavs(root / "wavs" / split, tracks)
+    return root

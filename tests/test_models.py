@@ -1,0 +1,478 @@
+"""The two networks against the released implementation's numbers, their ImageNet start, and files of weights."""
+
+import hashlib
+import json
+import os
+import pickle
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from golden import fill
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import resnet18
+
+from core.config import ASC_optimization_params, STE_optimization_params
+from core.custom_transforms import normalise
+from core.errors import InputError
+from core.models import ASC_Net, TwoStreamResNet, active_speakers_context, short_term_encoder
+from core.optimization import asc_losses, ste_losses, train_one_epoch
+from core.util import load_weights, parameter_count
+
+NETWORKS = ("ste", "asc")
+HINT = "made for another clip_length"
+IMAGENET_FILE = "resnet18-f37072fd.pth"  # what torchvision calls it
+
+
+def released_shapes(name: str) -> dict[str, list[int]]:
+    return json.loads((GOLDEN / "state_dict_keys.json").read_text())[name]
+
+
+def shapes(model: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in model.state_dict().items()}
+
+
+def build(name: str) -> torch.nn.Module:
+    return TwoStreamResNet(11) if name == "ste" else ASC_Net(11, 3)
+
+
+@cache
+def filled_state(name: str) -> dict[str, torch.Tensor]:
+    return fill.ste_state() if name == "ste" else fill.asc_state()
+
+
+def filled(name: str) -> torch.nn.Module:
+    model = build(name)
+    model.load_state_dict(filled_state(name), strict=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN / "models.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def clips() -> tuple[torch.Tensor, torch.Tensor]:
+    return fill.tensor("audio", 4, 1, 13, 40), fill.tensor("video", 4, 33, 144, 144)
+
+
+@pytest.fixture(scope="module")
+def context() -> torch.Tensor:
+    return fill.tensor("features", 4, 1024, 11, 3, scale=2).abs()
+
+
+def assert_close(actual: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:
+    assert tuple(actual.shape) == expected.shape
+    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=tolerance)
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameter_names_and_shapes(name):
+    with torch.device("meta"):
+        assert shapes(build(name)) == released_shapes(name)
+
+
+@pytest.mark.parametrize(("name", "count"), [("ste", 22_573_190), ("asc", 1_127_810)])
+def test_parameter_counts(name, count):
+    with torch.device("meta"):
+        assert parameter_count(build(name)) == count
+
+
+@pytest.mark.parametrize("clip_length", [1, 3, 21])
+def test_clip_length_changes_one_parameter_of_the_encoder(clip_length):
+    expected = {**released_shapes("ste"), "video_conv1.weight": [64, 3 * clip_length, 7, 7]}
+    with torch.device("meta"):
+        assert shapes(TwoStreamResNet(clip_length)) == expected
+
+
+@pytest.mark.parametrize(("clips", "speakers"), [(1, 1), (5, 2), (9, 4)])
+def test_size_of_the_context_changes_one_parameter(clips, speakers):
+    expected = {**released_shapes("asc"), "fc_final.weight": [2, 128 * clips * speakers]}
+    with torch.device("meta"):
+        assert shapes(ASC_Net(clips, speakers)) == expected
+
+
+def test_convolutions_start_kaiming_normal_fan_out():
+    torch.manual_seed(0)
+    ste, asc = short_term_encoder(11), active_speakers_context(11, 3)
+    # The deviation is sqrt(2 / fan_out), and fan_out = output channels x kernel area.
+    for weight, fan_out in (
+        (ste.audio_conv1.weight, 64 * 49),
+        (ste.video_conv1.weight, 64 * 49),
+        (ste.a_layer2[0].conv1.weight, 128 * 9),
+        (ste.v_layer4[1].conv2.weight, 512 * 9),
+        (ste.v_layer3[0].downsample[0].weight, 256),
+        (asc.sat.theta.weight, 128),
+        (asc.sat.omega.weight, 1024),
+    ):
+        assert weight.mean().abs() < 0.1 * (2 / fan_out) ** 0.5
+        assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.06)
+    for convolution in (asc.sat.theta, asc.sat.phi, asc.sat.gamma, asc.sat.omega):
+        assert not convolution.bias.any()
+
+
+# Outputs
+
+
+def test_encoder_gives_the_released_outputs(golden, clips):
+    with torch.inference_mode():
+        joint, audio, video, features = filled("ste").eval()(*clips)
+    assert_close(joint, golden["ste_av"])
+    assert_close(audio, golden["ste_a"])
+    assert_close(video, golden["ste_v"])
+    assert_close(features, golden["ste_features"])
+
+
+def test_context_network_gives_the_released_outputs(golden, context):
+    model = filled("asc").eval()
+    with torch.inference_mode():
+        assert_close(model(context), golden["asc_logits"])
+        assert_close(model.sat(context)[:, ::64], golden["asc_refined"])
+
+
+def test_order_of_moments_and_speakers_matters(context):
+    """A network that flattened its context to nothing would pass on shapes alone."""
+    model = filled("asc").eval()
+    with torch.inference_mode():
+        logits = model(context)
+        assert (model(context.flip(2)) - logits).abs().max() > 1e-3
+        assert (model(context[..., [0, 2, 1]]) - logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("clip_length", "frames"), [(1, 3), (21, 77)])
+def test_encoder_of_other_clip_lengths(clip_length, frames):
+    torch.manual_seed(clip_length)
+    model = short_term_encoder(clip_length).eval()
+    audio = fill.tensor("a", 2, 1, 13, frames)
+    video = fill.tensor("v", 1, 3 * clip_length, 144, 144).repeat(2, 1, 1, 1)
+    with torch.inference_mode():
+        together = model(audio, video)
+        alone = model(audio[1:], video[1:])
+    assert [tuple(x.shape) for x in together] == [(2, 2), (2, 2), (2, 2), (2, 1024)]
+    for many, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(many[1:], one, rtol=0, atol=1e-4)
+    # The same faces with other sounds: the first 512 features are of the audio, the last 512 of the video.
+    joint, of_audio, of_video, features = together
+    assert (features[0, 512:] - features[1, 512:]).abs().max() < 1e-5
+    assert (features[0, :512] - features[1, :512]).abs().max() > 1e-3
+    assert (of_video[0] - of_video[1]).abs().max() < 1e-5
+    assert (of_audio[0] - of_audio[1]).abs().max() > 1e-4
+    assert (joint[0] - joint[1]).abs().max() > 1e-4
+
+
+def naive_context_network(state: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Logits (2,) of one context (1024, L, S): section 6 of the specification's words, one loop after the other."""
+
+    def convolution(name: str, positions: np.ndarray) -> np.ndarray:
+        weight, bias = state[f"sat.{name}.weight"][:, :, 0, 0], state[f"sat.{name}.bias"]
+        mean, variance = state[f"sat.{name}_bn.running_mean"], state[f"sat.{name}_bn.running_var"]
+        y = positions @ weight.T + bias
+        y = (y - mean) / np.sqrt(variance + 1e-5)
+        return y * state[f"sat.{name}_bn.weight"] + state[f"sat.{name}_bn.bias"]
+
+    _, clips, speakers = x.shape
+    positions = np.array([x[:, moment, speaker] for moment in range(clips) for speaker in range(speakers)])
+    pairs = convolution("theta", positions) @ convolution("phi", positions).T
+    attention = np.exp(pairs - pairs.max())
+    attention /= attention.sum()  # over the whole map
+    positions = positions + convolution("omega", attention @ convolution("gamma", positions))
+
+    hidden, cell, outputs = np.zeros(128), np.zeros(128), []
+    for position in positions:
+        gates = state["lstm.weight_ih_l0"] @ position + state["lstm.bias_ih_l0"]
+        gates = gates + state["lstm.weight_hh_l0"] @ hidden + state["lstm.bias_hh_l0"]
+        entry, forget, candidate, out = gates.reshape(4, 128)
+        cell = cell / (1 + np.exp(-forget)) + np.tanh(candidate) / (1 + np.exp(-entry))
+        hidden = np.tanh(cell) / (1 + np.exp(-out))
+        outputs.append(hidden)
+    return state["fc_final.weight"] @ np.concatenate(outputs) + state["fc_final.bias"]
+
+
+@pytest.mark.parametrize(("clips", "speakers"), [(1, 1), (5, 2), (3, 4), (11, 3)])
+def test_context_network_of_other_sizes_against_a_naive_one(clips, speakers):
+    model = ASC_Net(clips, speakers)
+    state = fill.asc_state(clips, speakers)
+    model.load_state_dict(state)
+    x = fill.tensor("context", 2, 1024, clips, speakers, scale=2)
+    with torch.inference_mode():
+        logits = model.eval()(x).numpy()
+    arrays = {name: value.numpy().astype(np.float64) for name, value in state.items()}
+    expected = np.array([naive_context_network(arrays, one) for one in x.numpy().astype(np.float64)])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_work_per_clip():
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
+        TwoStreamResNet(11).eval()(torch.zeros(1, 1, 13, 40), torch.zeros(1, 33, 144, 144))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(2.62, abs=0.02)
+
+
+# One training step
+
+
+def assert_stepped(actual: torch.Tensor, expected: np.ndarray, before: torch.Tensor, learning_rate: float) -> None:
+    """99% of the entries within 1e-4 (or a tenth of a step, if that is less) and all within two steps.
+
+    Adam's first step is the learning rate times the sign of the gradient, which may flip where the gradient vanishes.
+    """
+    assert tuple(actual.shape) == expected.shape
+    difference = np.abs(actual.detach().numpy() - expected)
+    assert difference.max() <= 2 * learning_rate * 1.001
+    assert (difference <= min(1e-4, learning_rate / 10)).mean() >= 0.99
+    # And the step that was taken is one that this comparison would miss.
+    assert (np.abs(before.numpy() - expected) > min(1e-4, learning_rate / 10)).mean() > 0.5
+
+
+def one_step(model, batch, losses_of, learning_rate: float) -> dict[str, float]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    return train_one_epoch(model, [batch], losses_of, optimizer, torch.device("cpu"), "fp32")
+
+
+def test_training_step_of_the_encoder(golden, clips):
+    audio, video = clips
+    # The losses take the crops as they are before normalisation, so undo it.
+    levels = torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 255)
+    low, high = (normalise(level) for level in levels)
+    raw = ((video.unflatten(1, (11, 3)) - low) / (high - low) * 255).flatten(1, 2)
+    batch = {
+        "audio": audio,
+        "video": raw,
+        "label": torch.arange(4) % 2,
+        "audio_label": (torch.arange(4) % 3 > 0).long(),
+    }
+    model, before = filled("ste"), filled_state("ste")
+    learning_rate = STE_optimization_params["learning_rate"]
+    assert learning_rate == 3e-4
+    result = one_step(model, batch, ste_losses, learning_rate)
+
+    losses = [result["loss_av"], result["loss_audio"], result["loss_video"]]
+    np.testing.assert_allclose(losses, golden["ste_losses"], rtol=0, atol=1e-4)
+    after = model.state_dict()
+    assert_stepped(after["fc_final.weight"], golden["ste_step_fc_final"], before["fc_final.weight"], learning_rate)
+    first = "video_conv1.weight"
+    assert_stepped(after[first][:8, :3], golden["ste_step_video_conv1"], before[first][:8, :3], learning_rate)
+    assert_close(after["a_bn1.running_mean"], golden["ste_step_a_bn1_running_mean"])
+
+
+def test_training_step_of_the_context_network(golden, context):
+    model, before = filled("asc"), filled_state("asc")
+    learning_rate = ASC_optimization_params["learning_rate"]
+    assert learning_rate == 3e-6
+    result = one_step(model, {"features": context, "label": torch.arange(4) % 2}, asc_losses, learning_rate)
+    assert result["loss_av"] == pytest.approx(float(golden["asc_loss"]), abs=1e-4)
+    name = "fc_final.weight"
+    assert_stepped(model.state_dict()[name], golden["asc_step_fc_final"], before[name], learning_rate)
+
+
+# The ImageNet start
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """An empty cache of torchvision's weights, and no way to the internet: its only proxy refuses to connect."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def imagenet(hub) -> dict[str, torch.Tensor]:
+    """Weights of a ResNet-18 that no initialisation gives, in the place of ImageNet's."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        layout = resnet18(weights=None).state_dict()
+    state = {
+        name: torch.rand(value.shape, generator=generator) + 0.1
+        if value.is_floating_point()
+        else torch.tensor(len(name))  # a counter of batches
+        for name, value in layout.items()
+    }
+    torch.save(state, hub / IMAGENET_FILE)
+    return state
+
+
+@pytest.mark.parametrize("clip_length", [3, 11])
+def test_imagenet_start(imagenet, clip_length):
+    state = short_term_encoder(clip_length, pretrained=True).state_dict()
+    rgb = imagenet["conv1.weight"]
+    video = state["video_conv1.weight"].view(64, clip_length, 3, 7, 7)  # channel 3t + c
+    for moment in range(clip_length):
+        assert torch.equal(video[:, moment], rgb)  # repeated, not rescaled
+    torch.testing.assert_close(state["audio_conv1.weight"], (rgb[:, :1] + rgb[:, 1:2] + rgb[:, 2:]) / 3)
+    compared = 0
+    for name, value in imagenet.items():
+        if name not in ("conv1.weight", "fc.weight", "fc.bias"):
+            assert torch.equal(state[f"a_{name}"], value), name
+            assert torch.equal(state[f"v_{name}"], value), name
+            compared += 1
+    assert compared == len(imagenet) - 3
+
+
+def test_imagenet_start_leaves_the_heads_random(imagenet):
+    torch.manual_seed(1)
+    first = short_term_encoder(3, pretrained=True)
+    second = short_term_encoder(3, pretrained=True)
+    for name in ("fc_128_a", "fc_128_v", "fc_final", "fc_aux_a", "fc_aux_v"):
+        assert not torch.equal(getattr(first, name).weight, getattr(second, name).weight)
+
+
+def test_imagenet_weights_without_counters(hub, imagenet):
+    """Files written before batch norms counted their batches lack `num_batches_tracked`."""
+    old = {name: value for name, value in imagenet.items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, hub / IMAGENET_FILE)
+    state = short_term_encoder(3, pretrained=True).state_dict()
+    assert torch.equal(state["a_layer4.1.bn2.running_var"], imagenet["layer4.1.bn2.running_var"])
+
+
+def test_the_trunks_do_not_share_memory(imagenet):
+    model = short_term_encoder(3, pretrained=True)
+    with torch.no_grad():
+        model.a_layer1[0].conv1.weight.zero_()
+    assert torch.equal(model.v_layer1[0].conv1.weight, imagenet["layer1.0.conv1.weight"])
+
+
+def assert_says_what_to_do(error: pytest.ExceptionInfo, hub: Path) -> None:
+    message = str(error.value)
+    assert str(hub / IMAGENET_FILE) in message
+    assert "--no-pretrained" in message
+    assert "\n" not in message
+
+
+def test_imagenet_weights_that_cannot_be_fetched(hub):
+    with pytest.raises(InputError) as error:
+        short_term_encoder(3, pretrained=True)
+    assert_says_what_to_do(error, hub)
+    short_term_encoder(3)  # needs none
+
+
+@pytest.mark.parametrize("kind", ["empty", "web page", "cut off", "other network"])
+def test_broken_imagenet_weights(hub, kind):
+    path = hub / IMAGENET_FILE
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    contents = {"empty": b"", "web page": b"<html>not found</html>", "cut off": path.read_bytes()[:20_000]}
+    path.write_bytes(contents.get(kind, path.read_bytes()))
+    with pytest.raises(InputError) as error:
+        short_term_encoder(3, pretrained=True)
+    assert_says_what_to_do(error, hub)
+
+
+# Files of weights
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_weights_round_trip(tmp_path, zipped):
+    path = tmp_path / "ASC.pth"
+    state = filled_state("asc")
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    model = build("asc")
+    assert load_weights(model, path, HINT) == hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+@pytest.mark.parametrize(
+    ("model", "state", "words"),
+    [
+        (
+            lambda: TwoStreamResNet(11),
+            lambda: {**filled_state("ste"), "video_conv1.weight": torch.zeros(64, 15, 7, 7)},
+            ("video_conv1.weight", "15", "33", HINT),
+        ),
+        (lambda: ASC_Net(11, 3), lambda: fill.asc_state(11, 2), ("fc_final.weight", "2816", "4224", HINT)),
+        (lambda: ASC_Net(11, 3), lambda: fill.asc_state(9, 3), ("fc_final.weight", "3456", "4224", HINT)),
+        (lambda: TwoStreamResNet(11), lambda: filled_state("asc"), ("another network",)),
+        (lambda: ASC_Net(11, 3), lambda: {"model": filled_state("asc")}, ("another network",)),
+        (lambda: ASC_Net(11, 3), lambda: {**filled_state("asc"), "extra": torch.zeros(1)}, ("extra",)),
+        (lambda: ASC_Net(11, 3), lambda: {**filled_state("asc"), "fc_final.bias": 1.0}, ("fc_final.bias",)),
+        (lambda: ASC_Net(11, 3), lambda: {}, ()),
+        (lambda: ASC_Net(11, 3), lambda: [torch.zeros(3)], ()),
+        (lambda: ASC_Net(11, 3), lambda: torch.zeros(3), ()),
+    ],
+    ids=[
+        "clip length",
+        "speakers",
+        "clips",
+        "other network",
+        "checkpoint",
+        "surplus",
+        "no tensor",
+        "empty dict",
+        "list",
+        "tensor",
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, model, state, words):
+    path = tmp_path / "weights.pth"
+    torch.save(state(), path)
+    model = model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError) as error:
+        load_weights(model, path, HINT)
+    for word in (path, *words):
+        assert str(word) in str(error.value)
+    assert "\n" not in str(error.value)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), "the network was changed by weights that were refused"
+
+
+class Payload:
+    def __init__(self, proof: Path):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+def test_code_in_a_file_of_weights_does_not_run(tmp_path, kind):
+    path, proof = tmp_path / "weights.pth", tmp_path / "the payload ran"
+    state = {**fill.asc_state(1, 1), "fc_final.bias": Payload(proof)}
+    torch.save(state, path) if kind == "torch" else path.write_bytes(pickle.dumps(state, protocol=2))
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        load_weights(ASC_Net(1, 1), path, HINT)
+    assert not proof.exists()
+    # The payload is a live one: read without care, it runs.
+    torch.load(path, weights_only=False) if kind == "torch" else pickle.loads(path.read_bytes())
+    assert proof.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_weights_cut_off(tmp_path, share, zipped):
+    path = tmp_path / "weights.pth"
+    torch.save(filled_state("asc"), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        load_weights(build("asc"), path, HINT)
+
+
+@pytest.mark.parametrize("content", [b"not weights\n", b"\x80\x02}q\x00.", b"PK\x03\x04" + bytes(100), bytes(4096)])
+def test_files_that_are_no_weights(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        load_weights(build("asc"), path, HINT)
+
+
+def test_missing_weights(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.pth"):
+        load_weights(build("asc"), tmp_path / "nowhere.pth", HINT)
+    with pytest.raises(InputError, match="folder"):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        load_weights(build("asc"), folder, HINT)

@@ -1,0 +1,277 @@
+"""What is done to face crops before a network sees them, in evaluation and in training."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from PIL import Image
+from scipy.stats import chi2, kstest
+
+from core import custom_transforms
+from core.custom_transforms import evaluation_clip, normalise, random_box, resize, to_array, training_clip
+from core.io import read_crop
+
+SIZE = 144
+ONE_IN_A_MILLION = 1e-6
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def flat(colour: tuple[int, int, int], size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    return Image.fromarray(generator(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
+
+
+@pytest.fixture
+def no_jitter(monkeypatch):
+    """Colour jitter of strength 0: what is left is flip and crop."""
+    monkeypatch.setattr(custom_transforms, "JITTER", 0.0)
+
+
+# Evaluation
+
+
+def test_golden_face():
+    with np.load(GOLDEN / "face.npz") as arrays:
+        expected = arrays["tensor"]
+    clip = evaluation_clip([read_crop(GOLDEN / "face.jpg")])
+    assert clip.dtype == np.uint8
+    assert clip.shape == (1, 3, SIZE, SIZE)
+    found = normalise(torch.from_numpy(clip))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_normalisation_by_hand():
+    crops = torch.zeros(2, 5, 3, SIZE, SIZE, dtype=torch.uint8)
+    crops[1, 4, 0], crops[1, 4, 1], crops[1, 4, 2] = 255, 51, 102
+    found = normalise(crops)
+    assert found.shape == crops.shape
+    assert found[0, 0, :, 7, 7].tolist() == pytest.approx([-0.2324 / 0.1987, -0.2721 / 0.2172, -0.3448 / 0.2403])
+    assert found[1, 4, :, 143, 0].tolist() == pytest.approx(
+        [(1 - 0.2324) / 0.1987, (0.2 - 0.2721) / 0.2172, (0.4 - 0.3448) / 0.2403], rel=1e-5
+    )
+
+
+def test_images_of_different_sizes_in_time_order():
+    sizes = [(30, 40), (144, 144), (300, 200), (1, 1), (1, 500), (97, 13)]
+    images = [noise(size, seed) for seed, size in enumerate(sizes)]
+    clip = evaluation_clip(images)
+    assert clip.shape == (6, 3, SIZE, SIZE)
+    assert clip.dtype == np.uint8
+    for found, image in zip(clip, images, strict=True):
+        expected = np.asarray(image.resize((144, 144), Image.BICUBIC))
+        np.testing.assert_array_equal(found, expected.transpose(2, 0, 1))
+
+
+def test_an_image_of_the_right_size_is_not_changed():
+    image = noise((SIZE, SIZE))
+    np.testing.assert_array_equal(evaluation_clip([image])[0], np.asarray(image).transpose(2, 0, 1))
+
+
+def test_channels_are_red_green_blue():
+    clip = to_array([flat((10, 20, 30)), flat((40, 50, 60))])
+    assert clip[:, :, 0, 0].tolist() == [[10, 20, 30], [40, 50, 60]]
+    stacked = clip.reshape(6, SIZE, SIZE)  # channel 3t + c of what the network sees
+    assert stacked[:, 5, 5].tolist() == [10, 20, 30, 40, 50, 60]
+
+
+# The box of the training crop
+
+
+@pytest.fixture(scope="module")
+def boxes() -> np.ndarray:
+    """(n, 4) boxes: left, upper, right, lower."""
+    rng = generator()
+    return np.array([random_box(rng) for _ in range(60_000)])
+
+
+def test_boxes_are_never_empty_and_inside(boxes):
+    left, upper, right, lower = boxes.T
+    assert boxes.dtype.kind == "i"
+    assert (left >= 0).all() and (upper >= 0).all()
+    assert (left < right).all() and (upper < lower).all()
+    assert (right < SIZE).all() and (lower < SIZE).all()  # int(144 f) with f below 1
+
+
+def test_right_and_lower_edge_are_the_size_that_was_drawn(boxes):
+    """The released code cuts columns j..w and rows i..h, where w = h = int(144 f) with f from U(0.5, 1)."""
+    left, upper, right, lower = boxes.T
+    np.testing.assert_array_equal(right, lower)
+    sizes, counts = np.unique(right, return_counts=True)
+    assert sizes.tolist() == list(range(72, 144))
+    mean = len(boxes) / 72
+    assert ((counts - mean) ** 2 / mean).sum() < chi2.ppf(1 - ONE_IN_A_MILLION, 71)
+    # The crop of that size fitted where it was to begin.
+    assert (left <= SIZE - right).all() and (upper <= SIZE - lower).all()
+
+
+@pytest.mark.parametrize("size", [73, 90, 120, 140])
+def test_positions_are_uniform_where_the_crop_fits(boxes, size):
+    mine = boxes[boxes[:, 2] == size]
+    places = SIZE - size + 1
+    for edge in mine[:, :2].T:
+        counts = np.bincount(edge, minlength=places)
+        assert len(counts) == places
+        mean = len(mine) / places
+        assert ((counts - mean) ** 2 / mean).sum() < chi2.ppf(1 - ONE_IN_A_MILLION, places - 1)
+
+
+def test_the_two_edges_are_drawn_apart(boxes):
+    left, upper, right, _ = boxes.T
+    wide = right < 100
+    assert abs(np.corrcoef(left[wide] / (SIZE - right[wide]), upper[wide] / (SIZE - right[wide]))[0, 1]) < 0.04
+
+
+# Training clips
+
+
+def test_training_clip_of_images_of_different_sizes():
+    images = [noise(size, seed) for seed, size in enumerate([(30, 40), (144, 144), (300, 200), (1, 1)])]
+    for seed in range(20):
+        clip = training_clip(images, generator(seed))
+        assert clip.shape == (4, 3, SIZE, SIZE)
+        assert clip.dtype == np.uint8
+
+
+def test_the_images_given_are_left_alone():
+    images = [noise((50, 60), seed) for seed in range(3)]
+    before = [image.tobytes() for image in images]
+    training_clip(images, generator())
+    assert [image.tobytes() for image in images] == before
+
+
+def test_the_generator_alone_decides():
+    images = [noise((60, 50), seed) for seed in range(3)]
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    first = training_clip(images, generator(5))
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(2)  # noqa: NPY002
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(training_clip(images, generator(5)), first)
+    assert not np.array_equal(training_clip(images, generator(6)), first)
+    np.random.seed(1)  # noqa: NPY002
+    training_clip(images, generator(7))
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def geometry(crop: np.ndarray) -> tuple[bool, list[int]]:
+    """Flip and box of a crop (3, 144, 144) of the image whose red is the column and whose green is the row.
+
+    The box is in the image as flipped: left, upper, right, lower.
+    """
+    edges = []
+    flipped = False
+    for channel, axis in ((0, 0), (1, 1)):
+        line = crop[channel].mean(axis=axis)
+        slope, start = np.polyfit(np.arange(20, 124), line[20:124], 1)
+        low, high = sorted((start - slope / 2 + 0.5, start + slope * (SIZE - 0.5) + 0.5))
+        if channel == 0 and slope < 0:
+            flipped = True
+            low, high = SIZE - high, SIZE - low
+        edges.append((round(low), round(high)))
+    return flipped, [edges[0][0], edges[1][0], edges[0][1], edges[1][1]]
+
+
+RAMPS = Image.fromarray(
+    np.stack(np.broadcast_arrays(np.arange(SIZE)[None], np.arange(SIZE)[:, None], 50), axis=2).astype(np.uint8)
+)
+
+
+def test_flip_and_box_are_drawn_once_for_all_crops_of_a_clip(no_jitter):
+    flips, found = [], []
+    for seed in range(300):
+        clip = training_clip([RAMPS] * 3, generator(seed))
+        np.testing.assert_array_equal(clip[1], clip[0])
+        np.testing.assert_array_equal(clip[2], clip[0])
+        flip, box = geometry(clip[0])
+        flips.append(flip)
+        found.append(box)
+    # Half of the clips are flipped: 150 give or take five standard deviations.
+    assert abs(sum(flips) - 150) < 43
+    # First flipped, then cut: in the flipped image all boxes begin where the crop fits and end at its size.
+    left, upper, right, lower = np.array(found).T
+    assert np.abs(right - lower).max() <= 1  # the eye's measure is out by a pixel at most
+    assert right.min() >= 71 and right.max() <= 144
+    assert (left <= SIZE - right + 1).all() and (upper <= SIZE - lower + 1).all()
+    assert left.max() > 50 and upper.max() > 50
+    assert right.std() > 15
+    # A flip says nothing of the box.
+    assert abs(np.corrcoef(flips, left)[0, 1]) < 0.3
+
+
+def test_without_jitter_a_training_crop_is_a_plain_cut(no_jitter):
+    image = noise((SIZE, SIZE))
+    flip, box = geometry(training_clip([RAMPS], generator(11))[0])
+    expected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+    candidates = [
+        np.asarray(resize(expected.crop((left, upper, size, size)))).transpose(2, 0, 1).astype(int)
+        for left in range(box[0] - 1, box[0] + 2)
+        for upper in range(box[1] - 1, box[1] + 2)
+        for size in range(box[2] - 1, box[2] + 2)
+    ]
+    found = training_clip([image], generator(11))[0].astype(int)
+    assert min(np.abs(found - candidate).max() for candidate in candidates) <= 1
+
+
+TEXTURE = resize(Image.fromarray(generator().integers(100, 140, (9, 9)).astype(np.uint8)).convert("RGB"))
+
+
+def test_flip_and_box_are_shared_under_jitter_too():
+    """Brightness and contrast of a grey image only scale and shift it, so crops of one place correlate."""
+    between = []
+    for seed in range(12):
+        clip = training_clip([TEXTURE] * 4, generator(seed))[:, 0].reshape(4, -1)
+        assert np.corrcoef(clip).min() > 0.98
+        between.append(clip[0])
+    assert np.median(np.corrcoef(between)) < 0.8  # and crops of other clips do not
+
+
+@pytest.fixture(scope="module")
+def grey_levels() -> np.ndarray:
+    """(clips, T) levels of flat grey crops of level 100: contrast and saturation leave them as they are."""
+    clips = [training_clip([flat((100, 100, 100))] * 8, generator(seed)) for seed in range(60)]
+    assert all((clip.min(axis=(1, 2, 3)) == clip.max(axis=(1, 2, 3))).all() for clip in clips)
+    return np.array([clip[:, 0, 0, 0] for clip in clips])
+
+
+def test_brightness_is_scaled_by_0_6_to_1_4(grey_levels):
+    assert grey_levels.min() >= 60 and grey_levels.max() <= 140
+    assert kstest(grey_levels.ravel() / 100, "uniform", args=(0.6, 0.8)).statistic < 0.1
+
+
+def test_brightness_differs_between_the_crops_of_a_clip(grey_levels):
+    # As much within clips as between them: one draw per clip would give 0, eight independent ones 7/8 of the whole.
+    within = grey_levels.var(axis=1).mean()
+    assert within / grey_levels.var() == pytest.approx(7 / 8, abs=0.1)
+
+
+def test_contrast_differs_between_the_crops_of_a_clip():
+    """Deviation over mean does not change with brightness, nor with saturation in a grey image."""
+    spread = []
+    for seed in range(20):
+        clip = training_clip([TEXTURE] * 8, generator(seed))[:, 0].reshape(8, -1).astype(float)
+        contrast = clip.std(axis=1) / clip.mean(axis=1)
+        assert contrast.max() / contrast.min() < 1.4 / 0.6 * 1.1
+        spread.append(contrast.std() / contrast.mean())
+    assert np.mean(spread) == pytest.approx(0.23, abs=0.06)  # of U(0.6, 1.4): 0.231
+
+
+def test_saturation_differs_between_the_crops_of_a_clip():
+    """In a flat colour, contrast and saturation both pull towards its grey, by a factor of 0.6 to 1.4 each."""
+    colour = (150, 88, 100)  # 0.299 r + 0.587 g + 0.114 b = 107.9
+    variances = []
+    for seed in range(30):
+        clip = training_clip([flat(colour)] * 8, generator(seed))[:, :, 70, 70].astype(float)
+        luminance = clip @ [0.299, 0.587, 0.114]
+        colourfulness = (clip[:, 0] - clip[:, 1]) / luminance * 107.9 / 62
+        assert colourfulness.min() > 0.36 * 0.95 and colourfulness.max() < 1.96 * 1.05
+        variances.append(colourfulness.var(ddof=1))
+    # A factor of U(0.6, 1.4) varies by 0.64 / 12 = 0.0533, the product of two by 1.0533 ** 2 - 1 = 0.1095.
+    assert np.mean(variances) == pytest.approx(0.1095, abs=0.025)
