@@ -39,14 +39,17 @@ def fit_clip(samples: np.ndarray, clip_length: int) -> np.ndarray:
     return samples[-missing : len(samples) + missing] if missing < 0 else samples
 
 
-def track_mfccs(samples: np.ndarray, timestamps: np.ndarray, windows: np.ndarray, begin: float) -> np.ndarray:
-    """MFCCs of clips of one track.
+def clip_bounds(timestamps: np.ndarray, windows: np.ndarray, begin: float) -> tuple[np.ndarray, np.ndarray]:
+    """Samples start:stop of clips in their track's wav, which begins at `begin` seconds; (clips,) each.
 
-    samples (n,) int16 are the track's wav, which starts at `begin` seconds; timestamps (N,) those of its rows;
-    windows (clips, T) positions of the rows of each clip. Returns (clips, 13, W) float32, W = 40 for T = 11.
+    timestamps (N,) of the track's rows in seconds, windows (clips, T) positions of the rows of each clip.
     """
-    starts, stops = slice_bounds(timestamps[windows[:, 0]] - begin, timestamps[windows[:, -1]] - begin)
-    clips = [fit_clip(samples[start:stop], windows.shape[1]) for start, stop in zip(starts, stops, strict=True)]
+    return slice_bounds(timestamps[windows[:, 0]] - begin, timestamps[windows[:, -1]] - begin)
+
+
+def clip_mfccs(samples: np.ndarray, starts: np.ndarray, stops: np.ndarray, clip_length: int) -> np.ndarray:
+    """MFCCs of the clips starts:stops (clips,) of samples (n,) int16: (clips, 13, W) float32, W = 40 for T = 11."""
+    clips = [fit_clip(samples[start:stop], clip_length) for start, stop in zip(starts, stops, strict=True)]
     parts = [mfccs(clips[i : i + _CLIPS_AT_ONCE]) for i in range(0, len(clips), _CLIPS_AT_ONCE)]
     return np.concatenate(parts).astype(np.float32)
 

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from core import clip_utils
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
-from core.audio import track_mfccs
+from core.audio import clip_bounds, clip_mfccs
 from core.custom_transforms import evaluation_clip, normalise, training_clip
 from core.errors import InputError
 from core.io import FeatureStore, crop_path, missing_rows, read_crop, read_wav, wav_path
@@ -116,8 +116,10 @@ class ClipReader:
     def mfccs(self, entity: int, windows: np.ndarray) -> np.ndarray:
         """(clips, 13, W) float32 for windows (clips, T) of positions in the track; only their sound is read."""
         timestamps = self.table.timestamp[self.table.rows_of_track(entity)]
-        samples = read_wav(wav_path(self.audio_dir, self.table.entity_ids[entity]))
-        return track_mfccs(samples, timestamps, windows, self.table.track_begin[entity])
+        starts, stops = clip_bounds(timestamps, windows, self.table.track_begin[entity])
+        first = starts.min()
+        samples = read_wav(wav_path(self.audio_dir, self.table.entity_ids[entity]), first, stops.max())
+        return clip_mfccs(samples, starts - first, stops - first, windows.shape[1])
 
 
 class STEDataset(Dataset):

@@ -1,17 +1,13 @@
 """From logits to the official average precision: smoothing, joining by key, breakdowns."""
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from scipy.ndimage import median_filter
 from scipy.stats import rankdata
 
-from core.annotations import SPEAKING_AUDIBLE, FaceTable, read_annotations
-from core.command_line import describe
+from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.errors import InputError
-from core.io import read_logits, row_keys, write_json, write_scores
+from core.io import row_keys
 
 FACES = ("1", "2", "3", "more")  # in the frame
 WIDTHS = ("< 64", "64 to 128", "> 128")  # of the face, in pixels
@@ -90,25 +86,6 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFra
 
 def _name(row: pd.Series) -> str:
     return f"{row['entity_id']} of {row['video_id']} at {row['frame_timestamp']} s"
-
-
-def postprocess(args: argparse.Namespace, directory: str) -> None:
-    """Logits of a directory and the ground truth to the final predictions: smoothing, softmax, csv files, mAP."""
-    describe(vars(args))
-    table = read_annotations(args.ground_truth)
-    logits = join(read_logits(directory), table, directory)[["logit_0", "logit_1"]].to_numpy()
-    if args.smoothing > 1:
-        logits = smooth_tracks(logits, table, args.smoothing)
-    scores = speaking_score(logits)
-    precision = average_precision(scores, table.label == SPEAKING_AUDIBLE)
-    write_scores(args.predictions_csv, table, scores)
-    write_scores(args.ground_truth_csv, table, None)
-    write_json(Path(args.predictions_csv).with_suffix(".json"), {**vars(args), "mAP": precision})
-    print(f"{len(table)} rows: {args.predictions_csv}, ground truth beside it: {args.ground_truth_csv}")
-    print(f"official mAP: {100 * precision:.2f} (chance {100 * np.mean(table.label == SPEAKING_AUDIBLE):.2f})")
-    print(
-        f"next: python scripts/evaluate.py --predictions {args.predictions_csv} --ground-truth {args.ground_truth_csv}"
-    )
 
 
 def breakdown(scores: np.ndarray, table: FaceTable, group: np.ndarray, names: tuple[str, ...]) -> dict[str, dict]:

@@ -23,7 +23,8 @@ import cv2  # noqa: E402
 
 FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 
-SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # containers with an index of their frames
+# Containers whose frames seeking finds: in the others it lands some frames off without a word.
+SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 
 
 def ffmpeg_path() -> str:

@@ -14,7 +14,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.audio import fit_clip, mfccs, slice_bounds, track_mfccs
+from core.audio import clip_bounds, clip_mfccs, fit_clip, mfccs, slice_bounds
 from core.clip_utils import window
 from core.errors import InputError
 from core.io import read_wav, wav_length, write_wav
@@ -33,6 +33,11 @@ def chirp() -> np.ndarray:
 def golden() -> dict[str, np.ndarray]:
     with np.load(GOLDEN / "mfcc.npz") as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def track_mfccs(samples: np.ndarray, timestamps: np.ndarray, windows: np.ndarray, begin: float) -> np.ndarray:
+    """MFCCs of the clips of a track from the whole of its wav."""
+    return clip_mfccs(samples, *clip_bounds(timestamps, windows, begin), windows.shape[1])
 
 
 def noise(length: int, seed: int = 0) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import runpy
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,7 +269,7 @@ class TestSmoothing:
         assert [smooth[face] for face in faces[6:9]] == [0, 0, 0]
 
     @pytest.mark.parametrize("width", ["2", "4", "-3", "1.5", "wide"])
-    def test_only_odd_widths(self, tmp_path, width):
+    def test_only_odd_widths(self, width):
         result = run_here("STE_postprocessing.py", "--smoothing", width)
         assert_refused(result, "smoothing", "odd and positive")
 
@@ -307,13 +308,15 @@ class PostProcessing:
         self.flag, self.write = SCRIPTS[script]
         write_annotations(root / "truth.csv", FACES)
 
-    def run(self, faces: list[Face] = FACES, *flags: object, truth: str = "truth.csv", out: str = "out", run=run_here):
+    def run(
+        self, faces: list[Face] = FACES, *flags: object, truth: str = "truth.csv", out: str = "out", logits=logits_of
+    ) -> subprocess.CompletedProcess[str]:
         directory = self.root / f"{out}_logits"
-        self.write(directory, faces, logits=logits_of)
+        self.write(directory, faces, logits=logits)
         self.predictions, self.truth = self.root / out / "predictions.csv", self.root / out / "truth.csv"
         inputs = [self.flag, directory, "--ground-truth", self.root / truth]
         outputs = ["--predictions-csv", self.predictions, "--ground-truth-csv", self.truth]
-        return run(self.script, *inputs, *outputs, *flags)
+        return run_here(self.script, *inputs, *outputs, *flags)
 
 
 @pytest.fixture(params=sorted(SCRIPTS))
@@ -348,12 +351,12 @@ class TestPostProcessing:
         assert [line[:6] for line in lines] == [line[:6] for line in read_csv(stage.predictions)]
         assert read_annotations(stage.truth).label.tolist() == [face.label for face in FACES]
 
-    def test_small_scores_keep_their_digits(self, stage, monkeypatch):
+    def test_small_scores_keep_their_digits(self, stage):
         """Scores of 1e-12 and the like: nine digits after the zeros, not after the point."""
-        monkeypatch.setitem(globals(), "logits_of", lambda face: (27.5 + face.time % 1, -0.125))
-        assert stage.run().returncode == 0
+        margins = [27.5 + face.time % 1 for face in FACES]
+        assert stage.run(logits=lambda face: (27.5 + face.time % 1, 0.0)).returncode == 0
         scores = [float(line[8]) for line in read_csv(stage.predictions)]
-        assert scores == pytest.approx([score_of(face) for face in FACES], rel=1e-9, abs=0)
+        assert scores == pytest.approx([1 / (1 + math.exp(margin)) for margin in margins], rel=1e-9, abs=0)
         assert max(scores) < 1e-11
 
     def test_map_is_printed(self, stage):

@@ -26,6 +26,7 @@ from mini import (
     write_text,
 )
 
+from core import annotations
 from core.annotations import FaceTable, read_annotations
 from core.errors import InputError
 from core.io import (
@@ -462,6 +463,4 @@ class TestPredictions:
 
 
 def test_labels_of_the_helpers_are_the_projects():
-    from core.annotations import LABELS as labels
-
-    assert labels == LABELS
+    assert annotations.LABELS == LABELS

@@ -1,0 +1,43 @@
+"""What the two post-processing stages share: from the logits of a directory to the final predictions."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from core.annotations import SPEAKING_AUDIBLE, read_annotations
+from core.command_line import Parser, describe, odd_window
+from core.config import postprocessing_params
+from core.evaluation import average_precision, join, smooth_tracks, speaking_score
+from core.io import read_logits, write_json, write_scores
+
+
+def make_parser(description: str, flag: str, default: str, content: str, predictions_csv: str) -> Parser:
+    """A parser whose `flag` names the directory of logits; the other flags are the same for both stages."""
+    defaults = postprocessing_params
+    parser = Parser(description)
+    parser.add_argument(flag, default=default, help=content)
+    parser.add_argument("--ground-truth", default=defaults["ground_truth"], help="annotations of the same split")
+    parser.add_argument("--predictions-csv", default=predictions_csv, help="file to write")
+    parser.add_argument("--ground-truth-csv", default=defaults["ground_truth_csv"], help="file to write")
+    parser.add_argument("--smoothing", type=odd_window, default=0, help="rows of a median filter along tracks; 0: none")
+    return parser
+
+
+def postprocess(args: argparse.Namespace, directory: str) -> None:
+    """Join a directory's logits to the ground truth, smooth and score them, write both csv files, print the mAP."""
+    describe(vars(args))
+    table = read_annotations(args.ground_truth)
+    logits = join(read_logits(directory), table, directory)[["logit_0", "logit_1"]].to_numpy()
+    if args.smoothing > 1:
+        logits = smooth_tracks(logits, table, args.smoothing)
+    scores = speaking_score(logits)
+    precision = average_precision(scores, table.label == SPEAKING_AUDIBLE)
+    write_scores(args.predictions_csv, table, scores)
+    write_scores(args.ground_truth_csv, table, None)
+    write_json(Path(args.predictions_csv).with_suffix(".json"), {**vars(args), "mAP": precision})
+    print(f"{len(table)} rows: {args.predictions_csv}, ground truth beside it: {args.ground_truth_csv}")
+    print(f"official mAP: {100 * precision:.2f} (chance {100 * np.mean(table.label == SPEAKING_AUDIBLE):.2f})")
+    print(
+        f"next: python scripts/evaluate.py --predictions {args.predictions_csv} --ground-truth {args.ground_truth_csv}"
+    )
