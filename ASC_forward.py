@@ -19,16 +19,16 @@ from core.command_line import (
     device_name,
     odd_positive,
     positive_int,
-    require_same_settings,
     run,
     seed,
 )
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
 from core.errors import InputError
-from core.io import FeatureStore, existing_files, write_predictions
+from core.io import FeatureStore, write_predictions
 from core.models import active_speakers_context
 from core.progress import progress
+from core.results import ResultDirectory
 from core.util import device_label, get_device, load_weights
 
 
@@ -61,20 +61,18 @@ def main(args: argparse.Namespace) -> None:
     model = model.to(device).eval()
     settings = {**vars(args), "weights_sha256": digest}
     decisive = ("clips", "time_stride", "speakers", "features_val_full", "seed", "weights_sha256")
-    require_same_settings(output_dir / "ASC_forward_cfg.json", settings, decisive, args.overwrite)
+    results = ResultDirectory(output_dir, "ASC_forward_cfg.json", settings, decisive, (".csv",), args.overwrite)
 
     store = FeatureStore(args.features_val_full)
     table = store.table
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
-    if args.overwrite:
-        for video_id in table.video_ids:
-            Path(output_dir, f"{video_id}.csv").unlink(missing_ok=True)
-    existing = existing_files(output_dir)
-    print(f"{device_label(device)}; {len(table)} rows of {len(table.video_ids)} videos")
+    done = results.done(table.video_ids)
+    results.begin(table.video_ids)
+    print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     with progress(total=len(table), unit="row") as bar:
         for video, video_id in enumerate(table.video_ids):
             rows = np.flatnonzero(table.video == video)
-            if f"{video_id}.csv" not in existing:
+            if not done[video]:
                 logits = np.empty((len(rows), 2), np.float32)
                 for start in range(0, len(rows), args.batch_size):
                     batch = dataset.__getitems__([(0, row) for row in rows[start : start + args.batch_size]])

@@ -23,15 +23,15 @@ from core.command_line import (
     device_name,
     odd_positive,
     positive_int,
-    require_same_settings,
     run,
     worker_count,
 )
 from core.config import STE_forward_params, STE_inputs, annotation_csvs
 from core.dataset import ClipReader, STETrackDataset, clip_batches, drop_missing, item_loader
-from core.io import has_features, remove_features, writing_features
+from core.io import writing_features
 from core.models import short_term_encoder
 from core.progress import progress
+from core.results import ResultDirectory
 from core.util import autocast, device_label, get_device, input_dtype, load_weights
 
 
@@ -65,31 +65,28 @@ def main(args: argparse.Namespace) -> None:
     model = short_term_encoder(args.clip_length)
     digest = load_weights(model, args.weights, f"is clip_length {args.clip_length} what they were trained with?")
     model = model.to(device, memory_format=torch.channels_last).eval()
-    decisive = ("clip_length", "csv", "split", "precision", "text_features", "skip_missing")
     settings = {**vars(args), "weights_sha256": digest}
-    require_same_settings(output_dir / "STE_forward_cfg.json", settings, (*decisive, "weights_sha256"), args.overwrite)
+    decisive = ("clip_length", "csv", "split", "precision", "text_features", "skip_missing", "weights_sha256")
+    results = ResultDirectory(output_dir, "STE_forward_cfg.json", settings, decisive, (".csv", ".npy"), args.overwrite)
 
     table = read_annotations(args.csv)
     audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
-    if args.overwrite:
-        for video_id in table.video_ids:
-            remove_features(output_dir, video_id)
-    done = [has_features(output_dir, video_id) for video_id in table.video_ids]
-    total = len(table)
+    done = results.done(table.video_ids)
+    print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     table = table.keep(~np.array(done)[table.video])
-    print(f"{device_label(device)}; {total} rows of {len(done)} videos, {sum(done)} videos were there already")
     if len(table):
         table = drop_missing(table, audio_dir, video_dir, args.skip_missing)
+    results.begin(table.video_ids)
+    if len(table):
         dataset = STETrackDataset(ClipReader(table, audio_dir, video_dir, args.clip_length))
+        dtype = input_dtype(args.precision)
         loader = item_loader(dataset, args.workers, device)
         with progress(total=len(table), unit="row") as bar:
             for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
                 rows_of_video = np.flatnonzero(table.video == video)
                 with writing_features(output_dir, table, rows_of_video, args.text_features) as (logits, features):
                     pieces = (piece for _, piece in group)
-                    for rows, audio, clips in clip_batches(
-                        pieces, args.batch_size, device, input_dtype(args.precision)
-                    ):
+                    for rows, audio, clips in clip_batches(pieces, args.batch_size, device, dtype):
                         with autocast(device, args.precision):
                             joint, _, _, encoded = model(audio, clips)
                         at = np.searchsorted(rows_of_video, rows)
@@ -97,8 +94,8 @@ def main(args: argparse.Namespace) -> None:
                         features[at] = encoded.float().cpu().numpy()
                         bar.update(len(rows))
     print(f"features of {len(done)} videos: {output_dir}")
-    after = "STE_postprocessing.py" if args.split == "val" else "STE_forward.py 11 0 --split val"
-    print(f"next: python {after}")
+    again = f"STE_forward.py {args.clip_length} {args.cuda_device} --split val --weights {args.weights}"
+    print(f"next: python {again if args.split == 'train' else 'STE_postprocessing.py'}")
 
 
 if __name__ == "__main__":

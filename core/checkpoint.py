@@ -28,7 +28,8 @@ class TrainingRun:
         self.directory = Path(models_out, name)
         self.log: list[dict] = []
         self.state: dict | None = None
-        found = sorted(file for file in existing_files(self.directory) if file == LAST or file.endswith(".pth"))
+        names = (name for name in existing_files(self.directory) if not name.startswith("."))
+        found = sorted(name for name in names if name == LAST or name.endswith(".pth"))
         if found and not resume:
             advice = "pass --resume to go on with it, or another --models-out to start anew"
             raise InputError(f"{self.directory}: a run lies here already ({found[-1]}): {advice}")
@@ -38,8 +39,6 @@ class TrainingRun:
                 raise InputError(f"{self.directory / LAST}: not the state of a training run")
             self._check_settings(self.state["settings"])
             self.log = self.state["log"]
-            self._write_log()
-        write_json(self.directory / f"{name}_cfg.json", settings)
 
     @property
     def epoch(self) -> int:
@@ -63,9 +62,11 @@ class TrainingRun:
         self._write_log()
 
     def restore(self, parts: dict[str, object]) -> None:
-        """Give every part back the state it had after the last whole epoch, if there is one."""
+        """Begin: save the settings, and give every part the state it had after the last whole epoch, if any."""
+        write_json(self.directory / f"{self.name}_cfg.json", self.settings)
         if self.state is None:
             return
+        self._write_log()
         for name, part in parts.items():
             part.load_state_dict(self.state[name])
         torch.set_rng_state(self.state["rng"])

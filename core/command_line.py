@@ -1,14 +1,12 @@
 """What every script's command line shares: the parser, argument types, exit statuses, the record of its settings."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from core.errors import InputError, RunError
-from core.io import write_json
 
 SPLITS = ("train", "val", "test")
 
@@ -18,7 +16,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None):
         class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-            pass
+            def _get_help_string(self, action: argparse.Action) -> str | None:
+                return action.help if action.default is None else super()._get_help_string(action)
 
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
 
@@ -96,23 +95,6 @@ def describe(settings: dict) -> None:
     width = max(map(len, settings))
     for name, value in settings.items():
         print(f"  {name:<{width}}  {value}")
-
-
-def require_same_settings(path: Path, settings: dict, decisive: tuple[str, ...], overwrite: bool) -> None:
-    """Save a run's settings, unless what lies there already was made with other ones: then raise InputError.
-
-    `decisive` names the settings that results depend on.
-    """
-    if path.exists() and not overwrite:
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            raise InputError(f"{path}: not JSON; remove it or pass --overwrite") from None
-        for name in decisive:
-            if before.get(name) != settings[name]:
-                change = f"{name} {before.get(name)}, now {settings[name]}"
-                raise InputError(f"{path.parent}: made with {change}; choose another directory or pass --overwrite")
-    write_json(path, settings)
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:

@@ -106,5 +106,5 @@ def faces_group(table: FaceTable) -> np.ndarray:
 
 def width_group(table: FaceTable, film_widths: np.ndarray) -> np.ndarray:
     """(N,) index into WIDTHS; film_widths (V,) in pixels."""
-    pixels = (table.box[:, 2] - table.box[:, 0]) * film_widths[table.video]
+    pixels = ((table.box[:, 2] - table.box[:, 0]) * film_widths[table.video]).round(6)
     return np.where(pixels < 64, 0, np.where(pixels <= 128, 1, 2))

@@ -198,7 +198,7 @@ def writing_features(
     """
     video_id = table.video_ids[table.video[rows[0]]]
     csv_path, npy_path = Path(directory, f"{video_id}.csv"), Path(directory, f"{video_id}.npy")
-    remove_features(directory, video_id)
+    csv_path.unlink(missing_ok=True)
     logits = np.full((len(rows), 2), np.nan, np.float32)
     with replacing(npy_path) as temporary:
         features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
@@ -217,15 +217,6 @@ def writing_features(
             part = frame[start : start + 1024].copy()
             part["features"] = [str(row.tolist()) for row in features[start : start + 1024]]
             part.to_csv(file, header=False, index=False, lineterminator="\n")
-
-
-def has_features(directory: Path, video_id: str) -> bool:
-    return Path(directory, f"{video_id}.csv").exists() and Path(directory, f"{video_id}.npy").exists()
-
-
-def remove_features(directory: Path, video_id: str) -> None:
-    for suffix in (".csv", ".npy"):
-        Path(directory, f"{video_id}{suffix}").unlink(missing_ok=True)
 
 
 class FeatureStore:
@@ -343,7 +334,11 @@ def read_logits(directory: str | Path) -> pd.DataFrame:
 
 def _csv_files(directory: str | Path, what: str) -> list[Path]:
     directory = Path(directory)
-    files = sorted(directory.glob("[!.]*.csv")) if directory.is_dir() else []
+    files = sorted(
+        directory / name
+        for name in existing_files(directory)
+        if name.endswith(".csv") and not name.startswith(".partial-")
+    )
     if not files:
         raise InputError(f"{directory}: no csv files here; it should hold {what}")
     return files

@@ -46,8 +46,8 @@ elif grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
 fi
 models=$ASC_DATA_ROOT/models
 results=$ASC_DATA_ROOT/results
-ste_epochs=${DEMO_STE_EPOCHS:-16}
-asc_epochs=${DEMO_ASC_EPOCHS:-4}
+ste_epochs=${DEMO_STE_EPOCHS:-24}
+asc_epochs=${DEMO_ASC_EPOCHS:-3}
 
 stage "A mini AVA" scripts/make_mini_ava.py --root "$ASC_DATA_ROOT" \
     --videos "${DEMO_VIDEOS:-12}" --seconds "${DEMO_SECONDS:-12}" --seed "$seed"

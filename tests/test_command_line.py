@@ -463,6 +463,26 @@ class TestForwardAgain:
         else:
             assert_refused(again, "--overwrite")
 
+    def test_with_other_weights_for_some_of_the_films(self, stage, tmp_path, root):
+        """Refused or done, but never a directory that holds the results of two networks."""
+        if stage.name == "ste":
+            write_annotations(tmp_path / "one.csv", [face for face in FACES if face.video == "one"])
+            some = f"--csv {tmp_path}/one.csv"
+        else:
+            for name in ("one.csv", "one.npy"):
+                (tmp_path / "features").mkdir(exist_ok=True)
+                shutil.copy(root / "features" / name, tmp_path / "features" / name)
+            some = f"--features-val-full {tmp_path}/features"
+        assert stage(tmp_path / "out").returncode == 0
+        before = digests(tmp_path / "out")
+        result = stage(tmp_path / "out", f"{some} {stage.other} --overwrite")
+        if result.returncode == 0:
+            assert stage(tmp_path / "fresh", f"{some} {stage.other}").returncode == 0
+            assert self.results(tmp_path / "out") == self.results(tmp_path / "fresh")
+        else:
+            assert_refused(result, tmp_path / "out", "two")
+            assert digests(tmp_path / "out") == before
+
     def test_settings_are_kept_beside_the_results(self, stage, tmp_path, root):
         assert stage(tmp_path).returncode == 0
         (saved,) = tmp_path.glob("*.json")

@@ -32,7 +32,6 @@ from core.errors import InputError
 from core.io import (
     FeatureStore,
     existing_files,
-    has_features,
     read_logits,
     replacing,
     write_bytes,
@@ -79,6 +78,10 @@ def refusal(directory: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def has_features(directory: Path, video_id: str) -> bool:
+    return (directory / f"{video_id}.csv").exists() and (directory / f"{video_id}.npy").exists()
 
 
 class TestBinaryFormat:
