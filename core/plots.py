@@ -51,7 +51,7 @@ def plot_breakdown(path: Path, groups: dict[str, dict[str, dict[str, dict]]]) ->
             axes.bar_label(bars, [f"{height:.0f}" if height else "none" for height in heights], fontsize=8)
         ticks = [f"{name}\n{group['rows']} rows" for name, group in result.items()]
         axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylabel="mAP (%)", ylim=(0, 108), xlabel=title)
-        axes.legend(fontsize=8, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=9, frameon=False)
     return _save(figure, path)
 
 
