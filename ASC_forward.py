@@ -24,11 +24,10 @@ from core.command_line import (
 )
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
-from core.errors import InputError
-from core.io import FeatureStore, write_predictions
+from core.io import FeatureStore, require_finite, write_predictions
 from core.models import active_speakers_context
 from core.progress import progress
-from core.results import ResultDirectory
+from core.results import ResultDirectory, weights_behind
 from core.util import device_label, get_device, load_weights
 
 
@@ -59,8 +58,9 @@ def main(args: argparse.Namespace) -> None:
     model = active_speakers_context(args.clips, args.speakers)
     digest = load_weights(model, args.weights, f"were they trained with clips {args.clips}, speakers {args.speakers}?")
     model = model.to(device).eval()
-    settings = {**vars(args), "weights_sha256": digest}
-    decisive = ("clips", "time_stride", "speakers", "features_val_full", "seed", "weights_sha256")
+    encoder = weights_behind(args.features_val_full, "STE_forward_cfg.json")
+    settings = {**vars(args), "weights_sha256": digest, "encoder_sha256": encoder}
+    decisive = ("clips", "time_stride", "speakers", "features_val_full", "seed", "weights_sha256", "encoder_sha256")
     results = ResultDirectory(output_dir, "ASC_forward_cfg.json", settings, decisive, (".csv",), args.overwrite)
 
     store = FeatureStore(args.features_val_full)
@@ -70,17 +70,14 @@ def main(args: argparse.Namespace) -> None:
     results.begin(table.video_ids)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     with progress(total=len(table), unit="row") as bar:
-        for video, video_id in enumerate(table.video_ids):
+        for video in range(len(table.video_ids)):
             rows = np.flatnonzero(table.video == video)
             if not done[video]:
                 logits = np.empty((len(rows), 2), np.float32)
                 for start in range(0, len(rows), args.batch_size):
                     batch = dataset.__getitems__([(0, row) for row in rows[start : start + args.batch_size]])
                     logits[start : start + args.batch_size] = model(batch["features"].to(device)).cpu().numpy()
-                if not np.isfinite(logits).all():
-                    row = rows[~np.isfinite(logits).all(axis=1)][0]
-                    place = f"{table.entity_ids[table.entity[row]]} at {table.timestamp[row]} s"
-                    raise InputError(f"{args.features_val_full}/{video_id}: the prediction for {place} is not finite")
+                require_finite(table, rows, logits, args.features_val_full)
                 write_predictions(output_dir, table, rows, logits)
             bar.update(len(rows))
     print(f"predictions of {len(table.video_ids)} videos: {output_dir}")

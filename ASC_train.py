@@ -13,10 +13,11 @@ import argparse
 from core.checkpoint import TrainingRun
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.config import ASC_inputs, ASC_optimization_params
-from core.dataset import ASCDataset, EpochSampler, batch_loader
+from core.dataset import ASCDataset, split_loaders
 from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
+from core.results import weights_behind
 from core.util import device_label, get_device, parameter_count, seed_everything
 
 
@@ -35,6 +36,7 @@ def get_args_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     settings = {**ASC_optimization_params, **vars(args)}
+    settings["encoder_sha256"] = weights_behind(args.features_train_full, "STE_forward_cfg.json")
     describe(settings)
     device = get_device(args.cuda_device)
     seed_everything(args.seed)
@@ -46,12 +48,7 @@ def main(args: argparse.Namespace) -> None:
         "train": ASCDataset(FeatureStore(args.features_train_full), *shape, args.seed, redraw=True),
         "val": ASCDataset(FeatureStore(args.features_val_full), *shape, args.seed),
     }
-    loaders = {
-        split: batch_loader(
-            dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
-        )
-        for split, dataset in datasets.items()
-    }
+    loaders = split_loaders(datasets, args, device)
 
     model = active_speakers_context(args.clip_length, args.speakers).to(device)
     sizes = ", ".join(f"{len(dataset)} rows to {split}" for split, dataset in datasets.items())

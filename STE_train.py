@@ -17,7 +17,7 @@ from core.annotations import read_annotations
 from core.checkpoint import TrainingRun
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, run
 from core.config import STE_inputs, STE_optimization_params
-from core.dataset import ClipReader, EpochSampler, STEDataset, batch_loader, drop_missing
+from core.dataset import ClipReader, STEDataset, drop_missing, split_loaders
 from core.models import short_term_encoder
 from core.optimization import fit, ste_losses
 from core.util import device_label, get_device, parameter_count, seed_everything
@@ -51,12 +51,7 @@ def main(args: argparse.Namespace) -> None:
         table = drop_missing(read_annotations(csv), audio_dir, video_dir, args.skip_missing)
         reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
         datasets[split] = STEDataset(reader, args.seed, augment=split == "train")
-    loaders = {
-        split: batch_loader(
-            dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
-        )
-        for split, dataset in datasets.items()
-    }
+    loaders = split_loaders(datasets, args, device)
 
     model = short_term_encoder(args.clip_length, pretrained=not args.no_pretrained and run_directory.epoch == 0)
     model = model.to(device, memory_format=torch.channels_last)

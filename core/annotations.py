@@ -23,7 +23,7 @@ _COLUMNS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class FaceTable:
     """Rows (one face at one moment) as arrays, in the order they were read; N rows, E tracks, V videos.
 
@@ -159,9 +159,7 @@ def read_annotations(source: str | Path) -> FaceTable:
     begin, _ = table.track_spans()
     spoken = np.zeros(table.moment.max() + 1, bool)
     spoken[table.moment[label == SPEAKING_AUDIBLE]] = True
-    # `replace` would drop what was computed so far; a frozen dataclass is filled before anyone else sees it.
-    object.__setattr__(table, "track_begin", begin)
-    object.__setattr__(table, "speech", spoken[table.moment])
+    table.track_begin, table.speech = begin, spoken[table.moment]
     return table
 
 

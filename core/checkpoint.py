@@ -33,6 +33,8 @@ class TrainingRun:
         if found and not resume:
             advice = "pass --resume to go on with it, or another --models-out to start anew"
             raise InputError(f"{self.directory}: a run lies here already ({found[-1]}): {advice}")
+        if found and LAST not in found and found != ["1.pth"]:  # which a run killed in its first epoch may leave
+            raise InputError(f"{self.directory}: weights, but no {LAST} to go on from; choose another --models-out")
         if LAST in found:
             self.state = load_checkpoint(self.directory / LAST)
             if not self.state.keys() >= {"model", "optimizer", "scheduler", "log", "settings", "rng"}:
@@ -47,7 +49,7 @@ class TrainingRun:
 
     def _check_settings(self, before: dict) -> None:
         free = {"epochs", "workers", "resume", "cuda_device", "models_out"}
-        for name in self.settings.keys() - free:
+        for name in sorted(self.settings.keys() & before.keys() - free):
             if before.get(name) != self.settings[name]:
                 change = f"{name} {before.get(name)}, now {self.settings[name]}"
                 raise InputError(f"{self.directory / LAST}: the run was started with {change}; resume with the same")

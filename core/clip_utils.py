@@ -39,7 +39,7 @@ def name_keys(names: list[str]) -> np.ndarray:
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def row_keys(seed: int, video_key: np.ndarray, entity_key: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+def draw_keys(seed: int, video_key: np.ndarray, entity_key: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
     """Key of each row's draws: a pure function of (seed, video, entity, timestamp), uint64 of the common shape."""
     moment = np.asarray(timestamp, np.float64).view(np.uint64)
     return mix(mix(mix(mix(np.uint64(seed)) ^ video_key) ^ entity_key) ^ moment)

@@ -50,8 +50,12 @@ def seed(text: str) -> int:
 
 
 def odd_window(text: str) -> int:
-    """The width of a median filter; 0 and 1 are none."""
-    return 0 if text == "0" else odd_positive(text)
+    if text == "0":
+        return 0
+    try:
+        return odd_positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or 0 for none") from None
 
 
 def positive_float(text: str) -> float:
@@ -71,7 +75,7 @@ def device_name(text: str) -> str:
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """--split and --csv: which annotations a stage works on. Resolve the csv with `csv_of_split`."""
+    """--split and --csv: which annotations a stage works on; without --csv, those of the split in the configuration."""
     parser.add_argument("--split", choices=SPLITS, default="val", help="which part of AVA; names the sub-directories")
     parser.add_argument(
         "--csv", help="annotations: augmented file, official file, or directory of official files (default: by split)"
@@ -116,7 +120,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         )
         status = 1
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted; what was finished is kept: the same command goes on (training: add --resume)", file=sys.stderr
+        )
         status = 130
     sys.exit(status)
 

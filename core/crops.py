@@ -8,7 +8,7 @@ import numpy as np
 
 from core.annotations import FaceTable
 from core.config import JPEG_QUALITY, SEEK_GAP_SECONDS
-from core.io import crop_path, existing_files, timestamp_name, write_bytes
+from core.io import crop_name, crop_path, existing_files, timestamp_name, write_bytes
 from core.jobs import Outcome
 from core.video import Film
 
@@ -16,8 +16,8 @@ from core.video import Film
 def rows_to_cut(table: FaceTable, rows: np.ndarray, output_dir: Path) -> np.ndarray:
     """Those of the rows (n,) whose crop is not in the output directory yet."""
     existing = {track: existing_files(output_dir / table.entity_ids[track]) for track in np.unique(table.entity[rows])}
-    names = (crop_path("", "", t).name for t in table.timestamp[rows])
-    return rows[[name not in existing[track] for name, track in zip(names, table.entity[rows], strict=True)]]
+    places = zip(table.timestamp[rows], table.entity[rows], strict=True)
+    return rows[[crop_name(timestamp) not in existing[track] for timestamp, track in places]]
 
 
 def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:

@@ -4,6 +4,7 @@ Every draw is a pure function of (seed, epoch, index), so nothing depends on the
 draws what an undisturbed one would have.
 """
 
+import argparse
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.audio import clip_bounds, clip_mfccs
 from core.custom_transforms import evaluation_clip, normalise, training_clip
 from core.errors import InputError
-from core.io import FeatureStore, crop_path, missing_rows, read_crop, read_wav, wav_path
+from core.io import FeatureStore, crop_path, find_missing, read_crop, read_wav, wav_path
 
 ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
 
@@ -70,6 +71,18 @@ def batch_loader(
     )
 
 
+def split_loaders(
+    datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device
+) -> dict[str, DataLoader]:
+    """Batches of the datasets `train`, shuffled, and `val`, in order, by the flags that both training stages have."""
+    return {
+        split: batch_loader(
+            dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
+        )
+        for split, dataset in datasets.items()
+    }
+
+
 def item_loader(dataset: Dataset, workers: int, device: torch.device) -> DataLoader:
     """The items of a dataset one by one and in order, read ahead by workers."""
     return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
@@ -84,17 +97,17 @@ def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missin
 
     Missing ones are dropped and counted with `skip_missing`; without it they are an InputError.
     """
-    missing, crops, wavs = missing_rows(table, audio_dir, video_dir)
-    if not missing.any():
+    missing = find_missing(table, audio_dir, video_dir)
+    if not missing.rows.any():
         return table
-    paths = [str(path) for path in (*crops[:2], *wavs[:2])]
-    counts = f"{len(crops)} of {len(table)} crops and {len(wavs)} wavs are missing, such as {', '.join(paths)}"
+    examples = ", ".join(map(str, missing.examples))
+    counts = f"{missing.crops} of {len(table)} crops and {missing.wavs} wavs are missing, such as {examples}"
     if not skip_missing:
         raise InputError(f"{counts}; make them with the scripts in data/, or leave these rows out with --skip-missing")
-    print(f"{counts}: {int(missing.sum())} rows left out")
-    if missing.all():
+    print(f"{counts}: {int(missing.rows.sum())} rows left out")
+    if missing.rows.all():
         raise InputError(f"{video_dir}: every row lacks its crop or its wav")
-    return table.keep(~missing)
+    return table.keep(~missing.rows)
 
 
 class ClipReader:
@@ -229,7 +242,7 @@ class Contexts:
     def draw(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """(B, L, S) rows of the contexts of the given rows (B,), a pure function of the seed and who they are."""
         table = self.table
-        keys = clip_utils.row_keys(
+        keys = clip_utils.draw_keys(
             seed, self._video_keys[table.video[rows]], self._entity_keys[table.entity[rows]], table.timestamp[rows]
         )
         start = self._moment_start[table.moment[rows]]

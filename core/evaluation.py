@@ -7,7 +7,7 @@ from scipy.stats import rankdata
 
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.errors import InputError
-from core.io import row_keys
+from core.io import join_keys
 
 FACES = ("1", "2", "3", "more")  # in the frame
 WIDTHS = ("< 64", "64 to 128", "> 128")  # of the face, in pixels
@@ -71,10 +71,13 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFra
         raise InputError(
             f"{source}: {int(double.sum())} rows stand twice, such as {_name(predictions[double].iloc[0])}"
         )
-    truth = row_keys(table)
+    truth = join_keys(table)
     both = truth.merge(predictions, on=key, how="outer", sort=False, indicator=True, validate="one_to_one")
     for side, problem in (
-        ("left_only", "rows of the ground truth have no prediction"),
+        (
+            "left_only",
+            "rows of the ground truth have no prediction (unfinished, or made with --skip-missing?)",
+        ),
         ("right_only", "predictions are for no row of the ground truth"),
     ):
         lost = both[both["_merge"] == side]

@@ -8,6 +8,7 @@ import re
 import socket
 import wave
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
@@ -51,10 +52,13 @@ def existing_files(directory: str | Path) -> set[str]:
         names = set(os.listdir(directory))
     except FileNotFoundError:
         return set()
+    except NotADirectoryError:
+        raise InputError(f"{directory}: a file, expected a directory") from None
     for match in filter(None, map(_PARTIAL_PATTERN.fullmatch, tuple(names))):
         names.remove(match[0])
         if not _is_running(int(match[1])):
-            Path(directory, match[0]).unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # on a disk that is only read they may stay
+                Path(directory, match[0]).unlink(missing_ok=True)
     return names
 
 
@@ -91,8 +95,12 @@ def timestamp_name(timestamp: float) -> str:
     return str(float(timestamp))
 
 
+def crop_name(timestamp: float) -> str:
+    return f"{timestamp_name(timestamp)}.jpg"
+
+
 def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:
-    return Path(directory, entity_id, f"{timestamp_name(timestamp)}.jpg")
+    return Path(directory, entity_id, crop_name(timestamp))
 
 
 def wav_path(directory: str | Path, name: str) -> Path:
@@ -152,24 +160,34 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def missing_rows(table: FaceTable, audio_dir: Path, video_dir: Path) -> tuple[np.ndarray, list[Path], list[Path]]:
-    """Which rows of a table lack their crop or their track's wav: (N,) bool, and the paths that are not there."""
-    missing = np.zeros(len(table), bool)
-    crops, wavs = [], []
-    present_wavs = existing_files(audio_dir)
+@dataclass
+class Missing:
+    """What a table lacks on disk: which rows (N,), how many files of each kind, and the first few of them."""
+
+    rows: np.ndarray
+    crops: int = 0
+    wavs: int = 0
+    examples: list[Path] = field(default_factory=list)
+
+
+def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
+    """Look for the crop of every row and the wav of every track."""
+    missing = Missing(np.zeros(len(table), bool))
+    wavs = existing_files(audio_dir)
     for entity in progress(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
-        rows = table.rows_of_track(entity)
-        wav = wav_path(audio_dir, table.entity_ids[entity])
-        if len(rows) and wav.name not in present_wavs:
-            missing[rows] = True
-            wavs.append(wav)
-        present = existing_files(video_dir / table.entity_ids[entity])
-        for row in rows:
-            crop = crop_path(video_dir, table.entity_ids[entity], table.timestamp[row])
-            if crop.name not in present:
-                missing[row] = True
-                crops.append(crop)
-    return missing, crops, wavs
+        rows, name = table.rows_of_track(entity), table.entity_ids[entity]
+        if len(rows) and f"{name}.wav" not in wavs:
+            missing.rows[rows] = True
+            missing.wavs += 1
+            if missing.wavs <= 2:
+                missing.examples.append(wav_path(audio_dir, name))
+        crops = existing_files(video_dir / name)
+        for row in rows[[crop_name(timestamp) not in crops for timestamp in table.timestamp[rows]]]:
+            missing.rows[row] = True
+            missing.crops += 1
+            if missing.crops <= 2:
+                missing.examples.append(crop_path(video_dir, name, table.timestamp[row]))
+    return missing
 
 
 # Features of the short-term encoder
@@ -202,11 +220,13 @@ def writing_features(
     logits = np.full((len(rows), 2), np.nan, np.float32)
     with replacing(npy_path) as temporary:
         features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
-        with open(temporary, "r+b") as file:  # a full disk shows here, as an error, and not in the mapped memory
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        if hasattr(os, "posix_fallocate"):  # a full disk shows here, as an error, and not in the mapped memory
+            with open(temporary, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         yield logits, features
+        require_finite(table, rows, logits, directory)
         features.flush()
-    frame = row_keys(table, rows)
+    frame = join_keys(table, rows)
     frame["label_id"] = (table.label[rows] == SPEAKING_AUDIBLE).astype(float if text else int)
     frame["logit_0"], frame["logit_1"] = logits.T
     if not text:
@@ -217,6 +237,19 @@ def writing_features(
             part = frame[start : start + 1024].copy()
             part["features"] = [str(row.tolist()) for row in features[start : start + 1024]]
             part.to_csv(file, header=False, index=False, lineterminator="\n")
+
+
+def require_finite(table: FaceTable, rows: np.ndarray, logits: np.ndarray, source: str | Path) -> None:
+    """Raise InputError naming the source and the first of the rows (n,) whose logits (n, 2) are not finite."""
+    bad = ~np.isfinite(logits).all(axis=1)
+    if bad.any():
+        row = rows[bad.argmax()]
+        place = (
+            f"{table.video_ids[table.video[row]]}, {table.entity_ids[table.entity[row]]} at {table.timestamp[row]} s"
+        )
+        raise InputError(
+            f"{source}, {place}: the prediction is not finite; look at the weights and at what they are given"
+        )
 
 
 class FeatureStore:
@@ -248,6 +281,15 @@ class FeatureStore:
             return f"{files[video]}, line {lines[video][row - self._first[video]]}"
 
         check_tracks(self.table, place)
+
+    def __getstate__(self) -> dict:
+        """Mapped files are opened again in the process that is given the store, not copied to it."""
+        arrays = [Path(a.filename) if isinstance(a, np.memmap) else a for a in self._arrays]
+        return {**self.__dict__, "_arrays": arrays}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._arrays = [_open_array(a) if isinstance(a, Path) else a for a in self._arrays]
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Features of the given rows, of any shape (...): (..., 1024) float32."""
@@ -309,7 +351,7 @@ _PREDICTION_COLUMNS = {"entity_id": "id", "frame_timestamp": "number", "logit_0"
 
 def write_predictions(directory: Path, table: FaceTable, rows: np.ndarray, logits: np.ndarray) -> None:
     """Write `<video_id>.csv` of the context network: rows (n,) of one video, logits (n, 2) float32."""
-    frame = row_keys(table, rows)[["entity_id", "frame_timestamp"]]
+    frame = join_keys(table, rows)[["entity_id", "frame_timestamp"]]
     frame["logit_0"], frame["logit_1"] = logits[:, 0], logits[:, 1]
     write_csv(Path(directory, f"{table.video_ids[table.video[rows[0]]]}.csv"), frame, header=False)
 
@@ -344,7 +386,7 @@ def _csv_files(directory: str | Path, what: str) -> list[Path]:
     return files
 
 
-def row_keys(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+def join_keys(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
     """video_id, frame_timestamp and entity_id of some rows: what a row is joined by."""
     return pd.DataFrame(
         {
@@ -357,7 +399,7 @@ def row_keys(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.Dat
 
 def write_scores(path: str | Path, table: FaceTable, scores: np.ndarray | None) -> None:
     """The official form without header: final predictions with scores (N,), or the ground truth without."""
-    frame = row_keys(table)
+    frame = join_keys(table)
     for column, name in enumerate(BOX_COLUMNS):
         frame.insert(2 + column, name, table.box[:, column])
     labels = np.array(LABELS, object)[table.label]

@@ -54,11 +54,13 @@ class TwoStreamResNet(nn.Module):
         a = self.a_layer4(self.a_layer3(self.a_layer2(self.a_layer1(a)))).mean(dim=(2, 3))
         v = self.maxpool(self.relu(self.v_bn1(self.video_conv1(video))))
         v = self.v_layer4(self.v_layer3(self.v_layer2(self.v_layer1(v)))).mean(dim=(2, 3))
-        features = torch.cat((a, v), dim=1)
-
-        a = self.relu(self.fc_128_a(a))
-        v = self.relu(self.fc_128_v(v))
-        return self.fc_final(torch.cat((a, v), dim=1)), self.fc_aux_a(a), self.fc_aux_v(v), features
+        # Under autocast the trunks may be bfloat16; the heads stay float32, or scores would tie.
+        with torch.amp.autocast(audio.device.type, enabled=False):
+            a, v = a.float(), v.float()
+            features = torch.cat((a, v), dim=1)
+            a = self.relu(self.fc_128_a(a))
+            v = self.relu(self.fc_128_v(v))
+            return self.fc_final(torch.cat((a, v), dim=1)), self.fc_aux_a(a), self.fc_aux_v(v), features
 
 
 class NonLocalBlock(nn.Module):
@@ -101,7 +103,8 @@ class ASC_Net(nn.Module):
         x = self.sat(x)
         sequence = x.flatten(2).transpose(1, 2)  # (B, L*S, 1024): in time order, the speaker varies fastest
         hidden, _ = self.lstm(sequence)  # (B, L*S, hidden)
-        return self.fc_final(hidden.flatten(1))
+        with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the encoder
+            return self.fc_final(hidden.float().flatten(1))
 
 
 def _start_convolutions(model: nn.Module) -> None:

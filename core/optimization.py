@@ -100,7 +100,7 @@ def _run_epoch(name: str, step: Callable, loader: DataLoader, device: torch.devi
                         f"{name}: the loss is not finite in batch {index - back + 1}: {text}; nothing is saved of it"
                     )
             unseen.clear()
-            bar.set_postfix({key: f"{value.item() / count:.4f}" for key, value in sums.items()})
+            bar.set_postfix({key: f"{value.item() / count:.4f}" for key, value in sums.items()}, refresh=False)
     scores = speaking_score(torch.cat(logits).float().cpu().numpy())
     positive = torch.cat(labels).cpu().numpy() == 1
     result = {f"loss_{key}": value.item() / count for key, value in sums.items()}

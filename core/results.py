@@ -25,15 +25,20 @@ class ResultDirectory:
     ):
         self.directory, self.path, self.settings = directory, directory / name, settings
         self.suffixes, self.overwrite = suffixes, overwrite
-        if overwrite or not self.path.exists():
+        if overwrite:
+            return
+        if not self.path.exists():
+            if any(file.endswith(".csv") for file in existing_files(directory)):
+                advice = "choose another directory or pass --overwrite"
+                raise InputError(f"{directory}: holds results but no {name} that says how they were made; {advice}")
             return
         try:
-            before = json.loads(self.path.read_text())
-        except ValueError:
-            raise InputError(f"{self.path}: not JSON; remove it or pass --overwrite") from None
+            before = dict(json.loads(self.path.read_text()))
+        except (ValueError, TypeError):
+            raise InputError(f"{self.path}: not a file of settings; remove it or pass --overwrite") from None
         for key in decisive:
             if before.get(key) != settings[key]:
-                change = f"{key} {before.get(key)}, now {settings[key]}"
+                change = f"{key} {str(before.get(key))[:60]}, now {str(settings[key])[:60]}"
                 raise InputError(f"{directory}: made with {change}; choose another directory or pass --overwrite")
 
     def done(self, video_ids: list[str]) -> list[bool]:
@@ -55,3 +60,11 @@ class ResultDirectory:
             for name in (f"{video_id}{suffix}" for video_id in video_ids for suffix in self.suffixes):
                 (self.directory / name).unlink(missing_ok=True)
         write_json(self.path, self.settings)
+
+
+def weights_behind(directory: str | Path, name: str) -> str | None:
+    """SHA-256 of the weights that a directory's results were made with, None where its settings do not tell."""
+    try:
+        return dict(json.loads(Path(directory, name).read_text())).get("weights_sha256")
+    except (OSError, ValueError, TypeError):
+        return None

@@ -20,6 +20,7 @@ def get_device(name: str) -> torch.device:
     if int(name) >= count:
         have = f"CUDA devices 0 to {count - 1} are here" if count else "no CUDA device is here"
         raise InputError(f"cuda_device {name}: {have}; pass cpu to run on the CPU")
+    torch.cuda.set_device(int(name))  # else helpers such as the thread that pins memory open the first one too
     return torch.device("cuda", int(name))
 
 
@@ -65,8 +66,10 @@ def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
 
     Raises InputError that names the first parameter that does not fit, with `hint` on the likely reason.
     """
-    path = require_file(path, "weights: train them, or see scripts/downloads.sh weights")
+    path = require_file(path, "weights: pass --weights, or fetch the published ones: scripts/downloads.sh weights")
     state = load_checkpoint(path)
+    if "optimizer" in state:
+        raise InputError(f"{path}: the state of a training run; the weights are in <epoch>.pth beside it")
     own = model.state_dict()
     for name, value in own.items():
         found = state.get(name)
@@ -79,12 +82,13 @@ def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
     if surplus:
         raise InputError(f"{path}: surplus parameter {surplus[0]}, so these are weights of another network")
     model.load_state_dict(state)
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

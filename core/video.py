@@ -119,7 +119,10 @@ class Film:
                 if not self._capture.grab():
                     return
                 self._next += 1
-            decoded, image = self._capture.retrieve()
+            try:
+                decoded, image = self._capture.retrieve()
+            except cv2.error as error:
+                raise ValueError(f"frame {index}: {str(error).splitlines()[0]}") from None
             if not decoded:
                 return
             yield int(index), image

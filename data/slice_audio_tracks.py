@@ -19,7 +19,7 @@ import numpy as np
 from core.annotations import read_annotations
 from core.audio import slice_bounds
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
-from core.config import STE_inputs, annotation_csvs, data_inputs
+from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_inputs, annotation_csvs, data_inputs
 from core.io import existing_files, read_wav, wav_length, wav_path, write_json, write_wav
 from core.jobs import Outcome, report, run_jobs
 
@@ -57,6 +57,9 @@ def main(args: argparse.Namespace) -> int:
                 result.failures.append(
                     f"{table.entity_ids[track]}: begins at {first[track]} s, outside the sound of {wav}"
                 )
+            elif stop - length > MAX_MISSING_SECONDS * SAMPLE_RATE:
+                heard = f"the sound of {wav} ends at {length / SAMPLE_RATE:.2f} s"
+                result.failures.append(f"{table.entity_ids[track]}: ends at {last[track]} s, but {heard}")
             else:
                 write_wav(target, read_wav(wav, start, stop))
                 result.done += 1

@@ -9,7 +9,7 @@ usage: bash scripts/demo.sh [--seed K] [--root DIR]
 
 Makes the environment and a mini AVA, trains both networks from random weights, and ends with a table of the official
 mAP beside the share of positive rows, and a picture of one val video's scores over time. It runs on the first CUDA
-device if there is one, else on the CPU, where it takes about four minutes on two cores.
+device if there is one, else on the CPU, where it takes four to five minutes on two cores.
 
   --seed K     of the films, the weights and every draw (default: 0)
   --root DIR   where everything goes (default: demo/seed_K); the same command again goes on where it was
@@ -40,7 +40,7 @@ started=$SECONDS
 
 device=cpu precision=fp32
 if .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    device=0 precision=bf16
+    device=0
 elif grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
     precision=bf16 # twice as fast where the processor has it
 fi

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from core.clip_utils import draw_speakers, name_keys, row_keys, window
+from core.clip_utils import draw_keys, draw_speakers, name_keys, window
 
 GOLDEN_INDEX = json.loads((GOLDEN / "index.json").read_text())
 
@@ -84,7 +84,7 @@ def keys_of_rows(
 ) -> np.ndarray:
     """Keys of the rows of one track: all that differs between them is the timestamp."""
     timestamps = np.round(begin + np.arange(rows) / 25, 2)
-    return row_keys(seed, name_keys([video])[0], name_keys([entity])[0], timestamps)
+    return draw_keys(seed, name_keys([video])[0], name_keys([entity])[0], timestamps)
 
 
 def draw(candidates: int, speakers: int, keys: np.ndarray) -> np.ndarray:
@@ -242,9 +242,9 @@ def test_keys_are_all_different():
 
 def test_keys_are_the_same_in_every_process():
     code = (
-        "from core.clip_utils import name_keys, row_keys\n"
+        "from core.clip_utils import name_keys, draw_keys\n"
         "a, b = name_keys(['film', '\u00e4 -:7'])\n"
-        "print(a, b, row_keys(7, a, b, 1299.1))"
+        "print(a, b, draw_keys(7, a, b, 1299.1))"
     )
     outputs = [
         subprocess.run(
@@ -258,4 +258,4 @@ def test_keys_are_the_same_in_every_process():
         for seed in ("1", "2")
     ]
     a, b = name_keys(["film", "\u00e4 -:7"])
-    assert outputs == [f"{a} {b} {row_keys(7, a, b, 1299.1)}\n"] * 2
+    assert outputs == [f"{a} {b} {draw_keys(7, a, b, 1299.1)}\n"] * 2
