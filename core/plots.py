@@ -1,5 +1,6 @@
 """Pictures of results: precision and recall, breakdowns, scores over time. Colours are Okabe and Ito's."""
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -29,7 +30,7 @@ def plot_precision_recall(path: Path, scores: dict[str, np.ndarray], table: Face
     """One curve per prediction, name -> scores (N,); legend: name -> text. Returns the path."""
     positive = table.label == SPEAKING_AUDIBLE
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
-    for colour, (name, values) in zip(COLOURS, scores.items(), strict=False):
+    for colour, (name, values) in zip(cycle(COLOURS), scores.items(), strict=False):
         recall, precision = precision_recall(values, positive)
         axes.plot(recall, precision, color=colour, linewidth=2, label=legend[name])
     axes.axhline(positive.mean(), color="grey", linestyle=":", label=f"chance {100 * positive.mean():.1f}")
@@ -70,7 +71,7 @@ def plot_scores(path: Path, video: int, scores: dict[str, np.ndarray], table: Fa
         time, speaks = table.timestamp[rows], table.label[rows] == SPEAKING_AUDIBLE
         axes.fill_between(time, 0, 1, where=speaks, step="mid", color=TRUTH, alpha=0.6, linewidth=0, label="speaks")
         axes.axvspan(time[0], time[-1], color="grey", alpha=0.08, linewidth=0, label="in the picture")
-        for colour, (name, values) in zip(COLOURS, scores.items(), strict=False):
+        for colour, (name, values) in zip(cycle(COLOURS), scores.items(), strict=False):
             axes.plot(time, values[rows], color=colour, linewidth=1.5, label=name)
         axes.set(ylim=(-0.03, 1.03), yticks=(0, 1))
         axes.set_title(table.entity_ids[track], fontsize=8, loc="left", pad=2)

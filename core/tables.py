@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
             numbers = [name for name, kind in columns.items() if kind == "number"]
             # Pandas' fast parsing is exact up to 15 digits, which shows as decimals that survive rounding.
             if any((table[name].round(9) != table[name]).any() for name in numbers):
-                text = _read(path, {**options, "dtype": "str"}, columns)
+                text = _read(path, {**options, "dtype": "str", "usecols": numbers}, numbers)
                 table[numbers] = text[numbers].astype(object).map(float)
     except (ValueError, OverflowError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError among them
         raise InputError(_explain(path, columns, names, header, error)) from None
@@ -127,7 +128,7 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
     return table
 
 
-def _read(path: Path, options: dict, columns: dict[str, str]) -> pd.DataFrame:
+def _read(path: Path, options: dict, columns: Iterable[str]) -> pd.DataFrame:
     header = options["skiprows"]
     try:
         table = pd.read_csv(path, **options)

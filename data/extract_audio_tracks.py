@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
 
     outcome = run_jobs(extract, films, str, len(films), "film", args.workers)
     write_json(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args))
-    return report(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split ...")
+    return report(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def main(args: argparse.Namespace) -> None:
             plots.plot_breakdown(directory / "breakdown.png", breakdowns),
             plots.plot_scores(directory / f"scores_{table.video_ids[video]}.png", video, scores, table),
         ]
+        write_json(directory / "evaluate_cfg.json", vars(args))
         print("pictures:", ", ".join(map(str, made)))
 
 
