@@ -16,8 +16,6 @@ PROTOCOLS = "file"
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 # OpenCV reads these when it opens a film, so they are set before it does.
 os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;{PROTOCOLS}|format_whitelist;{CONTAINERS}"
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2  # noqa: E402
 
