@@ -200,8 +200,8 @@ def clip_batches(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Cut the pieces of `STETrackDataset` into full batches across tracks.
 
-    Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype, both on the device. Crops
-    travel as bytes, once: neighbouring clips overlap in memory as they do in time.
+    Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype in channels_last, both on the
+    device. Crops travel as bytes, once; the clips, which overlap in time, are cut out of them on the device.
     """
     held: list[tuple[torch.Tensor, ...]] = []
     room = batch_size
@@ -224,8 +224,12 @@ def clip_batches(
 
 
 def _join(held: list[tuple[torch.Tensor, ...]]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    rows, audio, video = held[0] if len(held) == 1 else (torch.cat(parts) for parts in zip(*held, strict=True))
-    return rows.numpy(), audio, video
+    rows, audio, parts = zip(*held, strict=True)
+    size = (sum(map(len, rows)), *parts[0].shape[1:])
+    video = torch.empty(size, dtype=parts[0].dtype, device=parts[0].device, memory_format=torch.channels_last)
+    for place, part in zip(video.split([len(part) for part in parts]), parts, strict=True):
+        place.copy_(part)
+    return torch.cat(rows).numpy(), torch.cat(audio), video
 
 
 class Contexts:
