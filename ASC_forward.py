@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     with progress(total=len(table), unit="row") as bar:
         for video in range(len(table.video_ids)):
-            rows = np.flatnonzero(table.video == video)
+            rows = table.rows_of_video(video)
             if not done[video]:
                 logits = np.empty((len(rows), 2), np.float32)
                 for start in range(0, len(rows), args.batch_size):

@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         loader = item_loader(dataset, args.workers, device)
         with progress(total=len(table), unit="row") as bar:
             for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
-                rows_of_video = np.flatnonzero(table.video == video)
+                rows_of_video = table.rows_of_video(video)
                 with writing_features(output_dir, table, rows_of_video, args.text_features) as (logits, features):
                     pieces = (piece for _, piece in group)
                     for rows, audio, clips in clip_batches(pieces, args.batch_size, device, dtype):

@@ -54,6 +54,12 @@ class FaceTable:
         return np.searchsorted(self.entity[self.track_rows], np.arange(len(self.entity_ids) + 1)).astype(np.int64)
 
     @cached_property
+    def _video_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) rows sorted by video, and (V + 1,) where each video begins among them."""
+        rows = np.argsort(self.video, kind="stable").astype(np.int32)
+        return rows, np.searchsorted(self.video[rows], np.arange(len(self.video_ids) + 1))
+
+    @cached_property
     def position(self) -> np.ndarray:
         """(N,) position of each row in its track, from 0."""
         position = np.empty(len(self), np.int32)
@@ -73,6 +79,11 @@ class FaceTable:
     def rows_of_track(self, entity: int) -> np.ndarray:
         """Rows of one track, in time order."""
         return self.track_rows[self.track_start[entity] : self.track_start[entity + 1]]
+
+    def rows_of_video(self, video: int) -> np.ndarray:
+        """Rows of one video, in the order they were read."""
+        rows, start = self._video_rows
+        return rows[start[video] : start[video + 1]]
 
     def track_video(self) -> np.ndarray:
         """(E,) the video of each track that has rows; -1 for those that have none left."""

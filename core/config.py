@@ -84,7 +84,7 @@ ASC_optimization_params = {
     "gamma": 0.1,
     "epochs": 15,
     "batch_size": 64,  # contexts
-    "workers": _WORKERS,
+    "workers": 0,  # batches are gathered faster than they travel between processes; a slow disk may want some
     "precision": "fp32",
     "seed": 0,
 }

@@ -296,9 +296,11 @@ class FeatureStore:
         flat = rows.reshape(-1)
         out = np.empty((len(flat), STE_FEATURES), np.float32)
         video = self.table.video[flat]
-        for code in np.unique(video):
-            mine = np.flatnonzero(video == code)
-            out[mine] = self._arrays[code][flat[mine] - self._first[code]]
+        ends = np.append(np.flatnonzero(np.diff(video)) + 1, len(flat))
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):  # stretches of one film
+            local = flat[start:end] - self._first[video[start]]
+            # "clip" has numpy write straight into `out`; every index is in range.
+            np.take(self._arrays[video[start]], local, axis=0, out=out[start:end], mode="clip")
         return out.reshape(*rows.shape, STE_FEATURES)
 
 

@@ -9,6 +9,7 @@ from urllib.error import URLError
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from torchvision.models import ResNet18_Weights, resnet18
 
 from core.config import ASC_HIDDEN, STE_FEATURES
@@ -77,16 +78,25 @@ class NonLocalBlock(nn.Module):
         self.omega, self.omega_bn = nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, C, L, S) to the same shape."""
-        batch, _, clips, speakers = x.shape
-        theta = self.theta_bn(self.theta(x)).flatten(2)  # (B, hidden, L*S)
-        phi = self.phi_bn(self.phi(x)).flatten(2)
-        gamma = self.gamma_bn(self.gamma(x)).flatten(2)
-        pairs = theta.transpose(1, 2) @ phi  # (B, L*S, L*S)
+        """x (B, C, L, S) to the same shape; fastest where C lies innermost in memory (channels_last)."""
+        x = x.permute(0, 2, 3, 1)  # (B, L, S, C)
+        _, clips, speakers, _ = x.shape
+        theta = _pointwise(self.theta, self.theta_bn, x).flatten(1, 2)  # (B, L*S, hidden)
+        phi = _pointwise(self.phi, self.phi_bn, x).flatten(1, 2)
+        gamma = _pointwise(self.gamma, self.gamma_bn, x).flatten(1, 2)
+        pairs = theta @ phi.transpose(1, 2)  # (B, L*S, L*S)
         attention = pairs.flatten(1).softmax(dim=1).view_as(pairs)
-        refined = gamma @ attention.transpose(1, 2)  # (B, hidden, L*S)
-        refined = refined.reshape(batch, -1, clips, speakers)
-        return x + self.omega_bn(self.omega(refined))
+        refined = (attention @ gamma).unflatten(1, (clips, speakers))  # (B, L, S, hidden)
+        refined = _pointwise(self.omega, self.omega_bn, refined)  # (B, L, S, C)
+        if refined.requires_grad:  # an LSTM's gradient has its axes swapped, which takes batch norm ten times as long
+            refined.register_hook(torch.Tensor.contiguous)
+        return (x + refined).permute(0, 3, 1, 2)
+
+
+def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution and its batch norm over the last axis of x (B, L, S, C), as a product of matrices."""
+    x = linear(x, convolution.weight.flatten(1), convolution.bias)
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ASC_Net(nn.Module):
@@ -101,7 +111,7 @@ class ASC_Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, 1024, L, S), the reference speaker at s = 0. Returns logits (B, 2)."""
         x = self.sat(x)
-        sequence = x.flatten(2).transpose(1, 2)  # (B, L*S, 1024): in time order, the speaker varies fastest
+        sequence = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L*S, 1024): in time order, the speaker varies fastest
         hidden, _ = self.lstm(sequence)  # (B, L*S, hidden)
         with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the encoder
             return self.fc_final(hidden.float().flatten(1))

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     output_dir = Path(args.output_dir, args.split)
 
     def extract(video: int, advance: Callable[[int], None]) -> Outcome:
-        rows = np.flatnonzero(table.video == video)
+        rows = table.rows_of_video(video)
         todo = rows if args.overwrite else rows_to_cut(table, rows, output_dir)
         advance(len(rows) - len(todo))
         result = Outcome(skipped=len(rows) - len(todo))
