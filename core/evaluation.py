@@ -2,10 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import median_filter
-from scipy.stats import rankdata
 
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
+from core.clip_utils import window
 from core.errors import InputError
 from core.io import join_keys
 
@@ -41,7 +40,7 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     count = int(positive.sum())
     if count in (0, len(positive)):
         return float("nan")
-    ranks = rankdata(scores)[positive].sum()
+    ranks = pd.Series(scores).rank().to_numpy()[positive].sum()
     return float((ranks - count * (count + 1) / 2) / (count * (len(positive) - count)))
 
 
@@ -53,10 +52,14 @@ def speaking_score(logits: np.ndarray) -> np.ndarray:
 
 def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarray:
     """Median filter of odd width over the rows of each track, never across tracks; values (N, ...) as the table."""
-    smooth = values.copy()
-    for entity in np.unique(table.entity):
-        rows = table.rows_of_track(entity)
-        smooth[rows] = median_filter(values[rows], size=(width,) + (1,) * (values.ndim - 1), mode="nearest")
+    length = np.diff(table.track_start)
+    smooth = np.empty_like(values)
+    for start in range(0, len(table), 1 << 14):  # bounds the memory
+        part = slice(start, start + (1 << 14))
+        entity = table.entity[part]
+        positions = window(table.position[part], length[entity], width)
+        rows = table.track_rows[table.track_start[entity][:, None] + positions]  # (n, width)
+        smooth[part] = np.partition(values[rows], width // 2, axis=1)[:, width // 2]
     return smooth
 
 
@@ -72,7 +75,11 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFra
             f"{source}: {int(double.sum())} rows stand twice, such as {_name(predictions[double].iloc[0])}"
         )
     truth = join_keys(table)
-    both = truth.merge(predictions, on=key, how="outer", sort=False, indicator=True, validate="one_to_one")
+    joined = truth.merge(predictions, on=key, how="left", sort=False, indicator=True, validate="one_to_one")
+    found = joined.pop("_merge") == "both"
+    if found.all() and len(predictions) == len(truth):
+        return joined
+    both = truth.merge(predictions, on=key, how="outer", sort=False, indicator=True)
     for side, problem in (
         (
             "left_only",
@@ -84,7 +91,7 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFra
         if len(lost):
             examples = "; ".join(_name(row) for _, row in lost.head(3).iterrows())
             raise InputError(f"{source}: {len(lost)} {problem}: {examples}")
-    return truth.merge(predictions, on=key, how="left", sort=False)
+    return joined
 
 
 def _name(row: pd.Series) -> str:

@@ -1,6 +1,7 @@
 """Files between the stages: crops, wavs, the feature store, predictions. Written whole or not at all."""
 
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -82,9 +83,24 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def write_csv(path: str | Path, table: pd.DataFrame, header: bool) -> None:
-    """Numbers are written with as many digits as it takes to read the same number back."""
-    with replacing(path) as temporary:
-        table.to_csv(temporary, header=header, index=False, lineterminator="\n")
+    """Numbers are written with as many digits as it takes to read the same number back, NaN as nothing."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")  # twice as fast as pandas' own
+        if header:
+            writer.writerow(table.columns)
+        for start in range(0, len(table), 1 << 16):
+            part = table.iloc[start : start + (1 << 16)]
+            writer.writerows(zip(*(_plain(part[name]) for name in table), strict=True))
+
+
+def _plain(column: pd.Series) -> list:
+    values = column.to_numpy()
+    if values.dtype.kind != "f":
+        return values.tolist()
+    texts = list(map(str, values)) if values.dtype == np.float32 else values.tolist()  # in the digits of its precision
+    for row in np.flatnonzero(np.isnan(values)):
+        texts[row] = ""
+    return texts
 
 
 # Crops and wavs
@@ -399,16 +415,14 @@ def join_keys(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.Da
     )
 
 
-def write_scores(path: str | Path, table: FaceTable, scores: np.ndarray | None) -> None:
-    """The official form without header: final predictions with scores (N,), or the ground truth without."""
+def write_scores(path: str | Path, ground_truth: str | Path, table: FaceTable, scores: np.ndarray) -> None:
+    """The official form without header: final predictions with scores (N,), and the ground truth in the same order."""
     frame = join_keys(table)
     for column, name in enumerate(BOX_COLUMNS):
-        frame.insert(2 + column, name, table.box[:, column])
-    labels = np.array(LABELS, object)[table.label]
-    frame.insert(6, "label", labels if scores is None else LABELS[SPEAKING_AUDIBLE])
-    if scores is not None:
-        frame["score"] = scores
-    write_csv(path, frame, header=False)
+        frame.insert(2 + column, name, list(map(str, table.box[:, column].tolist())))  # spelt once for both files
+    frame.insert(6, "label", LABELS[SPEAKING_AUDIBLE])
+    write_csv(path, frame.assign(score=scores), header=False)
+    write_csv(ground_truth, frame.assign(label=np.array(LABELS, object)[table.label]), header=False)
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
