@@ -18,7 +18,7 @@ from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
 from core.results import weights_behind
-from core.util import device_label, get_device, parameter_count, seed_everything
+from core.util import device_label, get_device, parameter_count, seed_everything, spare_memory
 
 
 def get_args_parser() -> Parser:
@@ -48,6 +48,9 @@ def main(args: argparse.Namespace) -> None:
         "train": ASCDataset(FeatureStore(args.features_train_full), *shape, args.seed, redraw=True),
         "val": ASCDataset(FeatureStore(args.features_val_full), *shape, args.seed),
     }
+    if args.workers == 0 and 2 * sum(dataset.bytes for dataset in datasets.values()) < spare_memory(device):
+        for dataset in datasets.values():
+            dataset.hold_on(device)
     loaders = split_loaders(datasets, args, device)
 
     model = active_speakers_context(args.clip_length, args.speakers).to(device)

@@ -16,11 +16,14 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from core import clip_utils
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.audio import clip_bounds, clip_mfccs
+from core.config import STE_FEATURES
 from core.custom_transforms import evaluation_clip, normalise, training_clip
 from core.errors import InputError
 from core.io import FeatureStore, crop_path, find_missing, read_crop, read_wav, wav_path
+from core.progress import progress
 
 ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
+_ROWS_HELD = 1 << 14  # features copied to a device at a time
 
 
 class EpochSampler(Sampler):
@@ -66,7 +69,7 @@ def batch_loader(
         batch_sampler=Batches(sampler, batch_size, drop_last=False),
         num_workers=workers,
         collate_fn=_as_it_is if hasattr(dataset, "__getitems__") else None,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda" and getattr(dataset, "resident", None) is None,
         persistent_workers=workers > 0,
     )
 
@@ -273,6 +276,19 @@ class ASCDataset(Dataset):
     def __init__(self, store: FeatureStore, clips: int, stride: int, speakers: int, seed: int, redraw: bool = False):
         self.store, self.seed, self.redraw = store, seed, redraw
         self.contexts = Contexts(store.table, clips, stride, speakers)
+        self.resident: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of all features."""
+        return 4 * STE_FEATURES * len(self)
+
+    def hold_on(self, device: torch.device) -> None:
+        """Keep all features, 4 kB a row, in the device's memory from now on, and assemble batches there."""
+        self.resident = torch.empty(len(self), STE_FEATURES, device=device)
+        for start in progress(range(0, len(self), _ROWS_HELD), desc=f"features to {device}", unit="", leave=False):
+            rows = np.arange(start, min(start + _ROWS_HELD, len(self)))
+            self.resident[rows[0] : rows[-1] + 1] = torch.from_numpy(self.store.gather(rows))
 
     def __len__(self) -> int:
         return len(self.store.table)
@@ -280,6 +296,10 @@ class ASCDataset(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         rows = np.array([row for _, row in keys])
         seed = int(clip_utils.mix(np.uint64(self.seed)) >> np.uint64(1)) + 1 + keys[0][0] if self.redraw else self.seed
-        features = self.store.gather(self.contexts.draw(rows, seed))  # (B, L, S, 1024)
+        context = self.contexts.draw(rows, seed)  # (B, L, S)
+        if self.resident is None:
+            features = torch.from_numpy(self.store.gather(context))  # (B, L, S, 1024)
+        else:
+            features = self.resident[torch.from_numpy(context).to(self.resident.device)]
         label = (self.store.table.label[rows] == SPEAKING_AUDIBLE).astype(np.int64)
-        return {"features": torch.from_numpy(features).permute(0, 3, 1, 2), "label": torch.from_numpy(label)}
+        return {"features": features.permute(0, 3, 1, 2), "label": torch.from_numpy(label)}

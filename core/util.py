@@ -47,6 +47,11 @@ def device_label(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
+def spare_memory(device: torch.device) -> int:
+    """Bytes that are free on a CUDA device; 0 for the CPU, whose memory the page cache uses already."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch, for the initial weights. Data is drawn by (seed, epoch, row) and knows no global state."""
     torch.manual_seed(seed)

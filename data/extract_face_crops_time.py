@@ -14,8 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from core.annotations import read_annotations
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import STE_inputs, annotation_csvs, data_inputs

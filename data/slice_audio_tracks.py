@@ -40,7 +40,6 @@ def main(args: argparse.Namespace) -> int:
     audio_dir = require_directory(args.ava_audio_dir, "the films' wavs: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv)
     first, last = table.track_spans()
-    track_video = table.track_video()
     output_dir = Path(args.output_dir, args.split)
     existing = set() if args.overwrite else existing_files(output_dir)
 
@@ -48,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         wav = wav_path(audio_dir, table.video_ids[video])
         length = wav_length(wav)
         result = Outcome()
-        for track in np.flatnonzero(track_video == video):
+        for track in np.unique(table.entity[table.rows_of_video(video)]):
             target = wav_path(output_dir, table.entity_ids[track])
             start, stop = slice_bounds(first[track], last[track])
             if target.name in existing:

@@ -1,0 +1,696 @@
+"""Measure every stage on data made for it, next to what this machine could do at best, in one run.
+
+    python scripts/benchmark.py                     # two CPU cores: half an hour and 6 GB in benchmark/
+    python scripts/benchmark.py --device 0          # the network stages on the first GPU
+    python scripts/benchmark.py --stages crops annotations
+    python scripts/benchmark.py --minutes 1 --clips 4 --contexts 500 --annotation-rows 50000      # a quick look
+
+Stages are run through their command lines, from files on disk to files on disk, at three sizes. The rate is that of
+the largest, start-up and all. The ceiling is measured just before: the rate of a bare tool, or the rate of products of
+4096 x 4096 matrices divided by the operations of a row. The cost of a further row from the second size to the third,
+over that from the first to the second, tells whether a stage is linear. Memory is what the processes of a stage hold
+together, the page cache not counted.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from python_speech_features import mfcc
+
+from core.annotations import FaceTable, read_annotations
+from core.audio import fit_clip
+from core.clip_utils import window
+from core.command_line import Parser, describe, device_name, positive_int, run
+from core.config import JPEG_QUALITY, SAMPLE_RATE
+from core.custom_transforms import evaluation_clip, normalise
+from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, clip_batches
+from core.errors import RunError
+from core.io import FeatureStore, crop_path, read_crop, read_wav, replacing, wav_path, write_bytes, write_json
+from core.models import active_speakers_context, short_term_encoder
+from core.util import autocast, device_label, get_device, input_dtype
+from core.video import run_ffmpeg
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("sound", "slices", "crops", "annotations", "ste_forward", "ste_train", "asc", "scores")
+SCALES = (1, 4, 16)
+GFLOP = {"STE forward": 2.62, "STE training": 7.86, "ASC forward": 0.07, "ASC training": 0.21}  # a row
+FPS, FACES, TRACK_ROWS = 25, 2, 25  # of the film: two faces in every frame, a track a second
+LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE")
+
+
+@dataclass
+class Figure:
+    """One line of the table: a stage at growing sizes, and the rate that it is compared with."""
+
+    stage: str
+    unit: str
+    sizes: list[int]
+    seconds: list[float] = field(default_factory=list)
+    memory: int = 0  # bytes, at the largest size
+    ceiling: float | None = None  # units a second
+    bound: str = ""  # what the ceiling is
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return self.sizes[-1] / self.seconds[-1]
+
+    @property
+    def growth(self) -> float | None:
+        """Cost of a further row at the largest sizes over that at the smallest; 1 where the stage is linear."""
+        if len(self.sizes) < 3:
+            return None
+        costs = np.diff(self.seconds) / np.diff(self.sizes)
+        return float(costs[1] / costs[0])
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--device", type=device_name, default="cpu", help="number of the CUDA device, or cpu")
+    parser.add_argument("--work", default="benchmark", help="directory for the data, which is kept and used again")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to measure")
+    parser.add_argument("--minutes", type=positive_int, default=10, help="length of the film")
+    parser.add_argument("--clips", type=positive_int, default=64, help="clips at the smallest size of the STE stages")
+    parser.add_argument("--contexts", type=positive_int, default=4000, help="rows at the smallest size of ASC")
+    parser.add_argument("--store-rows", type=positive_int, default=100_000, help="rows of the store that is opened")
+    parser.add_argument("--annotation-rows", type=positive_int, default=2_676_314, help="rows of the annotations")
+    parser.add_argument("--score-rows", type=positive_int, default=800_000, help="rows of the predictions")
+    parser.add_argument("--json", help="file for all the numbers (default: <work>/benchmark.json)")
+    return parser
+
+
+# Measuring
+
+
+def memory_of(process: int) -> int:
+    """Bytes that a process and its descendants hold: their own and shared memory, files in the page cache left out."""
+    total = 0
+    try:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                total += int(line.split()[1]) << 10
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            total += sum(map(memory_of, map(int, children.read_text().split())))
+    except OSError:  # it has ended
+        pass
+    return total
+
+
+def watch(process: int, done: threading.Event, peak: list[int]) -> None:
+    while not done.wait(0.2):
+        peak.append(memory_of(process))
+
+
+def watched(process: int, wait: Callable[[], object]) -> tuple[float, int]:
+    """Seconds until `wait` returns, and the most that the process held meanwhile."""
+    done, peak, start = threading.Event(), [0], time.perf_counter()
+    thread = threading.Thread(target=watch, args=(process, done, peak))
+    thread.start()
+    try:
+        wait()
+    finally:
+        done.set()
+        thread.join()
+    return time.perf_counter() - start, max(peak)
+
+
+def measure_script(script: str, *args: object) -> tuple[float, int]:
+    """Run a script of the project; seconds and bytes. Raises RunError where it fails."""
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        output: list[str] = []
+        result = watched(process.pid, lambda: output.append(process.communicate()[0]))
+    if process.returncode:
+        raise RunError(f"{script}: exit status {process.returncode}: {output[0].strip().splitlines()[-1]}")
+    return result
+
+
+def measure_call(function: Callable, *args: object) -> tuple[object, int]:
+    """Run a function in a process of its own; what it returns, and bytes."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, function, args))
+    process.start()
+    sender.close()
+    answer: list = []
+    try:
+        _, memory = watched(process.pid, lambda: answer.append(receiver.recv()))
+    except EOFError:
+        raise RunError(f"{function.__name__}: the process that measured it died") from None
+    finally:
+        process.join()
+    return answer[0], memory
+
+
+def _call(sender, function: Callable, args: tuple) -> None:
+    sender.send(function(*args))
+
+
+def scaled(figure: Figure, measure: Callable[[int], tuple[float, int]]) -> Figure:
+    """Fill a figure: measure(size) gives seconds and bytes."""
+    for size in figure.sizes:
+        seconds, figure.memory = measure(size)
+        figure.seconds.append(seconds)
+        print(f"  {figure.stage}: {size} {figure.unit} in {seconds:.1f} s", flush=True)
+    return figure
+
+
+def matmul_rate(device_name: str, dtype: torch.dtype) -> float:
+    """FLOP/s of products of 4096 x 4096 matrices, the median of seven after a warm-up."""
+    device = get_device(device_name)
+    a, b = (torch.randn(4096, 4096, device=device).to(dtype) for _ in range(2))
+    seconds = timed(lambda: a @ b, 7, device)
+    return 2 * 4096**3 / float(np.median(seconds))
+
+
+def timed(work: Callable[[], object], times: int, device: torch.device) -> list[float]:
+    """Seconds of each repetition after a warm-up; on CUDA by events."""
+    for _ in range(2):
+        work()
+    seconds = []
+    for _ in range(times):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            seconds.append(start.elapsed_time(end) / 1000)
+        else:
+            before = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - before)
+    return seconds
+
+
+def network_ceiling(figure: Figure, device: str, work: str, precision: str) -> Figure:
+    """Set a figure's ceiling: rows a second, were all of the network's operations products of large matrices."""
+    dtype = input_dtype(precision)
+    rate, _ = measure_call(matmul_rate, device, dtype)
+    figure.ceiling = rate / (GFLOP[work] * 1e9)
+    figure.bound = f"{rate / 1e9:,.0f} GFLOP/s in {precision}"
+    return figure
+
+
+# Data
+
+
+def make_film(path: Path, minutes: int) -> None:
+    """720p H.264 with a keyframe every 10 s, a moving test picture under noise, and noise to hear."""
+    if path.exists():
+        return
+    print(f"making {path}", flush=True)
+    seconds = 60 * minutes
+    with replacing(path) as temporary:
+        picture = f"testsrc2=size=1280x720:rate={FPS}:duration={seconds},noise=alls=4:allf=t"
+        sound = f"anoisesrc=amplitude=0.3:sample_rate=44100:duration={seconds}:seed=0"
+        sources = ("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound)
+        keyframes = ("-g", str(10 * FPS), "-keyint_min", str(10 * FPS), "-sc_threshold", "0")
+        codecs = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", *keyframes, "-c:a", "aac")
+        run_ffmpeg(*sources, *codecs, f"file:{os.path.abspath(temporary)}")
+
+
+def film_csv(path: Path, rows: int) -> Path:
+    """Annotations of the film's first rows: faces of 60 to 200 pixels side by side, who move to the right."""
+    rng, lines = np.random.default_rng(0), []
+    for track in range(-(-rows // (FACES * TRACK_ROWS))):
+        for face in range(FACES):
+            width, label = rng.uniform(0.05, 0.16), LABELS[rng.integers(2)]
+            for position in range(TRACK_ROWS):
+                moment = round((track * TRACK_ROWS + position) / FPS, 2)
+                left = 0.05 + 0.45 * face + 0.005 * position
+                box = f"{left:.6f},0.2,{left + width:.6f},{0.2 + 2 * width:.6f}"
+                lines.append(f"film,{moment},{box},{label},film_{track:04d}:{face}\n")
+    write_bytes(path, "".join(lines[:rows]).encode())
+    return path
+
+
+def annotation_lines(rows: int, videos: int) -> list[list[str]]:
+    """Lines of official annotations like AVA's, one list per video: tracks of 65 rows, one to three at a time."""
+    each, result = -(-rows // videos), []
+    for video in range(videos):
+        rng, lines, start, name = np.random.default_rng(video), [], 900.0, f"vid-{video:07d}"
+        size = min(each, rows - video * each)
+        while len(lines) < size:
+            for face in range(int(rng.choice([1, 1, 2, 3]))):
+                entity = f"{name}_{int(start):04d}_{int(start) + 60:04d}:{face}"
+                label = LABELS[rng.integers(2)]
+                for position, (x, y) in enumerate(rng.uniform(0.05, 0.45, (65, 2)).round(6).tolist()):
+                    moment = round(start + position / FPS, 2)
+                    lines.append(f"{name},{moment:g},{x},{y},{x + 0.3:.6f},{y + 0.4:.6f},{label},{entity}\n")
+            start += 3
+        result.append(lines[:size])
+    return result
+
+
+def write_official(directory: Path, videos: list[list[str]]) -> None:
+    for lines in videos:
+        write_bytes(directory / f"{lines[0].split(',')[0]}-activespeaker.csv", "".join(lines).encode())
+
+
+def write_augmented(path: Path, videos: list[list[str]]) -> None:
+    box = ",".join(f"entity_box_{corner}" for corner in ("x1", "y1", "x2", "y2"))
+    header = f"video_id,frame_timestamp,{box},label,entity_id,label_id,instance_id\n"
+    rows = (f"{line[:-1]},{LABELS.index(line.split(',')[6])},x:0\n" for lines in videos for line in lines)
+    write_bytes(path, (header + "".join(rows)).encode())
+
+
+def make_store(directory: Path, rows: int) -> Path:
+    """A feature store of 22,000 rows a video, written as STE_forward.py would, of noise that repeats."""
+    if not (directory / "done").exists():
+        print(f"making {directory}", flush=True)
+        noise = np.random.default_rng(0).random((4096, 1024), np.float32)
+        for lines in annotation_lines(rows, -(-rows // 22_000)):
+            fields = [line[:-1].split(",") for line in lines]
+            text = "".join(f"{f[0]},{float(f[1])},{f[7]},{LABELS.index(f[6])},0.5,-0.25\n" for f in fields)
+            header = "video_id,frame_timestamp,entity_id,label_id,logit_0,logit_1\n"
+            write_bytes(directory / f"{fields[0][0]}.csv", (header + text).encode())
+            with replacing(directory / f"{fields[0][0]}.npy") as temporary, open(temporary, "wb") as file:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "<f4", "fortran_order": False, "shape": (len(lines), 1024)}
+                )
+                for start in range(0, len(lines), len(noise)):
+                    file.write(noise[: len(lines) - start].tobytes())
+        write_bytes(directory / "done", b"")
+    return directory
+
+
+def make_weights(work: Path) -> None:
+    torch.manual_seed(0)
+    networks = {"STE.pth": short_term_encoder(11), "ASC.pth": active_speakers_context(11, 3)}
+    for name, network in networks.items():
+        with replacing(work / name) as temporary:
+            torch.save(network.state_dict(), temporary)
+
+
+# Bare tools and plain loops to compare with
+
+
+def decode_rate(film: Path, frames: int) -> float:
+    """Frames a second of OpenCV reading a film from its start."""
+    capture = cv2.VideoCapture(str(film), cv2.CAP_FFMPEG)
+    start = time.perf_counter()
+    count = 0
+    while count < frames and capture.read()[0]:
+        count += 1
+    capture.release()
+    return count / (time.perf_counter() - start)
+
+
+def read_rate(path: Path) -> float:
+    """Bytes a second of reading a file a megabyte at a time."""
+    start = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+    return path.stat().st_size / (time.perf_counter() - start)
+
+
+def copy_rate(wav: Path, directory: Path, tracks: int) -> float:
+    """Files a second of reading a second of sound at a time and writing it to a file of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    for track in range(tracks):
+        with open(wav, "rb") as source:
+            source.seek(44 + 2 * SAMPLE_RATE * (track // FACES))
+            (directory / f"{track}.wav").write_bytes(source.read(2 * SAMPLE_RATE))
+    return tracks / (time.perf_counter() - start)
+
+
+def seek_per_row(film: Path, table: FaceTable, rows: np.ndarray) -> tuple[float, list[bytes]]:
+    """The faces of some rows, a seek for each: rows a second, and the JPEGs."""
+    capture = cv2.VideoCapture(str(film), cv2.CAP_FFMPEG)
+    start, images = time.perf_counter(), []
+    for row in rows:
+        capture.set(cv2.CAP_PROP_POS_MSEC, table.timestamp[row] * 1000)
+        _, frame = capture.read()
+        height, width = frame.shape[:2]
+        x1, y1, x2, y2 = (table.box[row] * (width, height, width, height)).astype(int)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        images.append(cv2.imencode(".jpg", frame[y1:y2, x1:x2], quality)[1].tobytes())
+    return len(rows) / (time.perf_counter() - start), images
+
+
+@torch.inference_mode()
+def row_by_row(work: Path, csv: Path, rows: int, device_name: str) -> tuple[float, np.ndarray]:
+    """STE forward one row at a time, every crop of its clip decoded anew: rows a second, and logits (rows, 2)."""
+    device, table = torch.device("cpu" if device_name == "cpu" else f"cuda:{device_name}"), read_annotations(csv)
+    model = short_term_encoder(11)
+    model.load_state_dict(torch.load(work / "STE.pth", weights_only=True))
+    model = model.to(device).eval()
+    start, logits = time.perf_counter(), []
+    for row in range(rows):
+        track = table.rows_of_track(table.entity[row])
+        clip = track[window(table.position[row], len(track), 11)]
+        name, times = table.entity_ids[table.entity[row]], table.timestamp
+        crops = [read_crop(crop_path(work / "crops" / "train", name, times[one])) for one in clip]
+        video = normalise(torch.from_numpy(evaluation_clip(crops)).to(device)).flatten(0, 1)
+        first, last = (int((times[one] - times[track[0]]) * SAMPLE_RATE) for one in clip[[0, -1]])
+        sound = fit_clip(read_wav(wav_path(work / "slices" / "train", name))[first:last], 11)
+        audio = torch.from_numpy(mfcc(sound, SAMPLE_RATE).T.astype(np.float32)).to(device)
+        logits.append(model(audio[None, None], video[None])[0].cpu().numpy())
+    return rows / (time.perf_counter() - start), np.concatenate(logits)
+
+
+# The stages
+
+
+def measure_sound(args: argparse.Namespace, work: Path) -> list[Figure]:
+    figure = Figure("sound of the films", "s of film", [60 * args.minutes * scale // 16 for scale in SCALES])
+    film = work / "films" / "film.mp4"
+    for size in figure.sizes:
+        (work / f"films_{size}").mkdir(exist_ok=True)
+        run_ffmpeg("-i", str(film), "-t", str(size), "-c", "copy", str(work / f"films_{size}" / "film.mp4"))
+    start = time.perf_counter()
+    run_ffmpeg("-i", str(film), "-vn", "-f", "null", "-")
+    figure.ceiling, figure.bound = figure.sizes[-1] / (time.perf_counter() - start), "ffmpeg decoding the sound"
+
+    def measure(size: int) -> tuple[float, int]:
+        paths = ("--ava-video-dir", work / f"films_{size}", "--target-audios", work / "audio")
+        return measure_script("data/extract_audio_tracks.py", *paths, "--overwrite")
+
+    return [scaled(figure, measure)]
+
+
+def measure_slices(args: argparse.Namespace, work: Path) -> list[Figure]:
+    figure = Figure("sound of the tracks", "tracks", [FACES * 60 * args.minutes * scale // 16 for scale in SCALES])
+    figure.ceiling = copy_rate(work / "audio" / "film.wav", work / "copies", figure.sizes[-1])
+    figure.bound = "bare read and write"
+
+    def measure(size: int) -> tuple[float, int]:
+        csv = film_csv(work / f"film_{size}.csv", TRACK_ROWS * size)
+        paths = ("--csv", csv, "--ava-audio-dir", work / "audio", "--output-dir", work / "slices")
+        return measure_script("data/slice_audio_tracks.py", *paths, "--split", "train", "--overwrite")
+
+    return [scaled(figure, measure)]
+
+
+def measure_crops(args: argparse.Namespace, work: Path) -> list[Figure]:
+    seconds = 60 * args.minutes
+    figure = Figure("faces", "rows", [FACES * FPS * seconds * scale // 16 for scale in SCALES])
+    film = work / "films" / "film.mp4"
+    frames, _ = measure_call(decode_rate, film, FPS * 60)
+    figure.ceiling, figure.bound = FACES * frames, f"OpenCV reading {frames:.0f} frames/s"
+
+    def measure(size: int) -> tuple[float, int]:
+        csv = film_csv(work / f"faces_{size}.csv", size)
+        paths = ("--csv", csv, "--ava-video-dir", work / "films", "--output-dir", work / "crops")
+        return measure_script("data/extract_face_crops_time.py", *paths, "--split", "train", "--overwrite")
+
+    scaled(figure, measure)
+    table = read_annotations(work / f"faces_{figure.sizes[-1]}.csv")
+    sample = np.linspace(0, len(table) - 1, 60).astype(int)
+    (rate, images), _ = measure_call(seek_per_row, film, table, sample)
+    entities = [table.entity_ids[table.entity[row]] for row in sample]
+    paths = [
+        crop_path(work / "crops" / "train", *place) for place in zip(entities, table.timestamp[sample], strict=True)
+    ]
+    same = sum(path.read_bytes() == image for path, image in zip(paths, images, strict=True))
+    figure.remarks.append(
+        f"{figure.rate / rate:.0f} times a seek per row ({rate:.1f} rows/s); {same} of {len(sample)} equal"
+    )
+    return [figure]
+
+
+def read_seconds(source: Path) -> tuple[float, int]:
+    """Seconds of reading annotations and all that training needs of them; bytes that a forked worker adds."""
+    start = time.perf_counter()
+    table = read_annotations(source)
+    _ = table.position, table.moment, table.track_begin, table.speech
+    seconds = time.perf_counter() - start
+    receiver, sender = os.pipe()
+    if not os.fork():
+        for entity in range(0, len(table.entity_ids), 10):
+            table.timestamp[table.rows_of_track(entity)].sum()
+        text = Path("/proc/self/smaps_rollup").read_text().split()
+        os.write(sender, text[text.index("Private_Dirty:") + 1].encode())
+        os._exit(0)
+    own = int(os.read(receiver, 20)) << 10
+    os.wait()
+    return seconds, own
+
+
+def pandas_rate(files: list[Path], rows: int) -> float:
+    start = time.perf_counter()
+    for file in files:
+        pd.read_csv(file, header=None)
+    return rows / (time.perf_counter() - start)
+
+
+def measure_annotations(args: argparse.Namespace, work: Path) -> list[Figure]:
+    figures = []
+    sizes = [args.annotation_rows * scale // 16 for scale in SCALES]
+    for name, videos in (("one augmented file", 1), ("120 official files", 120)):
+        figure = Figure(f"annotations, {name}", "rows", sizes, bound="bare pandas.read_csv")
+        for size in sizes:
+            source = work / f"annotations_{videos}_{size}"
+            lines = annotation_lines(size, 120)
+            if videos == 1:
+                write_augmented(source / "augmented.csv", lines)
+            else:
+                write_official(source, lines)
+            files = sorted(source.glob("*.csv"))
+            (seconds, own), figure.memory = measure_call(read_seconds, source if videos > 1 else files[0])
+            figure.seconds.append(seconds)
+            print(f"  {figure.stage}: {size} rows in {seconds:.2f} s", flush=True)
+        figure.ceiling, _ = measure_call(pandas_rate, files, size)
+        figure.remarks.append(f"a worker adds {own >> 20} MB")
+        figures.append(figure)
+    return figures
+
+
+@torch.inference_mode()
+def decoded_rate(work: Path, csv: Path, device_name: str, precision: str) -> float:
+    """Rows a second of the encoder on crops that are decoded already."""
+    device = get_device(device_name)
+    reader = ClipReader(read_annotations(csv), work / "slices" / "train", work / "crops" / "train", 11)
+    dataset = STETrackDataset(reader)
+    pieces = [dataset[index] for index in range(len(dataset))]
+    model = short_term_encoder(11).to(device, memory_format=torch.channels_last).eval()
+
+    def forward() -> None:
+        for _, audio, video in clip_batches(pieces, 128, device, input_dtype(precision)):
+            with autocast(device, precision):
+                model(audio, video)
+
+    return len(reader.table) / float(np.median(timed(forward, 3, device)))
+
+
+def measure_ste_forward(args: argparse.Namespace, work: Path) -> list[Figure]:
+    figures = []
+    for precision in ("fp32", "bf16"):
+        figure = Figure(f"STE forward, {precision}", "rows", [8 * args.clips * scale for scale in SCALES])
+        network_ceiling(figure, args.device, "STE forward", precision)
+
+        def measure(size: int, precision: str = precision) -> tuple[float, int]:
+            csv = film_csv(work / f"rows_{size}.csv", size)
+            paths = ("--csv", csv, "--audio-dir", work / "slices", "--video-dir", work / "crops", "--split", "train")
+            output = ("--output-dir", work / f"features_{precision}", "--overwrite", "--precision", precision)
+            return measure_script("STE_forward.py", 11, args.device, *paths, "--weights", work / "STE.pth", *output)
+
+        scaled(figure, measure)
+        smallest, largest = (work / f"rows_{figure.sizes[index]}.csv" for index in (0, -1))
+        if precision == "fp32":
+            (rate, logits), _ = measure_call(row_by_row, work, largest, 30, args.device)
+            got = pd.read_csv(work / "features_fp32" / "film.csv")[["logit_0", "logit_1"]].to_numpy()[: len(logits)]
+            difference = np.abs(got - logits).max()
+            figure.remarks.append(
+                f"{figure.rate / rate:.1f} times a row at a time ({rate:.1f} rows/s), {difference:.0e} off"
+            )
+        rate, _ = measure_call(decoded_rate, work, smallest, args.device, precision)
+        figure.remarks.append(f"{rate:,.0f} rows/s from decoded crops")
+        figures.append(figure)
+    return figures
+
+
+def loader_seconds(work: Path, csv: Path, clips: int) -> float:
+    """Seconds of one process that makes training clips."""
+    torch.set_num_threads(1)
+    reader = ClipReader(read_annotations(csv), work / "slices" / "train", work / "crops" / "train", 11)
+    dataset = STEDataset(reader, seed=0, augment=True)
+    start = time.perf_counter()
+    for epoch in range(-(-clips // len(dataset))):
+        for index in range(min(len(dataset), clips - epoch * len(dataset))):
+            dataset[epoch, index]
+    return time.perf_counter() - start
+
+
+def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Figure]:
+    sizes = [args.clips * scale for scale in SCALES]
+    csvs = {size: film_csv(work / f"clips_{size}.csv", TRACK_ROWS * size) for size in sizes}
+    val = film_csv(work / "val.csv", FACES * TRACK_ROWS)
+    for directory in ("crops", "slices"):
+        if not (work / directory / "val").exists():
+            (work / directory / "val").symlink_to("train")
+    loader = Figure("STE training, one loader", "clips", sizes)
+    scaled(loader, lambda size: measure_call(loader_seconds, work, csvs[size], size))
+    figures = [loader]
+    for precision in ("fp32", "bf16"):
+        figure = Figure(f"STE training, {precision}", "clips", sizes)
+        network_ceiling(figure, args.device, "STE training", precision)
+
+        def measure(size: int, precision: str = precision) -> tuple[float, int]:
+            data = ("--csv-train-full", csvs[size], "--csv-val-full", val, "--no-pretrained", "--epochs", 1)
+            paths = ("--audio-dir", work / "slices", "--video-dir", work / "crops")
+            output = ("--models-out", fresh(work / "models"), "--batch-size", 64, "--precision", precision)
+            return measure_script("STE_train.py", 11, args.device, *data, *paths, *output)
+
+        figures.append(scaled(figure, measure))
+    return figures
+
+
+def open_seconds(store: Path) -> float:
+    start = time.perf_counter()
+    ASCDataset(FeatureStore(store), 11, 4, 3, seed=0)
+    return time.perf_counter() - start
+
+
+def assembly_seconds(store: Path, samples: int) -> float:
+    """Seconds of assembling shuffled batches of 64 contexts, after some to warm up."""
+    get_device("cpu")
+    dataset = ASCDataset(FeatureStore(store), 11, 4, 3, seed=0, redraw=True)
+    keys = list(EpochSampler(len(dataset), seed=0))
+    for start in range(0, min(len(keys), 6400), 64):
+        dataset.__getitems__(keys[start : start + 64])
+    begin = time.perf_counter()
+    for start in range(0, samples, 64):
+        dataset.__getitems__(keys[start : start + 64])
+    return time.perf_counter() - begin
+
+
+def measure_asc(args: argparse.Namespace, work: Path) -> list[Figure]:
+    store = make_store(work / f"store_{args.store_rows}", args.store_rows)
+    opening = Figure("ASC, opening the store", "rows", [args.store_rows])
+    scaled(opening, lambda _: measure_call(open_seconds, store))
+
+    sizes = [args.contexts * scale for scale in SCALES]
+    stores = {size: make_store(work / f"store_{size}", size) for size in sizes}
+    val = make_store(work / "store_val", 500)
+    assembly = Figure("ASC, assembling batches", "contexts", sizes)
+    scaled(assembly, lambda size: measure_call(assembly_seconds, stores[size], size))
+
+    train = network_ceiling(Figure("ASC training, fp32", "contexts", sizes), args.device, "ASC training", "fp32")
+    shape = (11, 4, 3, args.device)
+
+    def measure(size: int) -> tuple[float, int]:
+        data = ("--features-train-full", stores[size], "--features-val-full", val)
+        return measure_script("ASC_train.py", *shape, *data, "--models-out", fresh(work / "models"), "--epochs", 1)
+
+    scaled(train, measure)
+    forward = network_ceiling(Figure("ASC forward, fp32", "rows", sizes), args.device, "ASC forward", "fp32")
+
+    def measure_forward(size: int) -> tuple[float, int]:
+        paths = ("--features-val-full", stores[size], "--output-dir", fresh(work / "predictions"))
+        return measure_script("ASC_forward.py", *shape, *paths, "--weights", work / "ASC.pth")
+
+    return [opening, assembly, train, scaled(forward, measure_forward)]
+
+
+def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
+    figure = Figure("scores and evaluation", "rows", [args.score_rows * scale // 16 for scale in SCALES])
+
+    def measure(size: int) -> tuple[float, int]:
+        truth, logits = fresh(work / "truth"), fresh(work / "logits")
+        rng = np.random.default_rng(0)
+        for lines in (lines for lines in annotation_lines(size, 33) if lines):
+            fields = [line[:-1].split(",") for line in lines]
+            values = rng.normal(size=(len(fields), 2)).astype(np.float32)
+            rows = (f"{f[7]},{float(f[1])},{a},{b}\n" for f, (a, b) in zip(fields, values, strict=True))
+            write_bytes(logits / f"{fields[0][0]}.csv", "".join(rows).encode())
+            write_official(truth, [lines])
+        scores, copy = work / "scores.csv", work / "truth.csv"
+        written = ("--predictions-csv", scores, "--ground-truth-csv", copy)
+        script = "ASC_prediction_postprocessing.py"
+        first = measure_script(script, "--predictions-dir", logits, "--ground-truth", truth, *written)
+        second = measure_script("scripts/evaluate.py", "--predictions", scores, "--ground-truth", copy)
+        return first[0] + second[0], max(first[1], second[1])
+
+    return [scaled(figure, measure)]
+
+
+def fresh(directory: Path) -> Path:
+    """An empty directory in place of what was there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+# The table
+
+
+def row_of(figure: Figure) -> list[str]:
+    ceiling = "" if figure.ceiling is None else f"{figure.ceiling:,.0f} ({figure.bound})"
+    share = "" if figure.ceiling is None else f"{figure.rate / figure.ceiling:.2f}"
+    growth = "" if figure.growth is None else f"{figure.growth:.2f}"
+    rate = f"{figure.rate:,.0f} {figure.unit}/s" if figure.rate >= 100 else f"{figure.rate:.1f} {figure.unit}/s"
+    memory = f"{figure.memory / 1e9:.2f} GB"
+    return [figure.stage, f"{figure.sizes[-1]:,}", f"{figure.seconds[-1]:.1f} s", rate, memory, ceiling, share, growth]
+
+
+def markdown(figures: list[Figure]) -> str:
+    head = ["stage", "size", "time", "rate", "memory", "ceiling", "share", "cost of a further row, 16x to 4x"]
+    lines = [head, ["---"] * len(head), *map(row_of, figures)]
+    remarks = [f"{figure.stage}: {remark}" for figure in figures for remark in figure.remarks]
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", *remarks])
+
+
+def describe_machine(device: str) -> dict[str, object]:
+    """What the figures were measured on."""
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__}
+    return {"cpu": cpu[0] if cpu else platform.processor(), "cores": os.cpu_count(), "device": device, **versions}
+
+
+def main(args: argparse.Namespace) -> None:
+    describe(vars(args))
+    work = Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
+    machine = describe_machine(device_label(get_device(args.device)))
+    make_film(work / "films" / "film.mp4", args.minutes)
+    make_weights(work)
+    machine["film"] = {"frames/s": decode_rate(work / "films" / "film.mp4", FPS * 60)}
+    machine["reading bytes/s"] = read_rate(work / "films" / "film.mp4")
+    describe(machine)
+    measures = (
+        measure_sound,
+        measure_slices,
+        measure_crops,
+        measure_annotations,
+        measure_ste_forward,
+        measure_ste_train,
+        measure_asc,
+        measure_scores,
+    )
+    figures: list[Figure] = []
+    for name, measure in zip(STAGES, measures, strict=True):
+        if name in args.stages:
+            print(name, flush=True)
+            figures += measure(args, work)
+            lines = [{**asdict(figure), "rate": figure.rate, "growth": figure.growth} for figure in figures]
+            write_json(
+                args.json or work / "benchmark.json", {"machine": machine, "stages": lines, "settings": vars(args)}
+            )
+    print(markdown(figures))
+    print(f"numbers: {args.json or work / 'benchmark.json'}")
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
