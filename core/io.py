@@ -218,6 +218,7 @@ _FEATURE_COLUMNS = {
 }
 
 
+_STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "rough number", "logit_1": "rough number"}  # which it does not keep
 _TEXT_COLUMNS = [*_FEATURE_COLUMNS, "features"]  # the released implementation's files have no header
 
 
@@ -323,12 +324,12 @@ class FeatureStore:
 def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
     array_path = path.with_suffix(".npy")
     if array_path.exists() or "video_id" in first_fields(path):
-        frame = read_table(path, _FEATURE_COLUMNS, _TEXT_COLUMNS)
+        frame = read_table(path, _STORE_COLUMNS, _TEXT_COLUMNS)
         array = _open_array(array_path)
         if len(array) != len(frame):
             raise InputError(f"{array_path}: {len(array)} rows, but {path.name} has {len(frame)}")
     else:
-        frame = read_table(path, {**_FEATURE_COLUMNS, "features": "text"})
+        frame = read_table(path, {**_STORE_COLUMNS, "features": "text"})
         array = np.empty((len(frame), STE_FEATURES), np.float32)
         for row, (line, text) in enumerate(frame["features"].items()):
             try:

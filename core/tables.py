@@ -15,7 +15,7 @@ from core.errors import InputError
 
 MAX_NAME_BYTES = 240  # a file system's limit of 255 less room for ".wav" and the like
 _CHUNK_BYTES = 1 << 20  # no line of a table is longer than this
-_DTYPES = {"number": "float64", "id": "category", "word": "category", "text": "str"}
+_DTYPES = {"number": "float64", "rough number": "float64", "id": "category", "word": "category", "text": "str"}
 
 
 def check_name(name: str, where: str) -> str:
@@ -78,10 +78,10 @@ def first_fields(path: Path) -> list[str]:
 def read_table(path: Path, columns: dict[str, str], names: list[str] | None = None) -> pd.DataFrame:
     """Read some columns of a csv; the index of the result is each row's line number in the file, from 1.
 
-    `columns` maps the wanted names to "number" (finite float64), "id" (category of strings that are plain file
-    names), "word" (category) or "text" (str). A first line that holds the first of them is a header, and columns are
-    found by name; without one the file holds exactly the columns `names` (default: the wanted ones). Blank lines are
-    skipped. Raises InputError with file and line.
+    `columns` maps the wanted names to "number" (finite float64), "rough number" (the same to 15 digits, faster), "id"
+    (category of strings that are plain file names), "word" (category) or "text" (str). A first line that holds the
+    first of them is a header, and columns are found by name; without one the file holds exactly the columns `names`
+    (default: the wanted ones). Blank lines are skipped. Raises InputError with file and line.
     """
     found = scan(path)
     names = names or list(columns)
@@ -157,7 +157,7 @@ def _read(path: Path, options: dict, columns: Iterable[str]) -> pd.DataFrame:
 
 def _check(path: Path, table: pd.DataFrame, columns: dict[str, str]) -> None:
     for name, kind in columns.items():
-        if kind == "number":
+        if kind.endswith("number"):
             bad = ~np.isfinite(table[name].to_numpy())
             if bad.any():
                 line = table.index[bad.argmax()]
@@ -188,7 +188,7 @@ def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool
                 if len(fields) != len(names):
                     return f"{place}: {len(fields)} columns, expected {len(names)}"
                 for name, text in zip(names, fields, strict=True):
-                    if columns.get(name) == "number" and not _is_number(text):
+                    if columns.get(name, "").endswith("number") and not _is_number(text):
                         return f"{place}: {name} is {text[:40]!r}, not a number"
         except csv.Error as problem:
             return f"{path}, line {reader.line_num}: {problem}"

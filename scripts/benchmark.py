@@ -278,7 +278,9 @@ def make_store(directory: Path, rows: int) -> Path:
         noise = np.random.default_rng(0).random((4096, 1024), np.float32)
         for lines in annotation_lines(rows, -(-rows // 22_000)):
             fields = [line[:-1].split(",") for line in lines]
-            text = "".join(f"{f[0]},{float(f[1])},{f[7]},{LABELS.index(f[6])},0.5,-0.25\n" for f in fields)
+            logits = noise.ravel()[: 2 * len(fields)].reshape(-1, 2)
+            keys = (f"{f[0]},{float(f[1])},{f[7]},{LABELS.index(f[6])}" for f in fields)
+            text = "".join(f"{key},{a},{b}\n" for key, (a, b) in zip(keys, logits, strict=True))
             header = "video_id,frame_timestamp,entity_id,label_id,logit_0,logit_1\n"
             write_bytes(directory / f"{fields[0][0]}.csv", (header + text).encode())
             with replacing(directory / f"{fields[0][0]}.npy") as temporary, open(temporary, "wb") as file:
