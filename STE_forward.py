@@ -9,11 +9,13 @@ goes on where it was.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from core.annotations import read_annotations
 from core.command_line import (
@@ -32,7 +34,7 @@ from core.io import writing_features
 from core.models import short_term_encoder
 from core.progress import progress
 from core.results import ResultDirectory
-from core.util import autocast, device_label, get_device, input_dtype, load_weights
+from core.util import autocast, device_label, get_device, input_dtype, load_weights, on_host
 
 
 def get_args_parser() -> Parser:
@@ -52,6 +54,16 @@ def get_args_parser() -> Parser:
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without crop or wav")
     parser.add_argument("--overwrite", action="store_true", help="make videos that are there again")
     return parser
+
+
+def encode(
+    model: nn.Module, batches: Iterable[tuple], device: torch.device, precision: str
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Rows (B,), logits (B, 2) and features (B, 1024) of the batches that `clip_batches` makes."""
+    for rows, audio, clips in batches:
+        with autocast(device, precision):
+            joint, _, _, features = model(audio, clips)
+        yield rows, joint, features
 
 
 @torch.inference_mode()
@@ -86,12 +98,10 @@ def main(args: argparse.Namespace) -> None:
                 rows_of_video = table.rows_of_video(video)
                 with writing_features(output_dir, table, rows_of_video, args.text_features) as (logits, features):
                     pieces = (piece for _, piece in group)
-                    for rows, audio, clips in clip_batches(pieces, args.batch_size, device, dtype):
-                        with autocast(device, args.precision):
-                            joint, _, _, encoded = model(audio, clips)
+                    batches = clip_batches(pieces, args.batch_size, device, dtype)
+                    for rows, joint, encoded in on_host(encode(model, batches, device, args.precision), device):
                         at = np.searchsorted(rows_of_video, rows)
-                        logits[at] = joint.float().cpu().numpy()
-                        features[at] = encoded.float().cpu().numpy()
+                        logits[at], features[at] = joint, encoded
                         bar.update(len(rows))
     print(f"features of {len(done)} videos: {output_dir}")
     again = f"STE_forward.py {args.clip_length} {args.cuda_device} --split val --weights {args.weights}"

@@ -142,7 +142,7 @@ def measure_script(script: str, *args: object) -> tuple[float, int]:
 
 
 def measure_call(function: Callable, *args: object) -> tuple[object, int]:
-    """Run a function in a process of its own; what it returns, and bytes."""
+    """Run a function in a process of its own; what it returns, and the bytes that it held more than at its start."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(sender, function, args))
@@ -150,15 +150,17 @@ def measure_call(function: Callable, *args: object) -> tuple[object, int]:
     sender.close()
     answer: list = []
     try:
+        before = receiver.recv()
         _, memory = watched(process.pid, lambda: answer.append(receiver.recv()))
     except EOFError:
         raise RunError(f"{function.__name__}: the process that measured it died") from None
     finally:
         process.join()
-    return answer[0], memory
+    return answer[0], max(memory - before, 0)
 
 
 def _call(sender, function: Callable, args: tuple) -> None:
+    sender.send(memory_of(os.getpid()))
     sender.send(function(*args))
 
 
@@ -226,15 +228,15 @@ def make_film(path: Path, minutes: int) -> None:
         run_ffmpeg(*sources, *codecs, f"file:{os.path.abspath(temporary)}")
 
 
-def film_csv(path: Path, rows: int) -> Path:
+def film_csv(path: Path, rows: int, faces: int = FACES) -> Path:
     """Annotations of the film's first rows: faces of 60 to 200 pixels side by side, who move to the right."""
     rng, lines = np.random.default_rng(0), []
-    for track in range(-(-rows // (FACES * TRACK_ROWS))):
-        for face in range(FACES):
+    for track in range(-(-rows // (faces * TRACK_ROWS))):
+        for face in range(faces):
             width, label = rng.uniform(0.05, 0.16), LABELS[rng.integers(2)]
             for position in range(TRACK_ROWS):
                 moment = round((track * TRACK_ROWS + position) / FPS, 2)
-                left = 0.05 + 0.45 * face + 0.005 * position
+                left = 0.05 + 0.45 * (face % FACES) + 0.005 * position
                 box = f"{left:.6f},0.2,{left + width:.6f},{0.2 + 2 * width:.6f}"
                 lines.append(f"film,{moment},{box},{label},film_{track:04d}:{face}\n")
     write_bytes(path, "".join(lines[:rows]).encode())
@@ -324,13 +326,12 @@ def read_rate(path: Path) -> float:
     return path.stat().st_size / (time.perf_counter() - start)
 
 
-def copy_rate(wav: Path, directory: Path, tracks: int) -> float:
+def copy_rate(wav: Path, directory: Path, seconds: int, tracks: int) -> float:
     """Files a second of reading a second of sound at a time and writing it to a file of its own."""
-    directory.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for track in range(tracks):
         with open(wav, "rb") as source:
-            source.seek(44 + 2 * SAMPLE_RATE * (track // FACES))
+            source.seek(44 + 2 * SAMPLE_RATE * (track % (seconds - 1)))
             (directory / f"{track}.wav").write_bytes(source.read(2 * SAMPLE_RATE))
     return tracks / (time.perf_counter() - start)
 
@@ -374,31 +375,38 @@ def row_by_row(work: Path, csv: Path, rows: int, device_name: str) -> tuple[floa
 
 
 def measure_sound(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figure = Figure("sound of the films", "s of film", [60 * args.minutes * scale // 16 for scale in SCALES])
+    figure = Figure("sound of the films", "s of film", [60 * args.minutes * scale for scale in SCALES])
     film = work / "films" / "film.mp4"
-    for size in figure.sizes:
-        (work / f"films_{size}").mkdir(exist_ok=True)
-        run_ffmpeg("-i", str(film), "-t", str(size), "-c", "copy", str(work / f"films_{size}" / "film.mp4"))
     start = time.perf_counter()
     run_ffmpeg("-i", str(film), "-vn", "-f", "null", "-")
-    figure.ceiling, figure.bound = figure.sizes[-1] / (time.perf_counter() - start), "ffmpeg decoding the sound"
+    figure.ceiling = os.cpu_count() * figure.sizes[0] / (time.perf_counter() - start)
+    figure.bound = "ffmpeg decoding the sound, one film a core"
 
     def measure(size: int) -> tuple[float, int]:
-        paths = ("--ava-video-dir", work / f"films_{size}", "--target-audios", work / "audio")
-        return measure_script("data/extract_audio_tracks.py", *paths, "--overwrite")
+        films = fresh(work / "copies")
+        for copy in range(size // figure.sizes[0]):
+            os.link(film, films / f"film{copy}.mp4")
+        return measure_script(
+            "data/extract_audio_tracks.py", "--ava-video-dir", films, "--target-audios", fresh(work / "audio")
+        )
 
-    return [scaled(figure, measure)]
+    scaled(figure, measure)
+    os.replace(work / "audio" / "film0.wav", work / "film.wav")
+    fresh(work / "audio")
+    os.replace(work / "film.wav", work / "audio" / "film.wav")
+    return [figure]
 
 
 def measure_slices(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figure = Figure("sound of the tracks", "tracks", [FACES * 60 * args.minutes * scale // 16 for scale in SCALES])
-    figure.ceiling = copy_rate(work / "audio" / "film.wav", work / "copies", figure.sizes[-1])
+    seconds = 60 * args.minutes
+    figure = Figure("sound of the tracks", "tracks", [16 * seconds * scale // 16 for scale in SCALES])
+    figure.ceiling = copy_rate(work / "audio" / "film.wav", fresh(work / "copies"), seconds, figure.sizes[-1])
     figure.bound = "bare read and write"
 
     def measure(size: int) -> tuple[float, int]:
-        csv = film_csv(work / f"film_{size}.csv", TRACK_ROWS * size)
-        paths = ("--csv", csv, "--ava-audio-dir", work / "audio", "--output-dir", work / "slices")
-        return measure_script("data/slice_audio_tracks.py", *paths, "--split", "train", "--overwrite")
+        csv = film_csv(work / f"film_{size}.csv", TRACK_ROWS * size, faces=16)
+        paths = ("--csv", csv, "--ava-audio-dir", work / "audio", "--output-dir", fresh(work / "slices"))
+        return measure_script("data/slice_audio_tracks.py", *paths, "--split", "train")
 
     return [scaled(figure, measure)]
 
@@ -448,10 +456,10 @@ def read_seconds(source: Path) -> tuple[float, int]:
     return seconds, own
 
 
-def pandas_rate(files: list[Path], rows: int) -> float:
+def pandas_rate(files: list[Path], header: int | None, rows: int) -> float:
     start = time.perf_counter()
     for file in files:
-        pd.read_csv(file, header=None)
+        pd.read_csv(file, header=header)
     return rows / (time.perf_counter() - start)
 
 
@@ -471,7 +479,7 @@ def measure_annotations(args: argparse.Namespace, work: Path) -> list[Figure]:
             (seconds, own), figure.memory = measure_call(read_seconds, source if videos > 1 else files[0])
             figure.seconds.append(seconds)
             print(f"  {figure.stage}: {size} rows in {seconds:.2f} s", flush=True)
-        figure.ceiling, _ = measure_call(pandas_rate, files, size)
+        figure.ceiling, _ = measure_call(pandas_rate, files, 0 if videos == 1 else None, size)
         figure.remarks.append(f"a worker adds {own >> 20} MB")
         figures.append(figure)
     return figures
