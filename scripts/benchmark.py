@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from python_speech_features import mfcc
 
 from core.annotations import FaceTable, read_annotations
@@ -336,6 +337,32 @@ def copy_rate(wav: Path, directory: Path, seconds: int, tracks: int) -> float:
     return tracks / (time.perf_counter() - start)
 
 
+def pandas_rate(files: list[Path], header: int | None, rows: int) -> float:
+    """Rows a second of pandas reading csv files with its defaults."""
+    start = time.perf_counter()
+    for file in files:
+        pd.read_csv(file, header=header)
+    return rows / (time.perf_counter() - start)
+
+
+def pillow_rate(crops: list[Path]) -> float:
+    """Crops a second of Pillow decoding them."""
+    start = time.perf_counter()
+    for path in crops:
+        with Image.open(path) as image:
+            image.load()
+    return len(crops) / (time.perf_counter() - start)
+
+
+def copy_bytes_rate() -> float:
+    """Bytes a second of copying memory, too much of it for a cache, after a warm-up."""
+    source = np.ones(1 << 29, np.uint8)
+    target = source.copy()
+    start = time.perf_counter()
+    np.copyto(target, source)
+    return len(source) / (time.perf_counter() - start)
+
+
 def seek_per_row(film: Path, table: FaceTable, rows: np.ndarray) -> tuple[float, list[bytes]]:
     """The faces of some rows, a seek for each: rows a second, and the JPEGs."""
     capture = cv2.VideoCapture(str(film), cv2.CAP_FFMPEG)
@@ -456,13 +483,6 @@ def read_seconds(source: Path) -> tuple[float, int]:
     return seconds, own
 
 
-def pandas_rate(files: list[Path], header: int | None, rows: int) -> float:
-    start = time.perf_counter()
-    for file in files:
-        pd.read_csv(file, header=header)
-    return rows / (time.perf_counter() - start)
-
-
 def measure_annotations(args: argparse.Namespace, work: Path) -> list[Figure]:
     figures = []
     sizes = [args.annotation_rows * scale // 16 for scale in SCALES]
@@ -548,7 +568,9 @@ def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Figure]:
     for directory in ("crops", "slices"):
         if not (work / directory / "val").exists():
             (work / directory / "val").symlink_to("train")
-    loader = Figure("STE training, one loader", "clips", sizes)
+    loader = Figure("STE training, one loader", "clips", sizes, bound="Pillow decoding the crops")
+    crops, _ = measure_call(pillow_rate, sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000])
+    loader.ceiling = crops / 11
     scaled(loader, lambda size: measure_call(loader_seconds, work, csvs[size], size))
     figures = [loader]
     for precision in ("fp32", "bf16"):
@@ -586,13 +608,15 @@ def assembly_seconds(store: Path, samples: int) -> float:
 
 def measure_asc(args: argparse.Namespace, work: Path) -> list[Figure]:
     store = make_store(work / f"store_{args.store_rows}", args.store_rows)
-    opening = Figure("ASC, opening the store", "rows", [args.store_rows])
+    opening = Figure("ASC, opening the store", "rows", [args.store_rows], bound="bare pandas.read_csv")
+    opening.ceiling, _ = measure_call(pandas_rate, sorted(store.glob("*.csv")), 0, args.store_rows)
     scaled(opening, lambda _: measure_call(open_seconds, store))
 
     sizes = [args.contexts * scale for scale in SCALES]
     stores = {size: make_store(work / f"store_{size}", size) for size in sizes}
     val = make_store(work / "store_val", 500)
-    assembly = Figure("ASC, assembling batches", "contexts", sizes)
+    assembly = Figure("ASC, assembling batches", "contexts", sizes, bound="bare copy of memory")
+    assembly.ceiling = measure_call(copy_bytes_rate)[0] / (4 * 1024 * 11 * 3)
     scaled(assembly, lambda size: measure_call(assembly_seconds, stores[size], size))
 
     train = network_ceiling(Figure("ASC training, fp32", "contexts", sizes), args.device, "ASC training", "fp32")
@@ -614,6 +638,7 @@ def measure_asc(args: argparse.Namespace, work: Path) -> list[Figure]:
 
 def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
     figure = Figure("scores and evaluation", "rows", [args.score_rows * scale // 16 for scale in SCALES])
+    figure.bound = "pandas reading the inputs and writing the result"
 
     def measure(size: int) -> tuple[float, int]:
         truth, logits = fresh(work / "truth"), fresh(work / "logits")
@@ -631,7 +656,13 @@ def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
         second = measure_script("scripts/evaluate.py", "--predictions", scores, "--ground-truth", copy)
         return first[0] + second[0], max(first[1], second[1])
 
-    return [scaled(figure, measure)]
+    scaled(figure, measure)
+    start = time.perf_counter()
+    for file in (*(work / "truth").glob("*.csv"), *(work / "logits").glob("*.csv")):
+        pd.read_csv(file, header=None)
+    pd.read_csv(work / "scores.csv", header=None).to_csv(work / "copy.csv")
+    figure.ceiling = figure.sizes[-1] / (time.perf_counter() - start)
+    return [figure]
 
 
 def fresh(directory: Path) -> Path:
