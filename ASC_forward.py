@@ -28,7 +28,7 @@ from core.io import FeatureStore, require_finite, write_predictions
 from core.models import active_speakers_context
 from core.progress import progress
 from core.results import ResultDirectory, weights_behind
-from core.util import device_label, get_device, load_weights
+from core.util import device_label, get_device, keep_freed_memory, load_weights, on_host
 
 
 def get_args_parser() -> Parser:
@@ -69,14 +69,18 @@ def main(args: argparse.Namespace) -> None:
     done = results.done(table.video_ids)
     results.begin(table.video_ids)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
+    keep_freed_memory()
     with progress(total=len(table), unit="row") as bar:
         for video in range(len(table.video_ids)):
             rows = table.rows_of_video(video)
             if not done[video]:
                 logits = np.empty((len(rows), 2), np.float32)
-                for start in range(0, len(rows), args.batch_size):
-                    batch = dataset.__getitems__([(0, row) for row in rows[start : start + args.batch_size]])
-                    logits[start : start + args.batch_size] = model(batch["features"].to(device)).cpu().numpy()
+                starts = range(0, len(rows), args.batch_size)
+                parts = (rows[start : start + args.batch_size] for start in starts)
+                batches = (dataset.__getitems__([(0, row) for row in part])["features"].to(device) for part in parts)
+                outputs = on_host(((start, model(batch)) for start, batch in zip(starts, batches, strict=True)), device)
+                for start, output in outputs:
+                    logits[start : start + len(output)] = output
                 require_finite(table, rows, logits, args.features_val_full)
                 write_predictions(output_dir, table, rows, logits)
             bar.update(len(rows))

@@ -34,7 +34,7 @@ from core.io import writing_features
 from core.models import short_term_encoder
 from core.progress import progress
 from core.results import ResultDirectory
-from core.util import autocast, device_label, get_device, input_dtype, load_weights, on_host
+from core.util import autocast, device_label, get_device, input_dtype, keep_freed_memory, load_weights, on_host
 
 
 def get_args_parser() -> Parser:
@@ -92,6 +92,7 @@ def main(args: argparse.Namespace) -> None:
     if len(table):
         dataset = STETrackDataset(ClipReader(table, audio_dir, video_dir, args.clip_length))
         dtype = input_dtype(args.precision)
+        keep_freed_memory()
         loader = item_loader(dataset, args.workers, device)
         with progress(total=len(table), unit="row") as bar:
             for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):

@@ -1,5 +1,7 @@
 """Image transforms of the short-term encoder: one for evaluation, one, drawn at random, for training."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from PIL import Image
@@ -24,9 +26,14 @@ def to_array(images: list[Image.Image]) -> np.ndarray:
 
 def normalise(crops: torch.Tensor) -> torch.Tensor:
     """(..., 3, 144, 144) uint8 to float32 with the mean and deviation of AVA's faces, on the tensor's device."""
-    mean = torch.tensor(CROP_MEAN, device=crops.device)[:, None, None]
-    std = torch.tensor(CROP_STD, device=crops.device)[:, None, None]
+    mean, std = _statistics(crops.device)
     return crops.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, (3, 1, 1) each; kept, because sending them to a GPU waits for it."""
+    return tuple(torch.tensor(values, device=device)[:, None, None] for values in (CROP_MEAN, CROP_STD))
 
 
 def evaluation_clip(images: list[Image.Image]) -> np.ndarray:
@@ -49,7 +56,8 @@ def training_clip(images: list[Image.Image], rng: np.random.Generator) -> np.nda
 def fast_resize(image: np.ndarray) -> np.ndarray:
     """(3, h, w) uint8 to (3, 144, 144): the filter of `resize` as torch has it, in a third of the time.
 
-    Its weights are rounded to 16 bits: here and there a value is one grey level off Pillow's. For training only.
+    Its weights are rounded to 16 bits, and it always takes the rows first, which Pillow 13 does not for tall images:
+    here and there a value is off Pillow's. For training only.
     """
     batch = torch.from_numpy(image)[None]
     return interpolate(batch, (CROP_SIZE, CROP_SIZE), mode="bicubic", antialias=True)[0].numpy()

@@ -300,6 +300,6 @@ class ASCDataset(Dataset):
         if self.resident is None:
             features = torch.from_numpy(self.store.gather(context))  # (B, L, S, 1024)
         else:
-            features = self.resident[torch.from_numpy(context).to(self.resident.device)]
+            features = self.resident[torch.from_numpy(context).to(self.resident.device, non_blocking=True)]
         label = (self.store.table.label[rows] == SPEAKING_AUDIBLE).astype(np.int64)
         return {"features": features.permute(0, 3, 1, 2), "label": torch.from_numpy(label)}

@@ -9,6 +9,7 @@ from core.errors import InputError
 from core.io import join_keys
 
 FACES = ("1", "2", "3", "more")  # in the frame
+_VALUES_AT_ONCE = 1 << 20  # of a median filter; bounds its memory
 WIDTHS = ("< 64", "64 to 128", "> 128")  # of the face, in pixels
 
 
@@ -54,8 +55,9 @@ def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarra
     """Median filter of odd width over the rows of each track, never across tracks; values (N, ...) as the table."""
     length = np.diff(table.track_start)
     smooth = np.empty_like(values)
-    for start in range(0, len(table), 1 << 14):  # bounds the memory
-        part = slice(start, start + (1 << 14))
+    step = max(1, _VALUES_AT_ONCE // width)
+    for start in range(0, len(table), step):
+        part = slice(start, start + step)
         entity = table.entity[part]
         positions = window(table.position[part], length[entity], width)
         rows = table.track_rows[table.track_start[entity][:, None] + positions]  # (n, width)
@@ -79,19 +81,15 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFra
     found = joined.pop("_merge") == "both"
     if found.all() and len(predictions) == len(truth):
         return joined
-    both = truth.merge(predictions, on=key, how="outer", sort=False, indicator=True)
-    for side, problem in (
-        (
-            "left_only",
-            "rows of the ground truth have no prediction (unfinished, or made with --skip-missing?)",
-        ),
-        ("right_only", "predictions are for no row of the ground truth"),
-    ):
-        lost = both[both["_merge"] == side]
-        if len(lost):
-            examples = "; ".join(_name(row) for _, row in lost.head(3).iterrows())
-            raise InputError(f"{source}: {len(lost)} {problem}: {examples}")
-    return joined
+    lost, problem = (
+        truth[~found],
+        "rows of the ground truth have no prediction (unfinished, or made with --skip-missing?)",
+    )
+    if found.all():
+        both = predictions.merge(truth, on=key, how="left", sort=False, indicator=True)
+        lost, problem = both[both["_merge"] == "left_only"], "predictions are for no row of the ground truth"
+    examples = "; ".join(_name(row) for _, row in lost.head(3).iterrows())
+    raise InputError(f"{source}: {len(lost)} {problem}: {examples}")
 
 
 def _name(row: pd.Series) -> str:

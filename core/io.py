@@ -218,7 +218,7 @@ _FEATURE_COLUMNS = {
 }
 
 
-_STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "rough number", "logit_1": "rough number"}  # which it does not keep
+_STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "rough number", "logit_1": "rough number"}  # it only checks them
 _TEXT_COLUMNS = [*_FEATURE_COLUMNS, "features"]  # the released implementation's files have no header
 
 
@@ -358,8 +358,9 @@ def _open_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: an archive; expected one array")
-    if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != STE_FEATURES:
-        raise InputError(f"{path}: {array.dtype} {array.shape}; expected float32 (rows, {STE_FEATURES})")
+    if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != STE_FEATURES or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else " by columns"
+        raise InputError(f"{path}: {array.dtype} {array.shape}{order}; expected float32 (rows, {STE_FEATURES})")
     return array
 
 

@@ -15,7 +15,7 @@ from core.custom_transforms import normalise
 from core.errors import RunError
 from core.evaluation import average_precision, roc_auc, speaking_score
 from core.progress import progress
-from core.util import autocast
+from core.util import autocast, keep_freed_memory
 
 # model, batch on the device -> named losses, logits (B, 2), labels (B,)
 Losses = Callable[[nn.Module, dict[str, torch.Tensor]], tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]
@@ -126,6 +126,7 @@ def fit(
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, params["step_size"], params["gamma"])
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     run.restore(parts)
+    keep_freed_memory()
     if run.epoch:
         print(f"resuming after epoch {run.epoch}")
     for epoch in range(run.epoch + 1, params["epochs"] + 1):

@@ -128,14 +128,11 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
 
 
 def _read_categories(path: Path, options: dict, columns: Iterable[str]) -> pd.DataFrame:
-    """`_read`, categories always of text: pandas takes "007" for a number where a whole piece of a column is such."""
+    """`_read`, categories always of text: pandas takes a column of nothing but "007" for numbers."""
     categories = [name for name, dtype in options["dtype"].items() if dtype == "category"]
-    try:
-        table = _read(path, options, columns)
-        if all(pd.api.types.is_string_dtype(table[name].cat.categories) for name in categories):
-            return table
-    except TypeError:  # some pieces of a column are numbers, others are not
-        pass
+    table = _read(path, options, columns)
+    if all(pd.api.types.is_string_dtype(table[name].cat.categories) for name in categories):
+        return table
     table = _read(path, {**options, "dtype": {**options["dtype"], **dict.fromkeys(categories, "str")}}, columns)
     return table.astype(dict.fromkeys(categories, "category"))
 

@@ -20,7 +20,6 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 def get_device(name: str) -> torch.device:
     """`cpu`, or the CUDA device of that number. Raises InputError where there is none: never a silent fall-back."""
     if name == "cpu":
-        _keep_freed_memory()
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(name) >= count:
@@ -30,12 +29,13 @@ def get_device(name: str) -> torch.device:
     return torch.device("cuda", int(name))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next step, instead of giving it back and fetching it page by page.
 
-    Activations come and go by the hundred megabytes; without this a quarter of a step goes into page faults.
+    Activations come and go by the hundred megabytes; without this a quarter of a step goes into page faults. Call it
+    once all input is read, so that what reading took is given back.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library keeps its own ways
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library keeps its own ways
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -54,9 +54,9 @@ def spare_memory(device: torch.device) -> int:
 
 
 def on_host(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """Batches of (key, tensor, ...) as (key, float32 array, ...); on CUDA one batch late.
+    """Batches of (key, tensor, ...) as (key, float32 array, ...), each given out once the next one is under way.
 
-    So the device has the next batch to work on while the last one travels, and nobody waits.
+    So a GPU has the next batch to work on while the last one travels, and nobody waits.
     """
     held: tuple | None = None
     for key, *tensors in batches:

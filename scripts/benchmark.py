@@ -6,10 +6,11 @@
     python scripts/benchmark.py --minutes 1 --clips 4 --contexts 500 --annotation-rows 50000      # a quick look
 
 Stages are run through their command lines, from files on disk to files on disk, at three sizes. The rate is that of
-the largest, start-up and all. The ceiling is measured just before: the rate of a bare tool, or the rate of products of
-4096 x 4096 matrices divided by the operations of a row. The cost of a further row from the second size to the third,
-over that from the first to the second, tells whether a stage is linear. Memory is what the processes of a stage hold
-together, the page cache not counted.
+the largest, start-up and all, and beside it the rate at which further rows are done. The ceiling is measured just
+before: the rate of a bare tool, or the rate of products of 4096 x 4096 matrices divided by the operations of a row.
+Growth is the cost of a further row between the larger sizes over that between the smaller ones: 1 where a stage is
+linear. Memory is what the processes of a stage hold together, the page cache not counted; where a function is measured
+and not a script (annotations, loader, opening, assembling), it is what the function adds.
 """
 
 import argparse
@@ -41,10 +42,10 @@ from core.command_line import Parser, describe, device_name, positive_int, run
 from core.config import JPEG_QUALITY, SAMPLE_RATE
 from core.custom_transforms import evaluation_clip, normalise
 from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, clip_batches
-from core.errors import RunError
+from core.errors import InputError, RunError
 from core.io import FeatureStore, crop_path, read_crop, read_wav, replacing, wav_path, write_bytes, write_json
 from core.models import active_speakers_context, short_term_encoder
-from core.util import autocast, device_label, get_device, input_dtype
+from core.util import autocast, device_label, get_device, input_dtype, keep_freed_memory
 from core.video import run_ffmpeg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +64,7 @@ class Figure:
     unit: str
     sizes: list[int]
     seconds: list[float] = field(default_factory=list)
-    memory: int = 0  # bytes, at the largest size
+    memory: list[int] = field(default_factory=list)  # bytes, at each size
     ceiling: float | None = None  # units a second
     bound: str = ""  # what the ceiling is
     remarks: list[str] = field(default_factory=list)
@@ -73,12 +74,23 @@ class Figure:
         return self.sizes[-1] / self.seconds[-1]
 
     @property
+    def share(self) -> float | None:
+        return None if self.ceiling is None else self.rate / self.ceiling
+
+    @property
     def growth(self) -> float | None:
         """Cost of a further row at the largest sizes over that at the smallest; 1 where the stage is linear."""
         if len(self.sizes) < 3:
             return None
         costs = np.diff(self.seconds) / np.diff(self.sizes)
-        return float(costs[1] / costs[0])
+        return float(costs[1] / costs[0]) if costs.min() > 0 else None  # a start-up that varies hides the rest
+
+    @property
+    def further(self) -> float | None:
+        """Units a second of what the largest size adds to the one before: the rate without the start-up."""
+        if len(self.sizes) < 3 or self.seconds[-1] <= self.seconds[-2]:
+            return None
+        return (self.sizes[-1] - self.sizes[-2]) / (self.seconds[-1] - self.seconds[-2])
 
 
 def get_args_parser() -> Parser:
@@ -138,7 +150,8 @@ def measure_script(script: str, *args: object) -> tuple[float, int]:
         output: list[str] = []
         result = watched(process.pid, lambda: output.append(process.communicate()[0]))
     if process.returncode:
-        raise RunError(f"{script}: exit status {process.returncode}: {output[0].strip().splitlines()[-1]}")
+        last = "".join(output[0].strip().splitlines()[-1:])
+        raise RunError(f"{script}: exit status {process.returncode}: {last}")
     return result
 
 
@@ -168,8 +181,9 @@ def _call(sender, function: Callable, args: tuple) -> None:
 def scaled(figure: Figure, measure: Callable[[int], tuple[float, int]]) -> Figure:
     """Fill a figure: measure(size) gives seconds and bytes."""
     for size in figure.sizes:
-        seconds, figure.memory = measure(size)
+        seconds, memory = measure(size)
         figure.seconds.append(seconds)
+        figure.memory.append(memory)
         print(f"  {figure.stage}: {size} {figure.unit} in {seconds:.1f} s", flush=True)
     return figure
 
@@ -214,6 +228,13 @@ def network_ceiling(figure: Figure, device: str, work: str, precision: str) -> F
 # Data
 
 
+def ffmpeg(*arguments: str) -> None:
+    try:
+        run_ffmpeg(*arguments)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
 def make_film(path: Path, minutes: int) -> None:
     """720p H.264 with a keyframe every 10 s, a moving test picture under noise, and noise to hear."""
     if path.exists():
@@ -226,7 +247,7 @@ def make_film(path: Path, minutes: int) -> None:
         sources = ("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound)
         keyframes = ("-g", str(10 * FPS), "-keyint_min", str(10 * FPS), "-sc_threshold", "0")
         codecs = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", *keyframes, "-c:a", "aac")
-        run_ffmpeg(*sources, *codecs, f"file:{os.path.abspath(temporary)}")
+        ffmpeg(*sources, *codecs, f"file:{os.path.abspath(temporary)}")
 
 
 def film_csv(path: Path, rows: int, faces: int = FACES) -> Path:
@@ -259,7 +280,7 @@ def annotation_lines(rows: int, videos: int) -> list[list[str]]:
                     lines.append(f"{name},{moment:g},{x},{y},{x + 0.3:.6f},{y + 0.4:.6f},{label},{entity}\n")
             start += 3
         result.append(lines[:size])
-    return result
+    return [lines for lines in result if lines]
 
 
 def write_official(directory: Path, videos: list[list[str]]) -> None:
@@ -403,9 +424,9 @@ def row_by_row(work: Path, csv: Path, rows: int, device_name: str) -> tuple[floa
 
 def measure_sound(args: argparse.Namespace, work: Path) -> list[Figure]:
     figure = Figure("sound of the films", "s of film", [60 * args.minutes * scale for scale in SCALES])
-    film = work / "films" / "film.mp4"
+    film = work / f"films_{args.minutes}_minutes" / "film.mp4"
     start = time.perf_counter()
-    run_ffmpeg("-i", str(film), "-vn", "-f", "null", "-")
+    ffmpeg("-i", str(film), "-vn", "-f", "null", "-")
     figure.ceiling = os.cpu_count() * figure.sizes[0] / (time.perf_counter() - start)
     figure.bound = "ffmpeg decoding the sound, one film a core"
 
@@ -441,13 +462,13 @@ def measure_slices(args: argparse.Namespace, work: Path) -> list[Figure]:
 def measure_crops(args: argparse.Namespace, work: Path) -> list[Figure]:
     seconds = 60 * args.minutes
     figure = Figure("faces", "rows", [FACES * FPS * seconds * scale // 16 for scale in SCALES])
-    film = work / "films" / "film.mp4"
+    film = work / f"films_{args.minutes}_minutes" / "film.mp4"
     frames, _ = measure_call(decode_rate, film, FPS * 60)
     figure.ceiling, figure.bound = FACES * frames, f"OpenCV reading {frames:.0f} frames/s"
 
     def measure(size: int) -> tuple[float, int]:
         csv = film_csv(work / f"faces_{size}.csv", size)
-        paths = ("--csv", csv, "--ava-video-dir", work / "films", "--output-dir", work / "crops")
+        paths = ("--csv", csv, "--ava-video-dir", film.parent, "--output-dir", work / "crops")
         return measure_script("data/extract_face_crops_time.py", *paths, "--split", "train", "--overwrite")
 
     scaled(figure, measure)
@@ -496,8 +517,9 @@ def measure_annotations(args: argparse.Namespace, work: Path) -> list[Figure]:
             else:
                 write_official(source, lines)
             files = sorted(source.glob("*.csv"))
-            (seconds, own), figure.memory = measure_call(read_seconds, source if videos > 1 else files[0])
+            (seconds, own), memory = measure_call(read_seconds, source if videos > 1 else files[0])
             figure.seconds.append(seconds)
+            figure.memory.append(memory)
             print(f"  {figure.stage}: {size} rows in {seconds:.2f} s", flush=True)
         figure.ceiling, _ = measure_call(pandas_rate, files, 0 if videos == 1 else None, size)
         figure.remarks.append(f"a worker adds {own >> 20} MB")
@@ -512,6 +534,7 @@ def decoded_rate(work: Path, csv: Path, device_name: str, precision: str) -> flo
     reader = ClipReader(read_annotations(csv), work / "slices" / "train", work / "crops" / "train", 11)
     dataset = STETrackDataset(reader)
     pieces = [dataset[index] for index in range(len(dataset))]
+    keep_freed_memory()
     model = short_term_encoder(11).to(device, memory_format=torch.channels_last).eval()
 
     def forward() -> None:
@@ -595,7 +618,7 @@ def open_seconds(store: Path) -> float:
 
 def assembly_seconds(store: Path, samples: int) -> float:
     """Seconds of assembling shuffled batches of 64 contexts, after some to warm up."""
-    get_device("cpu")
+    keep_freed_memory()
     dataset = ASCDataset(FeatureStore(store), 11, 4, 3, seed=0, redraw=True)
     keys = list(EpochSampler(len(dataset), seed=0))
     for start in range(0, min(len(keys), 6400), 64):
@@ -643,7 +666,7 @@ def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
     def measure(size: int) -> tuple[float, int]:
         truth, logits = fresh(work / "truth"), fresh(work / "logits")
         rng = np.random.default_rng(0)
-        for lines in (lines for lines in annotation_lines(size, 33) if lines):
+        for lines in annotation_lines(size, 33):
             fields = [line[:-1].split(",") for line in lines]
             values = rng.normal(size=(len(fields), 2)).astype(np.float32)
             rows = (f"{f[7]},{float(f[1])},{a},{b}\n" for f, (a, b) in zip(fields, values, strict=True))
@@ -677,15 +700,17 @@ def fresh(directory: Path) -> Path:
 
 def row_of(figure: Figure) -> list[str]:
     ceiling = "" if figure.ceiling is None else f"{figure.ceiling:,.0f} ({figure.bound})"
-    share = "" if figure.ceiling is None else f"{figure.rate / figure.ceiling:.2f}"
+    share = "" if figure.share is None else f"{figure.share:.2f}"
     growth = "" if figure.growth is None else f"{figure.growth:.2f}"
     rate = f"{figure.rate:,.0f} {figure.unit}/s" if figure.rate >= 100 else f"{figure.rate:.1f} {figure.unit}/s"
-    memory = f"{figure.memory / 1e9:.2f} GB"
-    return [figure.stage, f"{figure.sizes[-1]:,}", f"{figure.seconds[-1]:.1f} s", rate, memory, ceiling, share, growth]
+    further = "" if figure.further is None else f"{figure.further:,.0f}"
+    memory = f"{figure.memory[-1] / 1e9:.2f} GB"
+    size = f"{figure.sizes[-1]:,}"
+    return [figure.stage, size, f"{figure.seconds[-1]:.1f} s", rate, further, memory, ceiling, share, growth]
 
 
 def markdown(figures: list[Figure]) -> str:
-    head = ["stage", "size", "time", "rate", "memory", "ceiling", "share", "cost of a further row, 16x to 4x"]
+    head = ["stage", "size", "time", "rate", "of further rows", "memory", "ceiling", "share", "growth"]
     lines = [head, ["---"] * len(head), *map(row_of, figures)]
     remarks = [f"{figure.stage}: {remark}" for figure in figures for remark in figure.remarks]
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", *remarks])
@@ -702,13 +727,17 @@ def describe_machine(device: str) -> dict[str, object]:
 
 def main(args: argparse.Namespace) -> None:
     describe(vars(args))
+    if args.clips * SCALES[-1] * TRACK_ROWS > FACES * FPS * 60 * args.minutes:
+        raise InputError(f"--clips {args.clips}: a film of {args.minutes} minutes has not enough tracks for it")
+    if min(args.annotation_rows, args.score_rows) < SCALES[-1]:
+        raise InputError(f"--annotation-rows and --score-rows must be at least {SCALES[-1]}")
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
     machine = describe_machine(device_label(get_device(args.device)))
-    make_film(work / "films" / "film.mp4", args.minutes)
+    films = work / f"films_{args.minutes}_minutes"
+    make_film(films / "film.mp4", args.minutes)
     make_weights(work)
-    machine["film"] = {"frames/s": decode_rate(work / "films" / "film.mp4", FPS * 60)}
-    machine["reading bytes/s"] = read_rate(work / "films" / "film.mp4")
+    machine["bytes/s of reading"] = read_rate(films / "film.mp4")
     describe(machine)
     measures = (
         measure_sound,
@@ -725,7 +754,8 @@ def main(args: argparse.Namespace) -> None:
         if name in args.stages:
             print(name, flush=True)
             figures += measure(args, work)
-            lines = [{**asdict(figure), "rate": figure.rate, "growth": figure.growth} for figure in figures]
+            names = ("rate", "further", "share", "growth")
+            lines = [{**asdict(figure), **{name: getattr(figure, name) for name in names}} for figure in figures]
             write_json(
                 args.json or work / "benchmark.json", {"machine": machine, "stages": lines, "settings": vars(args)}
             )

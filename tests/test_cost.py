@@ -27,7 +27,7 @@ from mini import (
 from scipy.ndimage import median_filter
 from torchvision.transforms.v2 import functional as F
 
-from core import crops, dataset, video
+from core import crops, dataset, evaluation, video
 from core.annotations import FaceTable, read_annotations
 from core.custom_transforms import JITTER, fast_resize, jitter, resize
 from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, batch_loader, clip_batches
@@ -191,7 +191,8 @@ class TestContexts:
         assert [shape[1:] for shape in shapes] == [(5, 3)] * len(batches)
         assert sum(shape[0] for shape in shapes) == len(contexts)
 
-    def test_features_held_on_a_device_make_the_same_batches(self, contexts):
+    def test_features_held_on_a_device_make_the_same_batches(self, contexts, monkeypatch):
+        monkeypatch.setattr(dataset, "_ROWS_HELD", 7)
         keys = [(0, row) for row in range(len(contexts))]
         before = contexts.__getitems__(keys)
         contexts.hold_on(CPU)
@@ -229,7 +230,8 @@ def test_resizing_for_training_is_a_grey_level_off_at_most(size):
 
 
 @pytest.mark.parametrize("width", [3, 5, 101])
-def test_smoothing_equals_a_median_filter_of_every_track(width, tmp_path):
+def test_smoothing_equals_a_median_filter_of_every_track(width, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_VALUES_AT_ONCE", 150)  # so that it takes several pieces
     faces = sorted(faces_of(TRACKS), key=lambda face: face.time)
     table = read_annotations(write_annotations(tmp_path / "film-activespeaker.csv", faces))
     values = np.random.default_rng(0).normal(size=(len(table), 2)).astype(np.float32)
@@ -252,10 +254,14 @@ def test_csv_is_written_as_pandas_would(tmp_path):
 def test_ids_of_digits_stay_text_where_others_follow_far_below(tmp_path):
     """The csv is parsed in pieces, and a whole piece of this one looks like numbers."""
     names = [f"{index:05d}" for index in range(2500)] + ["x"]
-    rows = (f"007,{k / 25:g},0.1,0.1,0.2,0.2,NOT_SPEAKING,{name}" for name in names for k in range(20))
-    table = read_annotations(write_lines(tmp_path / "007-activespeaker.csv", rows))
-    assert table.entity_ids == names
-    assert table.video_ids == ["007"]
+    rows = (f"film,{k / 25:g},0.1,0.1,0.2,0.2,NOT_SPEAKING,{name}" for name in names for k in range(20))
+    assert read_annotations(write_lines(tmp_path / "film-activespeaker.csv", rows)).entity_ids == names
+
+
+def test_ids_of_digits_alone_stay_text(tmp_path):
+    lines = [f"007,{k},0.1,0.1,0.2,0.2,NOT_SPEAKING,0{name}" for name in (1, 2) for k in range(3)]
+    table = read_annotations(write_lines(tmp_path / "007-activespeaker.csv", lines))
+    assert (table.video_ids, table.entity_ids) == (["007"], ["01", "02"])
 
 
 def test_rows_of_a_video_are_those_of_a_search(tmp_path):
@@ -281,13 +287,16 @@ class TestBenchmark:
         assert figure("x", "rows", [10], [3.1]).growth is None
 
     def test_table(self, benchmark):
-        figure = benchmark["Figure"]("STE forward", "rows", [10, 40, 160], [1, 2, 4], 2 * 10**9, 80.0, "a bare tool")
+        figure = benchmark["Figure"](
+            "STE forward", "rows", [10, 40, 160], [1, 2, 4], [2 * 10**9] * 3, 80.0, "a bare tool"
+        )
         figure.remarks.append("a remark")
         lines = benchmark["markdown"]([figure]).splitlines()
         assert lines[2].split(" | ")[1:] == [
             "160",
             "4.0 s",
             "40.0 rows/s",
+            "60",
             "2.00 GB",
             "80 (a bare tool)",
             "0.50",
@@ -297,6 +306,8 @@ class TestBenchmark:
         assert len({line.count("|") for line in lines[:3]}) == 1
 
     def test_its_annotations_are_valid_and_of_the_size_asked_for(self, benchmark, tmp_path):
+        assert sum(map(len, benchmark["annotation_lines"](3125, 120))) == 3125
+        assert all(benchmark["annotation_lines"](3125, 120))
         lines = benchmark["annotation_lines"](3000, 4)
         benchmark["write_official"](tmp_path / "official", lines)
         benchmark["write_augmented"](tmp_path / "augmented.csv", lines)
@@ -323,6 +334,7 @@ class TestBenchmark:
         assert result.returncode == 0, result.stderr
         figures = json.loads((tmp_path / "benchmark.json").read_text())["stages"]
         assert len(figures) == 15
-        assert all(figure["rate"] > 0 for figure in figures)
+        assert all(figure["ceiling"] > 0 and figure["share"] > 0 for figure in figures)
+        assert {len(figure["seconds"]) for figure in figures} == {1, 3}
         assert "60 of 60 equal" in result.stdout
         assert digests(tmp_path, "crops/train/*/*.jpg")
