@@ -13,22 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.command_line import (
-    Parser,
-    describe,
-    device_name,
-    odd_positive,
-    positive_int,
-    run,
-    seed,
-)
+from core.command_line import Parser, describe, device_name, odd_positive, positive_int, run, seed
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
+from core.inference import predict
 from core.io import FeatureStore, require_finite, write_predictions
 from core.models import active_speakers_context
 from core.progress import progress
 from core.results import ResultDirectory, weights_behind
-from core.util import device_label, get_device, keep_freed_memory, load_weights, on_host
+from core.util import device_label, get_device, keep_freed_memory, load_weights
 
 
 def get_args_parser() -> Parser:
@@ -74,13 +67,10 @@ def main(args: argparse.Namespace) -> None:
         for video in range(len(table.video_ids)):
             rows = table.rows_of_video(video)
             if not done[video]:
-                logits = np.empty((len(rows), 2), np.float32)
                 starts = range(0, len(rows), args.batch_size)
                 parts = (rows[start : start + args.batch_size] for start in starts)
-                batches = (dataset.__getitems__([(0, row) for row in part])["features"].to(device) for part in parts)
-                outputs = on_host(((start, model(batch)) for start, batch in zip(starts, batches, strict=True)), device)
-                for start, output in outputs:
-                    logits[start : start + len(output)] = output
+                batches = ((part, dataset.__getitems__([(0, row) for row in part])["features"]) for part in parts)
+                logits = np.concatenate([output for _, output in predict(model, batches, device)])
                 require_finite(table, rows, logits, args.features_val_full)
                 write_predictions(output_dir, table, rows, logits)
             bar.update(len(rows))

@@ -9,13 +9,11 @@ goes on where it was.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from core.annotations import read_annotations
 from core.command_line import (
@@ -30,11 +28,12 @@ from core.command_line import (
 )
 from core.config import STE_forward_params, STE_inputs, annotation_csvs
 from core.dataset import ClipReader, STETrackDataset, clip_batches, drop_missing, item_loader
+from core.inference import encode
 from core.io import writing_features
 from core.models import short_term_encoder
 from core.progress import progress
 from core.results import ResultDirectory
-from core.util import autocast, device_label, get_device, input_dtype, keep_freed_memory, load_weights, on_host
+from core.util import device_label, get_device, input_dtype, keep_freed_memory, load_weights
 
 
 def get_args_parser() -> Parser:
@@ -54,16 +53,6 @@ def get_args_parser() -> Parser:
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without crop or wav")
     parser.add_argument("--overwrite", action="store_true", help="make videos that are there again")
     return parser
-
-
-def encode(
-    model: nn.Module, batches: Iterable[tuple], device: torch.device, precision: str
-) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Rows (B,), logits (B, 2) and features (B, 1024) of the batches that `clip_batches` makes."""
-    for rows, audio, clips in batches:
-        with autocast(device, precision):
-            joint, _, _, features = model(audio, clips)
-        yield rows, joint, features
 
 
 @torch.inference_mode()
@@ -100,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
                 with writing_features(output_dir, table, rows_of_video, args.text_features) as (logits, features):
                     pieces = (piece for _, piece in group)
                     batches = clip_batches(pieces, args.batch_size, device, dtype)
-                    for rows, joint, encoded in on_host(encode(model, batches, device, args.precision), device):
+                    for rows, joint, encoded in encode(model, batches, device, args.precision):
                         at = np.searchsorted(rows_of_video, rows)
                         logits[at], features[at] = joint, encoded
                         bar.update(len(rows))

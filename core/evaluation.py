@@ -81,10 +81,8 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFra
     found = joined.pop("_merge") == "both"
     if found.all() and len(predictions) == len(truth):
         return joined
-    lost, problem = (
-        truth[~found],
-        "rows of the ground truth have no prediction (unfinished, or made with --skip-missing?)",
-    )
+    problem = "rows of the ground truth have no prediction (unfinished, or made with --skip-missing?)"
+    lost = truth[~found]
     if found.all():
         both = predictions.merge(truth, on=key, how="left", sort=False, indicator=True)
         lost, problem = both[both["_merge"] == "left_only"], "predictions are for no row of the ground truth"

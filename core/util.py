@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import hashlib
 import pickle
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -51,28 +50,6 @@ def device_label(device: torch.device) -> str:
 def spare_memory(device: torch.device) -> int:
     """Bytes that are free on a CUDA device; 0 for the CPU, whose memory the page cache uses already."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def on_host(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """Batches of (key, tensor, ...) as (key, float32 array, ...), each given out once the next one is under way.
-
-    So a GPU has the next batch to work on while the last one travels, and nobody waits.
-    """
-    held: tuple | None = None
-    for key, *tensors in batches:
-        tensors = [tensor.float().to("cpu", non_blocking=True) for tensor in tensors]  # to pinned memory
-        arrived = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        if held:
-            yield _arrived(*held)
-        held = (arrived, key, tensors)
-    if held:
-        yield _arrived(*held)
-
-
-def _arrived(arrived: torch.cuda.Event | None, key: object, tensors: list[torch.Tensor]) -> tuple:
-    if arrived is not None:
-        arrived.synchronize()
-    return key, *(tensor.numpy() for tensor in tensors)
 
 
 def seed_everything(seed: int) -> None:

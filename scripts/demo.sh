@@ -9,7 +9,7 @@ usage: bash scripts/demo.sh [--seed K] [--root DIR]
 
 Makes the environment and a mini AVA, trains both networks from random weights, and ends with a table of the official
 mAP beside the share of positive rows, and a picture of one val video's scores over time. It runs on the first CUDA
-device if there is one, else on the CPU, where it takes four to five minutes on two cores.
+device if there is one, else on the CPU, where it takes some four minutes on two cores.
 
   --seed K     of the films, the weights and every draw (default: 0)
   --root DIR   where everything goes (default: demo/seed_K); the same command again goes on where it was
