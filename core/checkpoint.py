@@ -77,7 +77,7 @@ class TrainingRun:
     def _save(self, value: dict, name: str) -> None:
         buffer = BytesIO()  # torch writes the name of a file into it, and equal weights shall be equal files
         torch.save(value, buffer)
-        write_bytes(self.directory / name, buffer.getbuffer())
+        write_bytes(self.directory / name, buffer.getbuffer(), durable=True)
 
     def _write_log(self) -> None:
         write_csv(self.directory / f"{self.name}_logs.csv", pd.DataFrame(self.log), header=True)

@@ -110,10 +110,14 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     try:
         status = main(args) or 0
     except (InputError, RunError) as error:
-        # From a DataLoader's worker the message comes with a traceback before it.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         status = 2 if isinstance(error, InputError) else 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # which is torch's
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "no more of it"
+        print(f"error: out of memory: {reason}; try a smaller --batch-size or fewer --workers", file=sys.stderr)
+        status = 1
     except OSError as error:
         print(
             f"error: {error.filename or ''}: {error.strerror or error}".replace("error: :", "error:"), file=sys.stderr

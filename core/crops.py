@@ -30,33 +30,35 @@ def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
 
 
 def cut_film(
-    table: FaceTable, rows: np.ndarray, film: Film, output_dir: Path, advance: Callable[[int], None]
-) -> Outcome:
-    """Cut the given rows of one film, decoding it once."""
-    result = Outcome()
+    table: FaceTable,
+    rows: np.ndarray,
+    film: Film,
+    output_dir: Path,
+    outcome: Outcome,
+    advance: Callable[[int], None],
+) -> None:
+    """Cut the given rows of one film, decoding it once; what cannot be cut is a failure of that row alone."""
 
     def fail(row: int, reason: str) -> None:
         moment = timestamp_name(table.timestamp[row])
-        result.failures.append(f"{film.path.name}: {table.entity_ids[table.entity[row]]} at {moment} s: {reason}")
+        outcome.failures.append(f"{film.path.name}: {table.entity_ids[table.entity[row]]} at {moment} s: {reason}")
         advance(1)
 
-    frame_of_row = film.frame_index(table.timestamp[rows])
-    order = np.argsort(frame_of_row, kind="stable")
-    indices, starts = np.unique(frame_of_row[order], return_index=True)
-    groups = dict(zip(indices.tolist(), np.split(rows[order], starts[1:]), strict=True))
-    for index in indices[indices < 0].tolist():
-        for row in groups.pop(index):
-            fail(row, "before the film begins")
-    for index, image in film.frames(np.array(sorted(groups), int), SEEK_GAP_SECONDS):
-        for row in groups.pop(index):
+    moments, group = np.unique(table.timestamp[rows], return_inverse=True)
+    groups = np.split(rows[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
+    early = int(np.searchsorted(moments, -0.5 / film.fps))  # from then on the first frame is the nearest
+    frames = film.frames(moments[early:], SEEK_GAP_SECONDS)
+    for place, faces in enumerate(groups):
+        image = next(frames, None) if place >= early else None
+        for row in faces:
+            if image is None:
+                fail(row, "no frame can be read there" if place >= early else "before the film begins")
+                continue
             try:
                 jpeg = crop_face(image, table.box[row])
             except ValueError as error:
                 fail(row, str(error))
                 continue
             write_bytes(crop_path(output_dir, table.entity_ids[table.entity[row]], table.timestamp[row]), jpeg)
-            result.done += 1
+            outcome.done += 1
             advance(1)
-    for row in (row for group in groups.values() for row in group):
-        fail(row, "past the last frame that could be read")
-    return result

@@ -6,6 +6,7 @@ draws what an undisturbed one would have.
 
 import argparse
 import math
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.audio import clip_bounds, clip_mfccs
 from core.config import STE_FEATURES
 from core.custom_transforms import evaluation_clip, normalise, training_clip
-from core.errors import InputError
+from core.errors import InputError, RunError
 from core.io import FeatureStore, crop_path, find_missing, read_crop, read_wav, wav_path
 from core.progress import progress
 
@@ -60,23 +61,52 @@ class Batches(BatchSampler):
         return math.ceil(size / self.batch_size) - int(size > 1 and self.batch_size > 1 and size % self.batch_size == 1)
 
 
+class Loader(DataLoader):
+    """A DataLoader whose workers fail in one line, and leave Ctrl-C to the main process.
+
+    What a worker raises comes out as it was, without the traceback that travels with it. Raises RunError where a
+    worker process dies.
+    """
+
+    def __init__(self, dataset: Dataset, **options):
+        workers = options["num_workers"]
+        super().__init__(dataset, worker_init_fn=_ignore_interrupts, persistent_workers=workers > 0, **options)
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from super().__iter__()
+        except (InputError, OSError, RuntimeError) as error:
+            lines = str(error).strip().splitlines() or [""]
+            if "DataLoader worker" not in lines[0]:
+                raise
+            if isinstance(error, InputError):
+                raise InputError(lines[-1].partition(": ")[2]) from None
+            if isinstance(error, OSError):
+                raise RunError(lines[-1]) from None
+            if lines[0].startswith("Caught"):  # a fault of the code, which its traceback explains
+                raise
+            advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
+            raise RunError(f"a process that reads data died ({lines[0].rstrip('. ')}); {advice}") from None
+
+
+def _ignore_interrupts(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def batch_loader(
     dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device
-) -> DataLoader:
+) -> Loader:
     """Batches of a dataset, for training and validation; datasets with `__getitems__` assemble their own."""
-    return DataLoader(
+    return Loader(
         dataset,
         batch_sampler=Batches(sampler, batch_size, drop_last=False),
         num_workers=workers,
         collate_fn=_as_it_is if hasattr(dataset, "__getitems__") else None,
         pin_memory=device.type == "cuda" and getattr(dataset, "resident", None) is None,
-        persistent_workers=workers > 0,
     )
 
 
-def split_loaders(
-    datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device
-) -> dict[str, DataLoader]:
+def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
     """Batches of the datasets `train`, shuffled, and `val`, in order, by the flags that both training stages have."""
     return {
         split: batch_loader(
@@ -86,9 +116,9 @@ def split_loaders(
     }
 
 
-def item_loader(dataset: Dataset, workers: int, device: torch.device) -> DataLoader:
+def item_loader(dataset: Dataset, workers: int, device: torch.device) -> Loader:
     """The items of a dataset one by one and in order, read ahead by workers."""
-    return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    return Loader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
 
 
 def _as_it_is(batch):

@@ -7,9 +7,11 @@ import json
 import os
 import re
 import socket
+import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
@@ -26,8 +28,11 @@ from core.tables import first_fields, read_table
 
 # Half-written files carry the machine and the process that writes them, so that what a killed run left can be told.
 _PARTIAL = f".partial-{socket.gethostname()}-"
-_PARTIAL_PATTERN = re.compile(re.escape(_PARTIAL) + r"(\d+)-\d+(\.\w+)?")
-Image.MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
+_OWN_PARTIAL = re.compile(re.escape(_PARTIAL) + r"(\d+)-(\d+)-\d+(\.\w+)?")
+_ANY_PARTIAL = re.compile(r"\.partial-.+-\d+-\d+-\d+(\.\w+)?")
+_DAY = 86400  # seconds; what another machine has not touched for so long it has left behind
+MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
+Image.MAX_IMAGE_PIXELS = None  # it is looked at here, where Pillow would only warn
 _counter = itertools.count()
 
 
@@ -35,16 +40,33 @@ _counter = itertools.count()
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; when the block ends well it becomes `path`, else it is removed."""
+def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; when the block ends well it becomes `path`, else it is removed.
+
+    With `durable` the data is on the disk before, so that a power cut leaves the old file or the new one. An OSError
+    of writing (a full disk) names `path`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{next(_counter)}{path.suffix}")
+    temporary = path.with_name(f"{_own_partial(os.getpid())}-{next(_counter)}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename in (None, temporary, str(temporary)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1)
+def _own_partial(process: int) -> str:
+    return f"{_PARTIAL}{process}-{_birth(process)}"
 
 
 def existing_files(directory: str | Path) -> set[str]:
@@ -55,26 +77,33 @@ def existing_files(directory: str | Path) -> set[str]:
         return set()
     except NotADirectoryError:
         raise InputError(f"{directory}: a file, expected a directory") from None
-    for match in filter(None, map(_PARTIAL_PATTERN.fullmatch, tuple(names))):
-        names.remove(match[0])
-        if not _is_running(int(match[1])):
-            with contextlib.suppress(PermissionError):  # on a disk that is only read they may stay
-                Path(directory, match[0]).unlink(missing_ok=True)
+    for name in [name for name in names if _ANY_PARTIAL.fullmatch(name)]:
+        names.remove(name)
+        path = Path(directory, name)
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # on a disk that is only read they may stay
+            if _is_left_behind(path):
+                path.unlink()
     return names
 
 
-def _is_running(process: int) -> bool:
+def _is_left_behind(partial: Path) -> bool:
+    """Whether nobody writes this half-written file any more."""
+    own = _OWN_PARTIAL.fullmatch(partial.name)
+    if own is None:
+        return time.time() - partial.stat().st_mtime > _DAY
+    return _birth(int(own[1])) != int(own[2])
+
+
+def _birth(process: int) -> int:
+    """When a process began, in clock ticks since the machine did, as its number alone will be another's; 0 if gone."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
-def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
-    with replacing(path) as temporary:
+def write_bytes(path: str | Path, data: bytes | memoryview, durable: bool = False) -> None:
+    with replacing(path, durable) as temporary:
         temporary.write_bytes(data)
 
 
@@ -126,9 +155,12 @@ def wav_path(directory: str | Path, name: str) -> Path:
 def read_crop(path: Path) -> Image.Image:
     """An RGB image. Raises InputError naming the file if it is missing, broken or too large."""
     try:
-        with Image.open(BytesIO(path.read_bytes())) as image:  # Pillow reads a file in many small pieces
+        data = BytesIO(path.read_bytes())  # Pillow reads a file in many small pieces
+        with Image.open(data, formats=("JPEG", "PNG")) as image:  # some of the others start programs
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else f"cannot be read as an image: {error}"
         raise InputError(f"{path}: {reason}") from None
 
@@ -169,11 +201,12 @@ def read_wav(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
     return samples
 
 
-def write_wav(path: Path, samples: np.ndarray) -> None:
-    """Write (n,) int16 as 16 kHz mono 16-bit wav."""
+def write_wav(path: Path, pieces: Iterable[np.ndarray]) -> None:
+    """Write sound that comes in pieces (n,) int16 as 16 kHz mono 16-bit wav."""
     with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes(samples.astype("<i2").tobytes())
+        for samples in pieces:
+            file.writeframesraw(samples.astype("<i2", copy=False).tobytes())
 
 
 @dataclass

@@ -25,21 +25,31 @@ class Outcome:
     done: int = 0
     skipped: int = 0  # were there already
     failures: list[str] = field(default_factory=list)  # one line each: what, and why
+    notes: list[str] = field(default_factory=list)  # what was done and should be known
+
+    def add(self, other: "Outcome") -> None:
+        self.done += other.done
+        self.skipped += other.skipped
+        self.failures += other.failures
+        self.notes += other.notes
 
 
 def run_jobs(
-    job: Callable[[Item, Callable[[int], None]], Outcome],
+    job: Callable[[Item, Outcome, Callable[[int], None]], None],
     items: Iterable[Item],
     name: Callable[[Item], str],
     total: int,
     unit: str,
     workers: int,
+    directory: str | Path,
 ) -> Outcome:
-    """Run `job(item, advance)` for every item, `workers` at a time; `advance(n)` moves the bar, of `total` units.
+    """Run `job(item, outcome, advance)` for every item, `workers` at a time; `advance(n)` moves the bar, of `total`.
 
-    A job that raises InputError or ValueError is a failure of that item alone. Anything else ends the run.
+    The job fills its outcome. One that raises InputError or ValueError is a failure of that item alone; anything else
+    ends the run. Failures are listed in a file of the directory, those of a run that ends early too.
     """
     result, stop = Outcome(), threading.Event()
+    outcomes: list[Outcome] = []
     with progress(total=total, unit=unit) as bar, ThreadPoolExecutor(max(workers, 1)) as pool:
 
         def advance(units: int) -> None:
@@ -47,36 +57,48 @@ def run_jobs(
                 raise InterruptedError("stopped")
             bar.update(units)
 
-        def run_one(item: Item) -> Outcome:
+        def run_one(item: Item, outcome: Outcome) -> None:
             try:
-                return Outcome() if stop.is_set() else job(item, advance)
+                if not stop.is_set():
+                    job(item, outcome, advance)
             except (InputError, ValueError) as error:
-                return Outcome(failures=[f"{name(item)}: {error}"])
+                outcome.failures.append(f"{name(item)}: {error}")
 
-        futures = [pool.submit(run_one, item) for item in items]
+        futures = []
+        for item in items:
+            outcomes.append(Outcome())
+            futures.append(pool.submit(run_one, item, outcomes[-1]))
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
                 if future.done():
-                    outcome = future.result()
-                    result.done += outcome.done
-                    result.skipped += outcome.skipped
-                    result.failures += outcome.failures
+                    future.result()
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+            for outcome in outcomes:
+                result.add(outcome)
+            _list_failures(result.failures, Path(directory, FAILURES))
     return result
 
 
+def _list_failures(failures: list[str], path: Path) -> None:
+    if failures:
+        write_bytes(path, "".join(f"{line}\n" for line in failures).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
 def report(outcome: Outcome, unit: str, directory: str | Path, next_command: str) -> int:
-    """Say how a stage ended and what comes next; list its failures in a file. Returns the exit status, 0 or 1."""
-    path = Path(directory, FAILURES)
+    """Say how a stage ended and what comes next. Returns the exit status, 0 or 1."""
     counts = f"{outcome.done} {unit} written, {outcome.skipped} were there already, {len(outcome.failures)} failed"
     print(f"{counts}: {directory}")
+    for note in outcome.notes[:3]:
+        print(f"note: {note}")
+    if len(outcome.notes) > 3:
+        print(f"note: and {len(outcome.notes) - 3} more like these")
     if outcome.failures:
-        write_bytes(path, "".join(f"{line}\n" for line in outcome.failures).encode())
-        print(f"failures are listed in {path}; the first: {outcome.failures[0]}")
+        print(f"failures are listed in {Path(directory, FAILURES)}; the first: {outcome.failures[0]}")
         return 1
-    path.unlink(missing_ok=True)
     print(f"next: {next_command}")
     return 0

@@ -1,10 +1,14 @@
 """ffmpeg, and films frame by frame. Used by the scripts in data/."""
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -21,8 +25,12 @@ import cv2  # noqa: E402
 
 FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 
-# Containers whose frames seeking finds: in the others it lands some frames off without a word.
-SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+# Containers that tell when each frame is shown, and where seeking finds it: in the others it lands some frames off.
+TIMED_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+
+MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
+_BLOCK_BYTES = 1 << 20
+_LONGEST_FRAME = 60.0  # seconds; frames that are over by then are not looked at
 
 
 def ffmpeg_path() -> str:
@@ -38,23 +46,78 @@ def ffmpeg_path() -> str:
         raise InputError("no ffmpeg: put one on PATH, or pip install imageio-ffmpeg") from None
 
 
-def run_ffmpeg(*arguments: str) -> None:
-    """Run ffmpeg without a shell; raises ValueError with the last line it printed when it fails."""
+def run_ffmpeg(*arguments: str) -> bytes:
+    """Run ffmpeg without a shell, return what it wrote to stdout. Raises ValueError with its last line if it fails."""
+    with _ffmpeg(*arguments) as output:
+        return output.read()
+
+
+@contextlib.contextmanager
+def _ffmpeg(*arguments: str) -> Iterator[IO[bytes]]:
+    """ffmpeg's stdout. Whatever ends the block, the process is gone afterwards: a pipe nobody reads ends it too."""
     command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y", *arguments]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(f"ffmpeg: {lines[-1] if lines else f'exit status {done.returncode}'}")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            yield process.stdout
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.stdout.close()
+            status = process.wait()
+        if status:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+            if any("does not contain any stream" in line for line in lines):
+                raise ValueError("it has no sound")
+            reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            raise ValueError(f"ffmpeg: {lines[-1] if lines and status > 0 else reason}")
 
 
-def extract_audio(film: Path, wav: Path) -> None:
-    """Write the whole sound of a film as 16 kHz mono 16-bit wav, silence where it starts late or has gaps.
+def _source(film: Path) -> tuple[str, ...]:
+    """Arguments that have ffmpeg open this file and no other, whatever its name or its content."""
+    return "-protocol_whitelist", PROTOCOLS, "-format_whitelist", CONTAINERS, "-i", f"file:{os.path.abspath(film)}"
+
+
+def film_sound(film: Path) -> Iterator[np.ndarray]:
+    """The whole sound of a film in pieces (n,) int16, 16 kHz mono; silence where it starts late or has gaps.
 
     Raises ValueError where there is no sound or no film.
     """
-    source = ("-protocol_whitelist", PROTOCOLS, "-format_whitelist", CONTAINERS, "-i", f"file:{os.path.abspath(film)}")
+    _require_file(film)
     sound = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
-    run_ffmpeg(*source, *sound, "-map_metadata", "-1", "-bitexact", "-f", "wav", f"file:{os.path.abspath(wav)}")
+    heard = False
+    with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1") as output:
+        while block := output.read(_BLOCK_BYTES):
+            heard = True
+            yield np.frombuffer(block, "<i2")
+    if not heard:
+        raise ValueError("its sound is empty")
+
+
+def picture_delay(film: Path) -> float:
+    """Seconds from where the sound of `film_sound` begins to the film's first frame; 0 where either is missing."""
+    picture = _first_moment("-copyts", *_source(film), "-map", "0:V:0", "-c", "copy")
+    sound = _first_moment("-copyts", *_source(film), "-map", "0:a:0")
+    heard = _first_moment(*_source(film), "-map", "0:a:0")
+    return 0.0 if None in (picture, sound, heard) else picture - (sound - heard)
+
+
+def _first_moment(*arguments: str) -> float | None:
+    """Presentation time in seconds of the first packet or frame, None where there is none."""
+    try:
+        lines = run_ffmpeg(*arguments, "-frames", "1", "-f", "framecrc", "pipe:1").decode().splitlines()
+    except ValueError:
+        return None
+    (unit,) = [line.rpartition(" ")[2] for line in lines if line.startswith("#tb 0:")]
+    moments = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
+    return float(moments[0] * Fraction(unit)) if moments else None
+
+
+def _require_file(film: Path) -> None:
+    if not film.is_file():  # a pipe would be waited for without end
+        raise ValueError("not a file")
 
 
 def find_films(directory: Path) -> dict[str, Path]:
@@ -72,23 +135,30 @@ def find_films(directory: Path) -> dict[str, Path]:
 class Film:
     """A film opened for reading frames forward. Use as a context manager.
 
-    Frame n is the n-th that decodes, from 0; `frame_index` gives the one shown at a timestamp.
-    Raises ValueError where the file is no film.
+    Time is counted from its first frame. Raises ValueError where the file is no film.
     """
 
     def __init__(self, path: Path):
+        _require_file(path)
         self.path = path
-        self._seekable = path.suffix.lower() in SEEKABLE_SUFFIXES
+        self._timed = self._seekable = path.suffix.lower() in TIMED_SUFFIXES
         self._open()
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        width, height = self.size
+        problem = None
         if not self._capture.isOpened() or not 0 < self.fps < 1000:
+            problem = "cannot be opened as a film"
+        elif width * height > MAX_FRAME_PIXELS:
+            problem = f"frames of {width} x {height} pixels"
+        if problem:
             self._capture.release()
-            raise ValueError("cannot be opened as a film")
+            raise ValueError(problem)
 
     def _open(self) -> None:
         # An absolute path, so that no name can be taken for a protocol, an option or an image-sequence pattern.
         self._capture = cv2.VideoCapture(os.path.abspath(self.path), cv2.CAP_FFMPEG)
         self._next = 0  # the frame that is grabbed next
+        self._zero = 0.0  # where the film's clock stands at its first frame, in milliseconds
 
     def __enter__(self) -> "Film":
         return self
@@ -98,39 +168,77 @@ class Film:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
+        """Width and height in pixels, as the film is shown: a rotation it asks for is done."""
         return int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
 
-    def frame_index(self, timestamp: np.ndarray) -> np.ndarray:
-        """Indices of the frames shown at these times in seconds: what the released code's seek picks."""
-        return np.floor(np.asarray(timestamp) * self.fps + 0.5).astype(np.int64)
+    def frames(self, moments: np.ndarray, seek_gap: float) -> Iterator[np.ndarray | None]:
+        """Yield the BGR image (H, W, 3) uint8 on show at each of the increasing times (n,) in seconds.
 
-    def frames(self, indices: np.ndarray, seek_gap: float) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index, BGR image (H, W, 3) uint8) for increasing frame indices, each decoded once.
-
-        Stretches of more than `seek_gap` seconds are skipped by seeking. Ends early where the film does.
+        At a constant frame rate this is frame `floor(t * fps + 0.5)`, which the released code's seek picks. Each frame
+        is decoded once, and stretches of more than `seek_gap` seconds are skipped by seeking. None stands for a frame
+        that is broken; ends early where the film does.
         """
-        for index in indices:
+        if self._next == 0 and not self._grab():
+            return
+        for place, moment in enumerate(moments):
+            index = int(np.floor(moment * self.fps + 0.5))
             if self._seekable and index - self._next > seek_gap * self.fps:
-                self._seek(int(index))
+                self._seek(index)
             while self._next <= index:
-                if not self._capture.grab():
+                if not self._grab():
                     return
-                self._next += 1
-            try:
-                decoded, image = self._capture.retrieve()
-            except cv2.error as error:
-                raise ValueError(f"frame {index}: {str(error).splitlines()[0]}") from None
-            if not decoded:
+            if self._timed and abs(self._time() * self.fps - index) >= 0.5:  # counting is apart from the film's clock
+                yield from self._frames_by_time(moments[place:])
                 return
-            yield int(index), image
+            yield self._image()
+
+    def _grab(self) -> bool:
+        """Decode the next frame; False at the end."""
+        if not self._capture.grab():
+            return False
+        if self._next == 0:
+            self._zero = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+        self._next += 1
+        return True
+
+    def _frames_by_time(self, moments: np.ndarray) -> Iterator[np.ndarray]:
+        """`frames` by the clock, from the beginning, of a film whose frame rate varies.
+
+        A frame counts as on show from the middle between the one before and itself, or from half a frame of the mean
+        rate before its time, whichever is later.
+        """
+        self._capture.release()
+        self._open()
+        half = 0.5 / self.fps
+        shown, image, end = -np.inf, None, not self._grab()
+        for moment in moments:
+            while not end:
+                coming = self._time()
+                if moment < coming - min(half, (coming - shown) / 2):
+                    break
+                shown, image = coming, self._image() if coming > moment - _LONGEST_FRAME else None
+                end = not self._grab()
+            if end and moment >= shown + half:
+                return
+            yield image
+
+    def _time(self) -> float:
+        """Seconds from the first frame to the one that was grabbed last."""
+        return (self._capture.get(cv2.CAP_PROP_POS_MSEC) - self._zero) / 1000
+
+    def _image(self) -> np.ndarray | None:
+        """The frame that was grabbed last, None where it is broken."""
+        try:
+            decoded, image = self._capture.retrieve()
+        except cv2.error:
+            return None
+        return image if decoded else None
 
     def _seek(self, index: int) -> None:
         """Grab the frame of this index; where seeking goes astray, begin the film again, to get there by counting."""
         self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)
-        grabbed = self._capture.grab()
         # Seeking goes by time, which is not the same as counting where the frame rate varies.
-        if grabbed and abs(self._capture.get(cv2.CAP_PROP_POS_MSEC) * self.fps / 1000 - index) < 0.5:
+        if self._capture.grab() and abs(self._time() * self.fps - index) < 0.5:
             self._next = index + 1
         else:
             self._seekable = False

@@ -7,26 +7,42 @@ Reads <ava-video-dir>/<video_id>.<ext>, writes <target-audios>/<video_id>.wav. W
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
+from core.audio import shift_sound
 from core.command_line import Parser, describe, positive_int, require_directory, run
-from core.config import data_inputs
+from core.config import MAX_PICTURE_DELAY_SECONDS, data_inputs
 from core.errors import InputError
-from core.io import existing_files, replacing, wav_path, write_json
+from core.io import existing_files, wav_path, write_json, write_wav
 from core.jobs import Outcome, report, run_jobs
-from core.video import extract_audio, find_films
+from core.video import film_sound, find_films, picture_delay
 
 
 def get_args_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="films, <video_id>.<ext>")
     parser.add_argument("--target-audios", default=data_inputs["ava_audio_dir"], help="where the wavs go")
+    parser.add_argument(
+        "--align",
+        action="store_true",
+        help="begin each wav with its film's first frame; without it a film whose picture and sound do not begin "
+        "together is noted and left as it is, as the released code does",
+    )
     parser.add_argument("--workers", type=positive_int, default=4, help="films at a time")
     parser.add_argument("--overwrite", action="store_true", help="make wavs that are there again")
     return parser
+
+
+def watched(pieces: Iterator[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+    """The same pieces, until the run is stopped."""
+    for piece in pieces:
+        advance(0)
+        yield piece
 
 
 def main(args: argparse.Namespace) -> int:
@@ -34,19 +50,25 @@ def main(args: argparse.Namespace) -> int:
     films = find_films(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
     if not films:
         raise InputError(f"{args.ava_video_dir}: no films here")
-    existing = set() if args.overwrite else existing_files(args.target_audios)
+    found = existing_files(args.target_audios)
+    existing = set() if args.overwrite else found
 
-    def extract(video_id: str, advance: Callable[[int], None]) -> Outcome:
-        wav = wav_path(args.target_audios, video_id)
-        found = wav.name in existing
-        if not found:
-            with replacing(wav) as temporary:
-                extract_audio(films[video_id], temporary)
+    def extract(video_id: str, outcome: Outcome, advance: Callable[[int], None]) -> None:
+        film, wav = films[video_id], wav_path(args.target_audios, video_id)
+        if wav.name in existing:
+            outcome.skipped += 1
+        else:
+            delay = picture_delay(film)
+            if abs(delay) >= MAX_PICTURE_DELAY_SECONDS and not args.align:
+                apart = f"{abs(delay):.2f} s {'after' if delay > 0 else 'before'} its sound"
+                outcome.notes.append(f"{film.name}: its picture begins {apart}; --align puts them together")
+            sound = shift_sound(film_sound(film), delay if args.align else 0.0)
+            write_wav(wav, watched(sound, advance))
+            outcome.done += 1
         advance(1)
-        return Outcome(done=not found, skipped=found)
 
-    outcome = run_jobs(extract, films, str, len(films), "film", args.workers)
     write_json(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args))
+    outcome = run_jobs(extract, films, str, len(films), "film", args.workers, args.target_audios)
     return report(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 
 

@@ -41,23 +41,22 @@ def main(args: argparse.Namespace) -> int:
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
 
-    def extract(video: int, advance: Callable[[int], None]) -> Outcome:
+    def extract(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
         rows = table.rows_of_video(video)
-        todo = rows if args.overwrite else rows_to_cut(table, rows, output_dir)
+        missing = rows_to_cut(table, rows, output_dir)
+        todo = rows if args.overwrite else missing
+        outcome.skipped += len(rows) - len(todo)
         advance(len(rows) - len(todo))
-        result = Outcome(skipped=len(rows) - len(todo))
         if len(todo):
             path = films.get(table.video_ids[video])
             if path is None:
                 raise InputError(f"no film in {args.ava_video_dir}")
             with Film(path) as film:
-                cut = cut_film(table, todo, film, output_dir, advance)
-            result.done, result.failures = cut.done, cut.failures
-        return result
+                cut_film(table, todo, film, output_dir, outcome, advance)
 
     videos = range(len(table.video_ids))
-    outcome = run_jobs(extract, videos, table.video_ids.__getitem__, len(table), "row", args.workers)
     write_json(output_dir / "extract_face_crops_time_cfg.json", vars(args))
+    outcome = run_jobs(extract, videos, table.video_ids.__getitem__, len(table), "row", args.workers, output_dir)
     after = "python STE_train.py 11 0" if args.split == "train" else f"python STE_forward.py 11 0 --split {args.split}"
     return report(outcome, "crops", output_dir, after)
 

@@ -41,33 +41,32 @@ def main(args: argparse.Namespace) -> int:
     table = read_annotations(args.csv)
     first, last = table.track_spans()
     output_dir = Path(args.output_dir, args.split)
-    existing = set() if args.overwrite else existing_files(output_dir)
+    found = existing_files(output_dir)
+    existing = set() if args.overwrite else found
 
-    def slice_film(video: int, advance: Callable[[int], None]) -> Outcome:
+    def slice_film(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
         wav = wav_path(audio_dir, table.video_ids[video])
         length = wav_length(wav)
-        result = Outcome()
         for track in np.unique(table.entity[table.rows_of_video(video)]):
             target = wav_path(output_dir, table.entity_ids[track])
             start, stop = slice_bounds(first[track], last[track])
             if target.name in existing:
-                result.skipped += 1
+                outcome.skipped += 1
             elif not 0 <= start < max(length, 1) or (stop > start and length == 0):
-                result.failures.append(
+                outcome.failures.append(
                     f"{table.entity_ids[track]}: begins at {first[track]} s, outside the sound of {wav}"
                 )
             elif stop - length > MAX_MISSING_SECONDS * SAMPLE_RATE:
                 heard = f"the sound of {wav} ends at {length / SAMPLE_RATE:.2f} s"
-                result.failures.append(f"{table.entity_ids[track]}: ends at {last[track]} s, but {heard}")
+                outcome.failures.append(f"{table.entity_ids[track]}: ends at {last[track]} s, but {heard}")
             else:
-                write_wav(target, read_wav(wav, start, stop))
-                result.done += 1
+                write_wav(target, [read_wav(wav, start, stop)])
+                outcome.done += 1
             advance(1)
-        return result
 
     videos = range(len(table.video_ids))
-    outcome = run_jobs(slice_film, videos, table.video_ids.__getitem__, len(first), "track", args.workers)
     write_json(output_dir / "slice_audio_tracks_cfg.json", vars(args))
+    outcome = run_jobs(slice_film, videos, table.video_ids.__getitem__, len(first), "track", args.workers, output_dir)
     return report(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
 
 

@@ -215,7 +215,7 @@ def test_samples_between_two_times():
 
 def test_wav_round_trip(tmp_path):
     path, samples = tmp_path / "a" / "-id:with.dots.wav", noise(12345)
-    write_wav(path, samples)
+    write_wav(path, [samples])
     assert wav_length(path) == 12345
     np.testing.assert_array_equal(read_wav(path), samples)
     assert read_wav(path).dtype == np.int16
@@ -229,7 +229,7 @@ def test_wav_round_trip(tmp_path):
 )
 def test_part_of_a_wav(tmp_path, start, stop):
     path, samples = tmp_path / "part.wav", noise(1000)
-    write_wav(path, samples)
+    write_wav(path, [samples])
     np.testing.assert_array_equal(read_wav(path, start, stop), samples[start:stop])
 
 
@@ -299,7 +299,7 @@ def test_missing_wav(tmp_path):
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.9999])
 def test_wav_cut_off_in_the_middle(tmp_path, share):
     path = tmp_path / "sound.wav"
-    write_wav(path, noise(16000))
+    write_wav(path, [noise(16000)])
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     refused(path)
@@ -308,6 +308,6 @@ def test_wav_cut_off_in_the_middle(tmp_path, share):
 def test_an_empty_wav_is_one(tmp_path):
     """A track of a single row has a slice without samples."""
     path = tmp_path / "sound.wav"
-    write_wav(path, np.zeros(0, np.int16))
+    write_wav(path, [])
     assert wav_length(path) == 0
     assert len(read_wav(path)) == 0

@@ -57,7 +57,8 @@ class CountedFilm:
         pass
 
     def get(self, what: int) -> float:
-        return {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_POS_MSEC: 40.0 * (self.next - 1)}[what]
+        size = {cv2.CAP_PROP_FRAME_WIDTH: 160.0, cv2.CAP_PROP_FRAME_HEIGHT: 90.0}
+        return {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_POS_MSEC: 40.0 * (self.next - 1), **size}[what]
 
     def set(self, what: int, value: float) -> None:
         self.calls["seek"] += 1
@@ -88,8 +89,10 @@ class TestCrops:
                 ["film"], ["a", "b"], np.zeros(rows, np.int32), entity, np.tile(times, 2), np.zeros(rows, np.int8),
                 np.tile(BOX, (rows, 1)),
             )  # fmt: skip
+            (tmp_path / "film.mp4").touch()
             with video.Film(tmp_path / "film.mp4") as film:
-                outcome = crops.cut_film(table, np.arange(rows), film, tmp_path / "out", lambda _: None)
+                outcome = Outcome()
+                crops.cut_film(table, np.arange(rows), film, tmp_path / "out", outcome, lambda _: None)
             return CountedFilm.calls, outcome
 
         return cut
@@ -284,7 +287,6 @@ class TestBenchmark:
         figure = benchmark["Figure"]
         assert figure("x", "rows", [10, 40, 160], [3.1, 3.4, 4.6]).growth == pytest.approx(1)
         assert figure("x", "rows", [10, 40, 160], [1, 16, 256]).growth == pytest.approx(4)
-        assert figure("x", "rows", [10], [3.1]).growth is None
 
     def test_table(self, benchmark):
         figure = benchmark["Figure"](
@@ -335,6 +337,6 @@ class TestBenchmark:
         figures = json.loads((tmp_path / "benchmark.json").read_text())["stages"]
         assert len(figures) == 15
         assert all(figure["ceiling"] > 0 and figure["share"] > 0 for figure in figures)
-        assert {len(figure["seconds"]) for figure in figures} == {1, 3}
+        assert {len(figure["seconds"]) for figure in figures} == {3}
         assert "60 of 60 equal" in result.stdout
         assert digests(tmp_path, "crops/train/*/*.jpg")

@@ -20,7 +20,7 @@ from PIL import Image
 from core.config import SEEK_GAP_SECONDS
 from core.crops import crop_face
 from core.errors import InputError
-from core.video import Film, extract_audio, ffmpeg_path, find_films
+from core.video import Film, ffmpeg_path, film_sound, find_films
 
 WIDTH, HEIGHT = 128, 96
 H264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-x264-params", "bframes=3:b-adapt=0:keyint=50")
@@ -60,8 +60,10 @@ def rate(fps: str) -> float:
 
 def read(path: Path, indices: list[int] | np.ndarray, seek_gap: float = NEVER) -> list[tuple[int, int]]:
     """The index each frame was given out as, and the number it carries."""
+    indices = np.asarray(indices)
     with Film(path) as film:
-        return [(index, number(image)) for index, image in film.frames(np.asarray(indices), seek_gap)]
+        images = film.frames(indices / film.fps, seek_gap)
+        return [(index, number(image)) for index, image in zip(indices, images, strict=False)]
 
 
 @pytest.fixture(scope="module", params=[(fps, kind) for fps in FPS for kind in CODECS], ids=lambda x: f"{x[1]}-{x[0]}")
@@ -81,9 +83,7 @@ def test_frames_shown_at_timestamps(film):
     with Film(path) as opened:
         assert opened.fps == pytest.approx(fps, rel=1e-9)
         assert opened.size == (WIDTH, HEIGHT)
-        assert opened.frame_index(timestamps).tolist() == expected
-    wanted = sorted(set(expected))
-    assert read(path, wanted) == [(index, index) for index in wanted]
+        assert [number(image) for image in opened.frames(timestamps, NEVER)] == expected
 
 
 @pytest.mark.parametrize("seek_gap", [0.02, 0.3, 2.0])
@@ -138,9 +138,11 @@ def test_a_film_without_an_index_of_its_frames(tmp_path, name, codec, seek_gap):
 
 def test_timestamps_on_the_edge_between_two_frames(tmp_path):
     """From the middle of a frame's time on, the next one is meant."""
+    moments = np.array([0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.97])
     with Film(make_film(tmp_path / "film.mp4", seconds=1)) as film:
-        indices = film.frame_index(np.array([0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 1.0])).tolist()
-    assert indices == [0, 0, 1, 1, 1, 1, 2, 25]
+        assert [number(image) for image in film.frames(moments, NEVER)] == [0, 0, 1, 1, 1, 1, 2, 24]
+    with Film(tmp_path / "film.mp4") as film:
+        assert list(film.frames(np.array([0.98, 1.0]), NEVER)) == []
 
 
 # What is no film
@@ -195,8 +197,7 @@ def test_a_text_that_poses_as_a_film_opens_nothing_else(tmp_path, listener, kind
     with pytest.raises(ValueError):
         Film(path)
     with pytest.raises(ValueError):
-        extract_audio(path, tmp_path / "film.wav")
-    assert not (tmp_path / "film.wav").exists()
+        list(film_sound(path))
     assert listener.connections == 0
 
 
@@ -228,7 +229,7 @@ def test_files_that_are_no_film(tmp_path, content):
     with pytest.raises(ValueError):
         Film(path)
     with pytest.raises(ValueError):
-        extract_audio(path, tmp_path / "film.wav")
+        list(film_sound(path))
 
 
 def test_a_folder_and_a_wav_are_no_films(tmp_path):
