@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
         for video in range(len(table.video_ids)):
             rows = table.rows_of_video(video)
             if not done[video]:
+                store.require_finite(video)
                 starts = range(0, len(rows), args.batch_size)
                 parts = (rows[start : start + args.batch_size] for start in starts)
                 batches = ((part, dataset.__getitems__([(0, row) for row in part])["features"]) for part in parts)

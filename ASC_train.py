@@ -14,6 +14,7 @@ from core.checkpoint import TrainingRun
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.config import ASC_inputs, ASC_optimization_params
 from core.dataset import ASCDataset, split_loaders
+from core.errors import RunError
 from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
@@ -56,7 +57,12 @@ def main(args: argparse.Namespace) -> None:
     model = active_speakers_context(args.clip_length, args.speakers).to(device)
     sizes = ", ".join(f"{len(dataset)} rows to {split}" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
-    fit(run_directory, model, asc_losses, loaders["train"], loaders["val"], settings, device)
+    try:
+        fit(run_directory, model, asc_losses, loaders["train"], loaders["val"], settings, device)
+    except RunError:  # a loss that is not finite, for which features that are not are to blame first
+        for dataset in datasets.values():
+            dataset.require_finite()
+        raise
     weights = run_directory.directory / f"{run_directory.epoch}.pth"
     print(f"next: python ASC_forward.py {' '.join(map(str, shape))} {args.cuda_device} --weights {weights}")
 

@@ -201,7 +201,8 @@ def check_tracks(table: FaceTable, place: Callable[[int], str]) -> None:
     rows = table.track_rows
     same = np.diff(table.entity[rows]) == 0
     moved = same & (np.diff(table.video[rows]) != 0)
-    step = np.diff(table.timestamp[rows])
+    with np.errstate(over="ignore"):
+        step = np.diff(table.timestamp[rows])
     for bad, problem in (
         (moved, "is also in video {video}"),
         (same & (step == 0), "stands twice at {time}"),

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from core.errors import InputError
-from core.io import existing_files, write_bytes, write_csv, write_json
+from core.io import existing_files, lock, write_bytes, write_csv, write_json
 from core.util import load_checkpoint
 
 LAST = "last.ckpt"
@@ -37,8 +37,9 @@ class TrainingRun:
             raise InputError(f"{self.directory}: weights, but no {LAST} to go on from; choose another --models-out")
         if LAST in found:
             self.state = load_checkpoint(self.directory / LAST)
-            if not self.state.keys() >= {"model", "optimizer", "scheduler", "log", "settings", "rng"}:
-                raise InputError(f"{self.directory / LAST}: not the state of a training run")
+            kinds = {"model": dict, "optimizer": dict, "scheduler": dict, "log": list, "settings": dict}
+            if not all(isinstance(self.state.get(key), kind) for key, kind in {**kinds, "rng": torch.Tensor}.items()):
+                raise self._broken()
             self._check_settings(self.state["settings"])
             self.log = self.state["log"]
 
@@ -46,6 +47,9 @@ class TrainingRun:
     def epoch(self) -> int:
         """Epochs done."""
         return len(self.log)
+
+    def _broken(self) -> InputError:
+        return InputError(f"{self.directory / LAST}: not the state of such a training run")
 
     def _check_settings(self, before: dict) -> None:
         free = {"epochs", "workers", "resume", "cuda_device", "models_out"}
@@ -64,14 +68,21 @@ class TrainingRun:
         self._write_log()
 
     def restore(self, parts: dict[str, object]) -> None:
-        """Begin: save the settings, and give every part the state it had after the last whole epoch, if any."""
+        """Begin: save the settings, and give every part the state it had after the last whole epoch, if any.
+
+        Raises InputError where another process trains here.
+        """
+        self._lock = lock(self.directory)
         write_json(self.directory / f"{self.name}_cfg.json", self.settings)
         if self.state is None:
             return
         self._write_log()
-        for name, part in parts.items():
-            part.load_state_dict(self.state[name])
-        torch.set_rng_state(self.state["rng"])
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(self.state[name])
+            torch.set_rng_state(self.state["rng"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+            raise self._broken() from None
         self.state = None
 
     def _save(self, value: dict, name: str) -> None:

@@ -320,6 +320,13 @@ class ASCDataset(Dataset):
             rows = np.arange(start, min(start + _ROWS_HELD, len(self)))
             self.resident[rows[0] : rows[-1] + 1] = torch.from_numpy(self.store.gather(rows))
 
+    def require_finite(self) -> None:
+        """Read all features; InputError with file and row where one is not finite."""
+        for video in progress(
+            range(len(self.store.table.video_ids)), desc="looking for NaN", unit="video", leave=False
+        ):
+            self.store.require_finite(video)
+
     def __len__(self) -> int:
         return len(self.store.table)
 

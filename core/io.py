@@ -2,19 +2,22 @@
 
 import contextlib
 import csv
+import fcntl
 import itertools
 import json
 import os
 import re
+import resource
 import socket
 import time
+import warnings
 import wave
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -33,10 +36,28 @@ _ANY_PARTIAL = re.compile(r"\.partial-.+-\d+-\d+-\d+(\.\w+)?")
 _DAY = 86400  # seconds; what another machine has not touched for so long it has left behind
 MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
 Image.MAX_IMAGE_PIXELS = None  # it is looked at here, where Pillow would only warn
+_UNKNOWN_LENGTH = 2**30 - 1024  # frames; ffmpeg puts 2^32 - 1 bytes in the header of a wav it writes to a pipe
 _counter = itertools.count()
 
 
 # Writing
+
+
+def lock(directory: Path) -> IO:
+    """Keep other processes from filling this directory for as long as the result is held, or this process lives.
+
+    Raises InputError where another process does.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = open(directory / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # belongs to the process: its workers do not inherit it
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise InputError(f"{directory}: another process writes here; wait for it, or choose another place") from None
+    except OSError:  # a file system that cannot lock
+        pass
+    return file
 
 
 @contextlib.contextmanager
@@ -173,13 +194,15 @@ def _open_wav(path: Path) -> Iterator[wave.Wave_read]:
             if found != (SAMPLE_RATE, 16, 1):
                 text = f"{found[0]} Hz, {found[1]} bit, {found[2]} channels"
                 raise InputError(f"{path}: {text}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel")
+            if file.getnframes() >= _UNKNOWN_LENGTH:
+                raise InputError(f"{path}: its header tells no length, as it was written to a pipe; write it to a file")
             if os.path.getsize(path) < 44 + 2 * file.getnframes():  # 44 bytes: the shortest header
                 raise InputError(f"{path}: cut off in the middle")
             yield file
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (wave.Error, EOFError) as error:
-        reason = f"{error or 'cut off'}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel"
+    except (wave.Error, EOFError, RuntimeError, ValueError) as error:
+        reason = f"{error or 'broken'}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel"
         raise InputError(f"{path}: cannot be read as a wav: {reason}") from None
 
 
@@ -310,7 +333,9 @@ class FeatureStore:
 
     def __init__(self, directory: str | Path):
         files = _csv_files(directory, "what STE_forward.py writes, <video_id>.csv and .npy")
+        _allow_open_files(len(files))
         self._arrays: list[np.ndarray] = []
+        self._files = [file.with_suffix(".npy") for file in files]
         entity_codes: dict[tuple[int, str], int] = {}
         parts, lines = [], []
         for video, file in enumerate(progress(files, desc="opening features", unit="video", leave=False)):
@@ -332,6 +357,14 @@ class FeatureStore:
 
         check_tracks(self.table, place)
 
+    def require_finite(self, video: int) -> None:
+        """Raise InputError naming file and row where a feature of this video is NaN or infinite; reads all of them."""
+        array = self._arrays[video]
+        for start in range(0, len(array), 1 << 14):
+            bad = ~np.isfinite(array[start : start + (1 << 14)]).all(axis=1)
+            if bad.any():
+                raise InputError(f"{self._files[video]}: feature {start + int(bad.argmax()) + 1} is not finite")
+
     def __getstate__(self) -> dict:
         """Mapped files are opened again in the process that is given the store, not copied to it."""
         arrays = [Path(a.filename) if isinstance(a, np.memmap) else a for a in self._arrays]
@@ -346,12 +379,21 @@ class FeatureStore:
         flat = rows.reshape(-1)
         out = np.empty((len(flat), STE_FEATURES), np.float32)
         video = self.table.video[flat]
-        ends = np.append(np.flatnonzero(np.diff(video)) + 1, len(flat))
+        ends = np.append(np.flatnonzero(np.diff(video)) + 1, len(flat)) if len(flat) else []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):  # stretches of one film
             local = flat[start:end] - self._first[video[start]]
             # "clip" has numpy write straight into `out`; every index is in range.
             np.take(self._arrays[video[start]], local, axis=0, out=out[start:end], mode="clip")
         return out.reshape(*rows.shape, STE_FEATURES)
+
+
+def _allow_open_files(count: int) -> None:
+    """A mapped file stays open: let this process have so many and some more, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
@@ -385,15 +427,24 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def _open_array(path: Path) -> np.ndarray:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a file")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise InputError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # numpy parses a header that may hold anything
+        reason = str(error).strip().splitlines()
+        raise InputError(f"{path}: not an array ({reason[0] if reason else type(error).__name__})") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: an archive; expected one array")
     if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != STE_FEATURES or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " by columns"
         raise InputError(f"{path}: {array.dtype} {array.shape}{order}; expected float32 (rows, {STE_FEATURES})")
+    if os.path.getsize(path) != array.offset + array.nbytes:
+        raise InputError(f"{path}: longer than the {len(array)} rows its header tells")
     return array
 
 

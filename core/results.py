@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from core.errors import InputError
-from core.io import existing_files, write_json
+from core.io import existing_files, lock, write_json
 
 
 class ResultDirectory:
@@ -49,8 +49,10 @@ class ResultDirectory:
     def begin(self, video_ids: list[str]) -> None:
         """Make room: remove what is to be overwritten and save the settings. Call it once all input was found usable.
 
-        Raises InputError where results of films that are not to be made now would stay, under settings not theirs.
+        Raises InputError where results of films that are not to be made now would stay, under settings not theirs, or
+        where another process fills the directory.
         """
+        self._lock = lock(self.directory)
         if self.overwrite:
             names = existing_files(self.directory)
             others = sorted({name[:-4] for name in names if name.endswith(".csv")} - set(video_ids))

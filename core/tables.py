@@ -1,8 +1,10 @@
 """csv files into checked tables: whatever is wrong is named with its file and line."""
 
 import csv
+import itertools
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,10 +41,11 @@ class Scan:
 
 
 def scan(path: Path) -> Scan:
-    """Refuse a file that no table can be in: missing, empty, cut off, binary. Raises InputError.
+    """Refuse a file that no table can be in: missing, empty, cut off, binary, old Mac text. Raises InputError.
 
     Reads the file once, a megabyte at a time.
     """
+    _require_file(path)
     last, lines, commas, quotes = b"", 0, 0, 0
     try:
         with open(path, "rb") as file:
@@ -50,6 +53,9 @@ def scan(path: Path) -> Scan:
                 if b"\0" in chunk:
                     line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
                     raise InputError(f"{path}, line {line}: NUL byte; this is not a text file")
+                if chunk.count(b"\r") > chunk.count(b"\r\n") + chunk.endswith(b"\r"):
+                    line = lines + len(re.split(rb"\r(?!\n)", chunk)[0].split(b"\n"))
+                    raise InputError(f"{path}, line {line}: a carriage return without a line feed")
                 if len(chunk) == _CHUNK_BYTES and b"\n" not in chunk:
                     raise InputError(f"{path}, line {lines + 1}: line of more than {_CHUNK_BYTES} bytes")
                 found = np.frombuffer(chunk, np.uint8)  # where a byte is frequent, bytes.count takes ten times as long
@@ -66,13 +72,21 @@ def scan(path: Path) -> Scan:
     return Scan(commas, quotes)
 
 
+def _require_file(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe can be read only once
+        raise InputError(f"{path}: not a file on a disk; write it to one first")
+
+
 def first_fields(path: Path) -> list[str]:
     """The fields of a csv's first line. Raises InputError if the file cannot be read."""
+    _require_file(path)
     try:
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             return next(csv.reader([file.readline(_CHUNK_BYTES)]), [])
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    except csv.Error as error:
+        raise InputError(f"{path}, line 1: {error}") from None
 
 
 def read_table(path: Path, columns: dict[str, str], names: list[str] | None = None) -> pd.DataFrame:
@@ -92,7 +106,7 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
     missing = [name for name in columns if name not in names]
     if missing or len(set(names)) < len(names):
         problem = f"no column {missing[0]!r}" if missing else "a column name stands twice"
-        raise InputError(f"{path}, line 1: {problem}; the header is {','.join(names)[:200]}")
+        raise InputError(f"{path}, line 1: {problem}; the header is {','.join(names)[:200]!r}")
     dtypes = {name: _DTYPES[kind] for name, kind in columns.items()}
     options = {
         "header": None,
@@ -104,27 +118,53 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
         "keep_default_na": False,
         "skip_blank_lines": False,
         "encoding": "utf-8-sig",
+        "compression": None,  # whatever the file is called
     }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = _read_categories(path, options, columns)
             numbers = [name for name, kind in columns.items() if kind == "number"]
-            # Pandas' fast parsing is exact up to 15 digits, which shows as decimals that survive rounding.
-            if any((table[name].round(9) != table[name]).any() for name in numbers):
-                text = _read(path, {**options, "dtype": "str", "usecols": numbers}, numbers)
-                table[numbers] = text[numbers].astype(object).map(float)
+            if not all(_is_exact(table[name].to_numpy()) for name in numbers):
+                spelt = {**options, "dtype": "str", "usecols": numbers, "skip_blank_lines": True}
+                table[numbers] = _read(path, spelt, numbers).astype(object).map(float).to_numpy()
     except (ValueError, OverflowError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError among them
         raise InputError(_explain(path, columns, names, header, error)) from None
     if not len(table):
         raise InputError(f"{path}: no rows")
     # Without quotes the commas of a file count its columns, which pandas fills up in silence where they are short.
-    if found.quotes or found.commas != (len(names) - 1) * (len(table) + header):
+    commas = found.commas == (len(names) - 1) * (len(table) + header)
+    if (
+        found.quotes
+        or not commas
+        or (names[-1] not in columns and not _is_even(path))
+        or _is_logical(path, columns, names, header)
+    ):
         problem = _explain(path, columns, names, header, None)
         if problem:
             raise InputError(problem)
     _check(path, table, columns)
     return table
+
+
+def _is_exact(numbers: np.ndarray) -> bool:
+    """Whether pandas' fast parsing, exact up to 15 digits, was: few decimals, which survive rounding, and no giants."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(((numbers.round(9) == numbers) & (np.abs(numbers) < 1e15)).all())
+
+
+def _is_even(path: Path) -> bool:
+    """Whether all lines but blank ones have the same number of commas."""
+    with open(path, "rb") as file:
+        return len({line.count(b",") for line in file if line.strip()}) == 1
+
+
+def _is_logical(path: Path, columns: dict[str, str], names: list[str], header: bool) -> bool:
+    """Whether True or False stands where numbers should: pandas takes a column of nothing else for ones and zeros."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [fields for fields in itertools.islice(csv.reader(file), 100) if "".join(fields).strip()]
+    first = dict(zip(names, rows[header] if len(rows) > header else [], strict=False))
+    return any(kind.endswith("number") and not _is_number(first.get(name, "0")) for name, kind in columns.items())
 
 
 def _read_categories(path: Path, options: dict, columns: Iterable[str]) -> pd.DataFrame:
@@ -180,7 +220,7 @@ def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool
         try:
             for number, fields in enumerate(reader):
                 place = f"{path}, line {reader.line_num}"
-                if not fields or (header and number == 0):
+                if (not "".join(fields).strip() and len(fields) < 2) or (header and number == 0):
                     continue
                 if len(fields) != len(names):
                     return f"{place}: {len(fields)} columns, expected {len(names)}"
@@ -194,6 +234,6 @@ def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool
 
 def _is_number(text: str) -> bool:
     try:
-        return "_" not in text and math.isfinite(float(text))
+        return text.isascii() and "_" not in text and math.isfinite(float(text))
     except ValueError:
         return False

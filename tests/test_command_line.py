@@ -34,7 +34,7 @@ from core.models import ASC_Net, TwoStreamResNet
 TRAINING = "--models-out --epochs --batch-size --learning-rate --workers --precision --resume --seed"
 POSTPROCESSING = "--ground-truth --predictions-csv --ground-truth-csv --smoothing"
 COMMANDS = {
-    "data/extract_audio_tracks.py": ("", "--ava-video-dir --target-audios --workers --overwrite"),
+    "data/extract_audio_tracks.py": ("", "--ava-video-dir --target-audios --align --workers --overwrite"),
     "data/slice_audio_tracks.py": ("", "--csv --ava-audio-dir --output-dir --split --workers --overwrite"),
     "data/extract_face_crops_time.py": ("", "--csv --ava-video-dir --output-dir --split --workers --overwrite"),
     "STE_train.py": (
@@ -555,7 +555,7 @@ class TestForward:
         assert (tmp_path / "0" / "film.csv").read_bytes() != (tmp_path / "1" / "film.csv").read_bytes()
 
     def test_features_that_are_no_numbers(self, root, tmp_path):
-        """The film and the row are named, and no prediction of this film is there."""
+        """The file and the row are named, and no prediction of this film is there."""
         result = run_here(*command("ASC_forward.py", root, tmp_path, "--features-val-full {root}/features_nan"))
-        assert_refused(result, "features_nan", "one:1", "10.0", "not finite")
+        assert_refused(result, "features_nan/", ".npy", "feature 1 is", "not finite")
         assert not list(tmp_path.glob("*.csv"))

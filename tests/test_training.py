@@ -120,7 +120,9 @@ def asc_run(features, tmp_path_factory) -> Path:
 class TestRunOfTheContextNetwork:
     def test_files(self, asc_run):
         epochs = [f"{epoch}.pth" for epoch in range(1, EPOCHS + 1)]
-        assert files_under(asc_run) == sorted([*epochs, "last.ckpt", f"{ASC_NAME}_logs.csv", f"{ASC_NAME}_cfg.json"])
+        assert files_under(asc_run) == sorted(
+            [".lock", *epochs, "last.ckpt", f"{ASC_NAME}_logs.csv", f"{ASC_NAME}_cfg.json"]
+        )
 
     def test_weights_of_every_epoch_are_bare_and_fit(self, asc_run):
         for epoch in range(1, EPOCHS + 1):
@@ -272,15 +274,21 @@ class TestResuming:
 
 
 class TestLossThatIsNotFinite:
-    def test_stops_the_run(self, features, tmp_path):
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_names_the_features_that_are_not_either(self, features, tmp_path, value):
         def broken(faces: list[Face]) -> np.ndarray:
             values = noise_features(faces)
-            values[5, 100] = np.nan
+            values[5, 100] = value
             return values
 
-        write_store(tmp_path / "train", faces_of(TRAIN), broken)
+        store = write_store(tmp_path / "train", faces_of(TRAIN), broken)
         arguments = asc_arguments(features, tmp_path / "out", "--epochs", 2)
-        result = run_here(*arguments, "--features-train-full", tmp_path / "train")
+        result = run_here(*arguments, "--features-train-full", store)
+        assert_refused(result, store / "film.npy", "feature 6 is not")
+        assert not list((tmp_path / "out").glob("*/*.pth"))
+
+    def test_stops_the_run(self, features, tmp_path):
+        result = run_here(*asc_arguments(features, tmp_path / "out", "--epochs", 2, "--learning-rate", 1e36))
         assert result.returncode == 1
         (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
         assert "not finite" in line
@@ -380,7 +388,7 @@ def ste_run(encoder_inputs, tmp_path_factory):
 
 class TestRunOfTheEncoder:
     def test_files(self, ste_run):
-        expected = ["1.pth", "2.pth", "last.ckpt", "ste_encoder_cfg.json", "ste_encoder_logs.csv"]
+        expected = [".lock", "1.pth", "2.pth", "last.ckpt", "ste_encoder_cfg.json", "ste_encoder_logs.csv"]
         assert files_under(ste_run) == expected
 
     def test_weights_fit(self, ste_run):
