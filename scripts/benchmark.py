@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,25 +36,37 @@ import torch
 from PIL import Image
 from python_speech_features import mfcc
 
-from core.annotations import FaceTable, read_annotations
+from core.annotations import BOX_COLUMNS, LABELS, OFFICIAL_SUFFIX, FaceTable, find_annotations, read_annotations
 from core.audio import fit_clip
 from core.clip_utils import window
 from core.command_line import Parser, describe, device_name, positive_int, run
-from core.config import JPEG_QUALITY, SAMPLE_RATE
+from core.config import JPEG_QUALITY, SAMPLE_RATE, STE_FEATURES
 from core.custom_transforms import evaluation_clip, normalise
 from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, clip_batches
 from core.errors import InputError, RunError
-from core.io import FeatureStore, crop_path, read_crop, read_wav, replacing, wav_path, write_bytes, write_json
+from core.inference import encode
+from core.io import (
+    FeatureStore,
+    crop_path,
+    read_crop,
+    read_wav,
+    replacing,
+    wav_path,
+    write_bytes,
+    write_json,
+    write_predictions,
+    writing_features,
+)
 from core.models import active_speakers_context, short_term_encoder
-from core.util import autocast, device_label, get_device, input_dtype, keep_freed_memory
+from core.util import device_label, get_device, input_dtype, keep_freed_memory
 from core.video import run_ffmpeg
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("sound", "slices", "crops", "annotations", "ste_forward", "ste_train", "asc", "scores")
 SCALES = (1, 4, 16)
 GFLOP = {"STE forward": 2.62, "STE training": 7.86, "ASC forward": 0.07, "ASC training": 0.21}  # a row
 FPS, FACES, TRACK_ROWS = 25, 2, 25  # of the film: two faces in every frame, a track a second
-LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE")
+CLIP_LENGTH = 11  # crops
+CONTEXT = CLIPS, STRIDE, SPEAKERS = 11, 4, 3
 
 
 @dataclass
@@ -80,32 +93,19 @@ class Figure:
     @property
     def growth(self) -> float | None:
         """Cost of a further row at the largest sizes over that at the smallest; 1 where the stage is linear."""
-        if len(self.sizes) < 3:
-            return None
         costs = np.diff(self.seconds) / np.diff(self.sizes)
         return float(costs[1] / costs[0]) if costs.min() > 0 else None  # a start-up that varies hides the rest
 
     @property
     def further(self) -> float | None:
         """Units a second of what the largest size adds to the one before: the rate without the start-up."""
-        if len(self.sizes) < 3 or self.seconds[-1] <= self.seconds[-2]:
-            return None
-        return (self.sizes[-1] - self.sizes[-2]) / (self.seconds[-1] - self.seconds[-2])
+        units, seconds = self.sizes[-1] - self.sizes[-2], self.seconds[-1] - self.seconds[-2]
+        return units / seconds if seconds > 0 else None
 
-
-def get_args_parser() -> Parser:
-    parser = Parser(__doc__)
-    parser.add_argument("--device", type=device_name, default="cpu", help="number of the CUDA device, or cpu")
-    parser.add_argument("--work", default="benchmark", help="directory for the data, which is kept and used again")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to measure")
-    parser.add_argument("--minutes", type=positive_int, default=10, help="length of the film")
-    parser.add_argument("--clips", type=positive_int, default=64, help="clips at the smallest size of the STE stages")
-    parser.add_argument("--contexts", type=positive_int, default=4000, help="rows at the smallest size of ASC")
-    parser.add_argument("--store-rows", type=positive_int, default=100_000, help="rows of the store that is opened")
-    parser.add_argument("--annotation-rows", type=positive_int, default=2_676_314, help="rows of the annotations")
-    parser.add_argument("--score-rows", type=positive_int, default=800_000, help="rows of the predictions")
-    parser.add_argument("--json", help="file for all the numbers (default: <work>/benchmark.json)")
-    return parser
+    def numbers(self) -> dict[str, object]:
+        """All that is known, for the json file."""
+        derived = {"rate": self.rate, "further": self.further, "share": self.share, "growth": self.growth}
+        return {**asdict(self), **derived}
 
 
 # Measuring
@@ -125,15 +125,15 @@ def memory_of(process: int) -> int:
     return total
 
 
-def watch(process: int, done: threading.Event, peak: list[int]) -> None:
-    while not done.wait(0.2):
-        peak.append(memory_of(process))
-
-
 def watched(process: int, wait: Callable[[], object]) -> tuple[float, int]:
     """Seconds until `wait` returns, and the most that the process held meanwhile."""
     done, peak, start = threading.Event(), [0], time.perf_counter()
-    thread = threading.Thread(target=watch, args=(process, done, peak))
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            peak.append(memory_of(process))
+
+    thread = threading.Thread(target=watch)
     thread.start()
     try:
         wait()
@@ -155,7 +155,7 @@ def measure_script(script: str, *args: object) -> tuple[float, int]:
     return result
 
 
-def measure_call(function: Callable, *args: object) -> tuple[object, int]:
+def measure_call(function: Callable, *args: object) -> tuple[Any, int]:
     """Run a function in a process of its own; what it returns, and the bytes that it held more than at its start."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -178,26 +178,30 @@ def _call(sender, function: Callable, args: tuple) -> None:
     sender.send(function(*args))
 
 
+def up_to(largest: int) -> list[int]:
+    """The sizes of a stage by its largest."""
+    return [largest * scale // SCALES[-1] for scale in SCALES]
+
+
 def scaled(figure: Figure, measure: Callable[[int], tuple[float, int]]) -> Figure:
     """Fill a figure: measure(size) gives seconds and bytes."""
     for size in figure.sizes:
         seconds, memory = measure(size)
         figure.seconds.append(seconds)
         figure.memory.append(memory)
-        print(f"  {figure.stage}: {size} {figure.unit} in {seconds:.1f} s", flush=True)
+        print(f"  {figure.stage}: {size} {figure.unit} in {seconds:.2f} s", flush=True)
     return figure
 
 
-def matmul_rate(device_name: str, dtype: torch.dtype) -> float:
-    """FLOP/s of products of 4096 x 4096 matrices, the median of seven after a warm-up."""
-    device = get_device(device_name)
+def matmul_rate(name: str, dtype: torch.dtype) -> float:
+    """FLOP/s of products of 4096 x 4096 matrices."""
+    device = get_device(name)
     a, b = (torch.randn(4096, 4096, device=device).to(dtype) for _ in range(2))
-    seconds = timed(lambda: a @ b, 7, device)
-    return 2 * 4096**3 / float(np.median(seconds))
+    return 2 * 4096**3 / median_seconds(lambda: a @ b, 7, device)
 
 
-def timed(work: Callable[[], object], times: int, device: torch.device) -> list[float]:
-    """Seconds of each repetition after a warm-up; on CUDA by events."""
+def median_seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
+    """Seconds of a repetition, the median of some after a warm-up; on CUDA by events."""
     for _ in range(2):
         work()
     seconds = []
@@ -213,16 +217,14 @@ def timed(work: Callable[[], object], times: int, device: torch.device) -> list[
             before = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - before)
-    return seconds
+    return float(np.median(seconds))
 
 
-def network_ceiling(figure: Figure, device: str, work: str, precision: str) -> Figure:
-    """Set a figure's ceiling: rows a second, were all of the network's operations products of large matrices."""
-    dtype = input_dtype(precision)
-    rate, _ = measure_call(matmul_rate, device, dtype)
-    figure.ceiling = rate / (GFLOP[work] * 1e9)
-    figure.bound = f"{rate / 1e9:,.0f} GFLOP/s in {precision}"
-    return figure
+def network_figure(stage: str, precision: str, unit: str, sizes: list[int], device: str) -> Figure:
+    """A figure with its ceiling: rows a second, were all of the network's operations products of large matrices."""
+    rate, _ = measure_call(matmul_rate, device, input_dtype(precision))
+    bound = f"{rate / 1e9:,.0f} GFLOP/s in {precision}"
+    return Figure(f"{stage}, {precision}", unit, sizes, ceiling=rate / (GFLOP[stage] * 1e9), bound=bound)
 
 
 # Data
@@ -235,19 +237,19 @@ def ffmpeg(*arguments: str) -> None:
         raise RunError(str(error)) from None
 
 
-def make_film(path: Path, minutes: int) -> None:
+def make_film(work: Path, minutes: int) -> Path:
     """720p H.264 with a keyframe every 10 s, a moving test picture under noise, and noise to hear."""
-    if path.exists():
-        return
-    print(f"making {path}", flush=True)
-    seconds = 60 * minutes
-    with replacing(path) as temporary:
-        picture = f"testsrc2=size=1280x720:rate={FPS}:duration={seconds},noise=alls=4:allf=t"
-        sound = f"anoisesrc=amplitude=0.3:sample_rate=44100:duration={seconds}:seed=0"
+    path = work / f"films_{minutes}_minutes" / "film.mp4"
+    if not path.exists():
+        print(f"making {path}", flush=True)
+        picture = f"testsrc2=size=1280x720:rate={FPS}:duration={60 * minutes},noise=alls=4:allf=t"
+        sound = f"anoisesrc=amplitude=0.3:sample_rate=44100:duration={60 * minutes}:seed=0"
         sources = ("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound)
         keyframes = ("-g", str(10 * FPS), "-keyint_min", str(10 * FPS), "-sc_threshold", "0")
         codecs = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", *keyframes, "-c:a", "aac")
-        ffmpeg(*sources, *codecs, f"file:{os.path.abspath(temporary)}")
+        with replacing(path) as temporary:
+            ffmpeg(*sources, *codecs, f"file:{os.path.abspath(temporary)}")
+    return path
 
 
 def film_csv(path: Path, rows: int, faces: int = FACES) -> Path:
@@ -283,46 +285,53 @@ def annotation_lines(rows: int, videos: int) -> list[list[str]]:
     return [lines for lines in result if lines]
 
 
-def write_official(directory: Path, videos: list[list[str]]) -> None:
+def write_official(directory: Path, videos: list[list[str]]) -> Path:
     for lines in videos:
-        write_bytes(directory / f"{lines[0].split(',')[0]}-activespeaker.csv", "".join(lines).encode())
+        write_bytes(directory / f"{lines[0].split(',')[0]}{OFFICIAL_SUFFIX}", "".join(lines).encode())
+    return directory
 
 
-def write_augmented(path: Path, videos: list[list[str]]) -> None:
-    box = ",".join(f"entity_box_{corner}" for corner in ("x1", "y1", "x2", "y2"))
-    header = f"video_id,frame_timestamp,{box},label,entity_id,label_id,instance_id\n"
+def write_augmented(path: Path, videos: list[list[str]]) -> Path:
+    header = f"video_id,frame_timestamp,{','.join(BOX_COLUMNS)},label,entity_id,label_id,instance_id\n"
     rows = (f"{line[:-1]},{LABELS.index(line.split(',')[6])},x:0\n" for lines in videos for line in lines)
     write_bytes(path, (header + "".join(rows)).encode())
+    return path
 
 
-def make_store(directory: Path, rows: int) -> Path:
-    """A feature store of 22,000 rows a video, written as STE_forward.py would, of noise that repeats."""
-    if not (directory / "done").exists():
-        print(f"making {directory}", flush=True)
-        noise = np.random.default_rng(0).random((4096, 1024), np.float32)
-        for lines in annotation_lines(rows, -(-rows // 22_000)):
-            fields = [line[:-1].split(",") for line in lines]
-            logits = noise.ravel()[: 2 * len(fields)].reshape(-1, 2)
-            keys = (f"{f[0]},{float(f[1])},{f[7]},{LABELS.index(f[6])}" for f in fields)
-            text = "".join(f"{key},{a},{b}\n" for key, (a, b) in zip(keys, logits, strict=True))
-            header = "video_id,frame_timestamp,entity_id,label_id,logit_0,logit_1\n"
-            write_bytes(directory / f"{fields[0][0]}.csv", (header + text).encode())
-            with replacing(directory / f"{fields[0][0]}.npy") as temporary, open(temporary, "wb") as file:
-                np.lib.format.write_array_header_1_0(
-                    file, {"descr": "<f4", "fortran_order": False, "shape": (len(lines), 1024)}
-                )
-                for start in range(0, len(lines), len(noise)):
-                    file.write(noise[: len(lines) - start].tobytes())
-        write_bytes(directory / "done", b"")
-    return directory
+def make_store(work: Path, rows: int) -> Path:
+    """A feature store of 22,000 rows a video, of noise that repeats."""
+    store = work / f"store_{rows}"
+    if not (store / "done").exists():
+        print(f"making {store}", flush=True)
+        noise = np.random.default_rng(0).random((4096, STE_FEATURES), np.float32)
+        lines = annotation_lines(rows, -(-rows // 22_000))
+        table = read_annotations(write_official(fresh(work / "annotations"), lines))
+        for video in range(len(table.video_ids)):
+            with writing_features(store, table, table.rows_of_video(video)) as arrays:
+                for array in arrays:
+                    array[:] = np.resize(noise, array.shape)
+        write_bytes(store / "done", b"")
+    return store
 
 
 def make_weights(work: Path) -> None:
     torch.manual_seed(0)
-    networks = {"STE.pth": short_term_encoder(11), "ASC.pth": active_speakers_context(11, 3)}
+    networks = {"STE.pth": short_term_encoder(CLIP_LENGTH), "ASC.pth": active_speakers_context(CLIPS, SPEAKERS)}
     for name, network in networks.items():
         with replacing(work / name) as temporary:
             torch.save(network.state_dict(), temporary)
+
+
+def film_clips(work: Path, csv: Path) -> ClipReader:
+    """The film's tracks with the slices and crops that the stages before made."""
+    return ClipReader(read_annotations(csv), work / "slices" / "train", work / "crops" / "train", CLIP_LENGTH)
+
+
+def fresh(directory: Path) -> Path:
+    """An empty directory in place of what was there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
 
 
 # Bare tools and plain loops to compare with
@@ -399,21 +408,21 @@ def seek_per_row(film: Path, table: FaceTable, rows: np.ndarray) -> tuple[float,
 
 
 @torch.inference_mode()
-def row_by_row(work: Path, csv: Path, rows: int, device_name: str) -> tuple[float, np.ndarray]:
+def row_by_row(work: Path, csv: Path, rows: int, name: str) -> tuple[float, np.ndarray]:
     """STE forward one row at a time, every crop of its clip decoded anew: rows a second, and logits (rows, 2)."""
-    device, table = torch.device("cpu" if device_name == "cpu" else f"cuda:{device_name}"), read_annotations(csv)
-    model = short_term_encoder(11)
+    device, table = get_device(name), read_annotations(csv)
+    model = short_term_encoder(CLIP_LENGTH)
     model.load_state_dict(torch.load(work / "STE.pth", weights_only=True))
     model = model.to(device).eval()
     start, logits = time.perf_counter(), []
     for row in range(rows):
         track = table.rows_of_track(table.entity[row])
-        clip = track[window(table.position[row], len(track), 11)]
-        name, times = table.entity_ids[table.entity[row]], table.timestamp
-        crops = [read_crop(crop_path(work / "crops" / "train", name, times[one])) for one in clip]
+        clip = track[window(table.position[row], len(track), CLIP_LENGTH)]
+        entity, times = table.entity_ids[table.entity[row]], table.timestamp
+        crops = [read_crop(crop_path(work / "crops" / "train", entity, times[one])) for one in clip]
         video = normalise(torch.from_numpy(evaluation_clip(crops)).to(device)).flatten(0, 1)
         first, last = (int((times[one] - times[track[0]]) * SAMPLE_RATE) for one in clip[[0, -1]])
-        sound = fit_clip(read_wav(wav_path(work / "slices" / "train", name))[first:last], 11)
+        sound = fit_clip(read_wav(wav_path(work / "slices" / "train", entity))[first:last], CLIP_LENGTH)
         audio = torch.from_numpy(mfcc(sound, SAMPLE_RATE).T.astype(np.float32)).to(device)
         logits.append(model(audio[None, None], video[None])[0].cpu().numpy())
     return rows / (time.perf_counter() - start), np.concatenate(logits)
@@ -423,8 +432,8 @@ def row_by_row(work: Path, csv: Path, rows: int, device_name: str) -> tuple[floa
 
 
 def measure_sound(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figure = Figure("sound of the films", "s of film", [60 * args.minutes * scale for scale in SCALES])
-    film = work / f"films_{args.minutes}_minutes" / "film.mp4"
+    figure = Figure("sound of the films", "s of film", up_to(SCALES[-1] * 60 * args.minutes))
+    film = make_film(work, args.minutes)
     start = time.perf_counter()
     ffmpeg("-i", str(film), "-vn", "-f", "null", "-")
     figure.ceiling = os.cpu_count() * figure.sizes[0] / (time.perf_counter() - start)
@@ -434,9 +443,8 @@ def measure_sound(args: argparse.Namespace, work: Path) -> list[Figure]:
         films = fresh(work / "copies")
         for copy in range(size // figure.sizes[0]):
             os.link(film, films / f"film{copy}.mp4")
-        return measure_script(
-            "data/extract_audio_tracks.py", "--ava-video-dir", films, "--target-audios", fresh(work / "audio")
-        )
+        paths = ("--ava-video-dir", films, "--target-audios", fresh(work / "audio"))
+        return measure_script("data/extract_audio_tracks.py", *paths)
 
     scaled(figure, measure)
     os.replace(work / "audio" / "film0.wav", work / "film.wav")
@@ -447,9 +455,8 @@ def measure_sound(args: argparse.Namespace, work: Path) -> list[Figure]:
 
 def measure_slices(args: argparse.Namespace, work: Path) -> list[Figure]:
     seconds = 60 * args.minutes
-    figure = Figure("sound of the tracks", "tracks", [16 * seconds * scale // 16 for scale in SCALES])
+    figure = Figure("sound of the tracks", "tracks", up_to(16 * seconds), bound="bare read and write")
     figure.ceiling = copy_rate(work / "audio" / "film.wav", fresh(work / "copies"), seconds, figure.sizes[-1])
-    figure.bound = "bare read and write"
 
     def measure(size: int) -> tuple[float, int]:
         csv = film_csv(work / f"film_{size}.csv", TRACK_ROWS * size, faces=16)
@@ -460,9 +467,8 @@ def measure_slices(args: argparse.Namespace, work: Path) -> list[Figure]:
 
 
 def measure_crops(args: argparse.Namespace, work: Path) -> list[Figure]:
-    seconds = 60 * args.minutes
-    figure = Figure("faces", "rows", [FACES * FPS * seconds * scale // 16 for scale in SCALES])
-    film = work / f"films_{args.minutes}_minutes" / "film.mp4"
+    figure = Figure("faces", "rows", up_to(FACES * FPS * 60 * args.minutes))
+    film = make_film(work, args.minutes)
     frames, _ = measure_call(decode_rate, film, FPS * 60)
     figure.ceiling, figure.bound = FACES * frames, f"OpenCV reading {frames:.0f} frames/s"
 
@@ -475,14 +481,11 @@ def measure_crops(args: argparse.Namespace, work: Path) -> list[Figure]:
     table = read_annotations(work / f"faces_{figure.sizes[-1]}.csv")
     sample = np.linspace(0, len(table) - 1, 60).astype(int)
     (rate, images), _ = measure_call(seek_per_row, film, table, sample)
-    entities = [table.entity_ids[table.entity[row]] for row in sample]
-    paths = [
-        crop_path(work / "crops" / "train", *place) for place in zip(entities, table.timestamp[sample], strict=True)
-    ]
+    names, times = (table.entity_ids[entity] for entity in table.entity[sample]), table.timestamp[sample]
+    paths = (crop_path(work / "crops" / "train", name, moment) for name, moment in zip(names, times, strict=True))
     same = sum(path.read_bytes() == image for path, image in zip(paths, images, strict=True))
-    figure.remarks.append(
-        f"{figure.rate / rate:.0f} times a seek per row ({rate:.1f} rows/s); {same} of {len(sample)} equal"
-    )
+    remark = f"{figure.rate / rate:.0f} times a seek per row ({rate:.1f} rows/s); {same} of {len(sample)} equal"
+    figure.remarks.append(remark)
     return [figure]
 
 
@@ -504,58 +507,52 @@ def read_seconds(source: Path) -> tuple[float, int]:
     return seconds, own
 
 
+def measure_reading(name: str, write: Callable, header: int | None, rows: int, work: Path) -> Figure:
+    figure = Figure(f"annotations, {name}", "rows", up_to(rows), bound="bare pandas.read_csv")
+    sources: list[Path] = []
+
+    def measure(size: int) -> tuple[float, int]:
+        sources.append(write(work / f"{name.replace(' ', '_')}_{size}", annotation_lines(size, 120)))
+        (seconds, own), memory = measure_call(read_seconds, sources[-1])
+        figure.remarks = [f"a worker adds {own >> 20} MB"]
+        return seconds, memory
+
+    scaled(figure, measure)
+    figure.ceiling, _ = measure_call(pandas_rate, find_annotations(sources[-1]), header, figure.sizes[-1])
+    return figure
+
+
 def measure_annotations(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figures = []
-    sizes = [args.annotation_rows * scale // 16 for scale in SCALES]
-    for name, videos in (("one augmented file", 1), ("120 official files", 120)):
-        figure = Figure(f"annotations, {name}", "rows", sizes, bound="bare pandas.read_csv")
-        for size in sizes:
-            source = work / f"annotations_{videos}_{size}"
-            lines = annotation_lines(size, 120)
-            if videos == 1:
-                write_augmented(source / "augmented.csv", lines)
-            else:
-                write_official(source, lines)
-            files = sorted(source.glob("*.csv"))
-            (seconds, own), memory = measure_call(read_seconds, source if videos > 1 else files[0])
-            figure.seconds.append(seconds)
-            figure.memory.append(memory)
-            print(f"  {figure.stage}: {size} rows in {seconds:.2f} s", flush=True)
-        figure.ceiling, _ = measure_call(pandas_rate, files, 0 if videos == 1 else None, size)
-        figure.remarks.append(f"a worker adds {own >> 20} MB")
-        figures.append(figure)
-    return figures
+    sources = (("one augmented file", write_augmented, 0), ("120 official files", write_official, None))
+    return [measure_reading(*source, args.annotation_rows, work) for source in sources]
 
 
 @torch.inference_mode()
-def decoded_rate(work: Path, csv: Path, device_name: str, precision: str) -> float:
+def decoded_rate(work: Path, csv: Path, name: str, precision: str) -> float:
     """Rows a second of the encoder on crops that are decoded already."""
-    device = get_device(device_name)
-    reader = ClipReader(read_annotations(csv), work / "slices" / "train", work / "crops" / "train", 11)
-    dataset = STETrackDataset(reader)
+    device, dataset = get_device(name), STETrackDataset(film_clips(work, csv))
     pieces = [dataset[index] for index in range(len(dataset))]
     keep_freed_memory()
-    model = short_term_encoder(11).to(device, memory_format=torch.channels_last).eval()
+    model = short_term_encoder(CLIP_LENGTH).to(device, memory_format=torch.channels_last).eval()
 
     def forward() -> None:
-        for _, audio, video in clip_batches(pieces, 128, device, input_dtype(precision)):
-            with autocast(device, precision):
-                model(audio, video)
+        for _ in encode(model, clip_batches(pieces, 128, device, input_dtype(precision)), device, precision):
+            pass
 
-    return len(reader.table) / float(np.median(timed(forward, 3, device)))
+    return len(dataset.reader.table) / median_seconds(forward, 3, device)
 
 
 def measure_ste_forward(args: argparse.Namespace, work: Path) -> list[Figure]:
     figures = []
     for precision in ("fp32", "bf16"):
-        figure = Figure(f"STE forward, {precision}", "rows", [8 * args.clips * scale for scale in SCALES])
-        network_ceiling(figure, args.device, "STE forward", precision)
+        figure = network_figure("STE forward", precision, "rows", up_to(SCALES[-1] * 8 * args.clips), args.device)
 
         def measure(size: int, precision: str = precision) -> tuple[float, int]:
             csv = film_csv(work / f"rows_{size}.csv", size)
-            paths = ("--csv", csv, "--audio-dir", work / "slices", "--video-dir", work / "crops", "--split", "train")
+            data = ("--csv", csv, "--split", "train", "--weights", work / "STE.pth")
+            paths = ("--audio-dir", work / "slices", "--video-dir", work / "crops")
             output = ("--output-dir", work / f"features_{precision}", "--overwrite", "--precision", precision)
-            return measure_script("STE_forward.py", 11, args.device, *paths, "--weights", work / "STE.pth", *output)
+            return measure_script("STE_forward.py", CLIP_LENGTH, args.device, *data, *paths, *output)
 
         scaled(figure, measure)
         smallest, largest = (work / f"rows_{figure.sizes[index]}.csv" for index in (0, -1))
@@ -563,9 +560,8 @@ def measure_ste_forward(args: argparse.Namespace, work: Path) -> list[Figure]:
             (rate, logits), _ = measure_call(row_by_row, work, largest, 30, args.device)
             got = pd.read_csv(work / "features_fp32" / "film.csv")[["logit_0", "logit_1"]].to_numpy()[: len(logits)]
             difference = np.abs(got - logits).max()
-            figure.remarks.append(
-                f"{figure.rate / rate:.1f} times a row at a time ({rate:.1f} rows/s), {difference:.0e} off"
-            )
+            remark = f"{figure.rate / rate:.1f} times a row at a time ({rate:.1f} rows/s), {difference:.0e} off"
+            figure.remarks.append(remark)
         rate, _ = measure_call(decoded_rate, work, smallest, args.device, precision)
         figure.remarks.append(f"{rate:,.0f} rows/s from decoded crops")
         figures.append(figure)
@@ -575,8 +571,7 @@ def measure_ste_forward(args: argparse.Namespace, work: Path) -> list[Figure]:
 def loader_seconds(work: Path, csv: Path, clips: int) -> float:
     """Seconds of one process that makes training clips."""
     torch.set_num_threads(1)
-    reader = ClipReader(read_annotations(csv), work / "slices" / "train", work / "crops" / "train", 11)
-    dataset = STEDataset(reader, seed=0, augment=True)
+    dataset = STEDataset(film_clips(work, csv), seed=0, augment=True)
     start = time.perf_counter()
     for epoch in range(-(-clips // len(dataset))):
         for index in range(min(len(dataset), clips - epoch * len(dataset))):
@@ -585,7 +580,7 @@ def loader_seconds(work: Path, csv: Path, clips: int) -> float:
 
 
 def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Figure]:
-    sizes = [args.clips * scale for scale in SCALES]
+    sizes = up_to(SCALES[-1] * args.clips)
     csvs = {size: film_csv(work / f"clips_{size}.csv", TRACK_ROWS * size) for size in sizes}
     val = film_csv(work / "val.csv", FACES * TRACK_ROWS)
     for directory in ("crops", "slices"):
@@ -593,18 +588,17 @@ def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Figure]:
             (work / directory / "val").symlink_to("train")
     loader = Figure("STE training, one loader", "clips", sizes, bound="Pillow decoding the crops")
     crops, _ = measure_call(pillow_rate, sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000])
-    loader.ceiling = crops / 11
+    loader.ceiling = crops / CLIP_LENGTH
     scaled(loader, lambda size: measure_call(loader_seconds, work, csvs[size], size))
     figures = [loader]
     for precision in ("fp32", "bf16"):
-        figure = Figure(f"STE training, {precision}", "clips", sizes)
-        network_ceiling(figure, args.device, "STE training", precision)
+        figure = network_figure("STE training", precision, "clips", sizes, args.device)
 
         def measure(size: int, precision: str = precision) -> tuple[float, int]:
             data = ("--csv-train-full", csvs[size], "--csv-val-full", val, "--no-pretrained", "--epochs", 1)
             paths = ("--audio-dir", work / "slices", "--video-dir", work / "crops")
             output = ("--models-out", fresh(work / "models"), "--batch-size", 64, "--precision", precision)
-            return measure_script("STE_train.py", 11, args.device, *data, *paths, *output)
+            return measure_script("STE_train.py", CLIP_LENGTH, args.device, *data, *paths, *output)
 
         figures.append(scaled(figure, measure))
     return figures
@@ -612,14 +606,14 @@ def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Figure]:
 
 def open_seconds(store: Path) -> float:
     start = time.perf_counter()
-    ASCDataset(FeatureStore(store), 11, 4, 3, seed=0)
+    ASCDataset(FeatureStore(store), *CONTEXT, seed=0)
     return time.perf_counter() - start
 
 
 def assembly_seconds(store: Path, samples: int) -> float:
     """Seconds of assembling shuffled batches of 64 contexts, after some to warm up."""
     keep_freed_memory()
-    dataset = ASCDataset(FeatureStore(store), 11, 4, 3, seed=0, redraw=True)
+    dataset = ASCDataset(FeatureStore(store), *CONTEXT, seed=0, redraw=True)
     keys = list(EpochSampler(len(dataset), seed=0))
     for start in range(0, min(len(keys), 6400), 64):
         dataset.__getitems__(keys[start : start + 64])
@@ -630,48 +624,43 @@ def assembly_seconds(store: Path, samples: int) -> float:
 
 
 def measure_asc(args: argparse.Namespace, work: Path) -> list[Figure]:
-    store = make_store(work / f"store_{args.store_rows}", args.store_rows)
-    opening = Figure("ASC, opening the store", "rows", [args.store_rows], bound="bare pandas.read_csv")
-    opening.ceiling, _ = measure_call(pandas_rate, sorted(store.glob("*.csv")), 0, args.store_rows)
-    scaled(opening, lambda _: measure_call(open_seconds, store))
+    opened, sizes = up_to(args.store_rows), up_to(SCALES[-1] * args.contexts)
+    stores, val = {size: make_store(work, size) for size in (*opened, *sizes)}, make_store(work, 500)
+    opening = Figure("ASC, opening the store", "rows", opened, bound="bare pandas.read_csv")
+    opening.ceiling, _ = measure_call(pandas_rate, sorted(stores[opened[-1]].glob("*.csv")), 0, opened[-1])
+    scaled(opening, lambda size: measure_call(open_seconds, stores[size]))
 
-    sizes = [args.contexts * scale for scale in SCALES]
-    stores = {size: make_store(work / f"store_{size}", size) for size in sizes}
-    val = make_store(work / "store_val", 500)
     assembly = Figure("ASC, assembling batches", "contexts", sizes, bound="bare copy of memory")
-    assembly.ceiling = measure_call(copy_bytes_rate)[0] / (4 * 1024 * 11 * 3)
+    assembly.ceiling = measure_call(copy_bytes_rate)[0] / (4 * STE_FEATURES * CLIPS * SPEAKERS)
     scaled(assembly, lambda size: measure_call(assembly_seconds, stores[size], size))
 
-    train = network_ceiling(Figure("ASC training, fp32", "contexts", sizes), args.device, "ASC training", "fp32")
-    shape = (11, 4, 3, args.device)
+    train = network_figure("ASC training", "fp32", "contexts", sizes, args.device)
 
     def measure(size: int) -> tuple[float, int]:
         data = ("--features-train-full", stores[size], "--features-val-full", val)
-        return measure_script("ASC_train.py", *shape, *data, "--models-out", fresh(work / "models"), "--epochs", 1)
+        output = ("--models-out", fresh(work / "models"), "--epochs", 1)
+        return measure_script("ASC_train.py", *CONTEXT, args.device, *data, *output)
 
     scaled(train, measure)
-    forward = network_ceiling(Figure("ASC forward, fp32", "rows", sizes), args.device, "ASC forward", "fp32")
+    forward = network_figure("ASC forward", "fp32", "rows", sizes, args.device)
 
     def measure_forward(size: int) -> tuple[float, int]:
         paths = ("--features-val-full", stores[size], "--output-dir", fresh(work / "predictions"))
-        return measure_script("ASC_forward.py", *shape, *paths, "--weights", work / "ASC.pth")
+        return measure_script("ASC_forward.py", *CONTEXT, args.device, *paths, "--weights", work / "ASC.pth")
 
     return [opening, assembly, train, scaled(forward, measure_forward)]
 
 
 def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figure = Figure("scores and evaluation", "rows", [args.score_rows * scale // 16 for scale in SCALES])
+    figure = Figure("scores and evaluation", "rows", up_to(args.score_rows))
     figure.bound = "pandas reading the inputs and writing the result"
 
     def measure(size: int) -> tuple[float, int]:
         truth, logits = fresh(work / "truth"), fresh(work / "logits")
-        rng = np.random.default_rng(0)
-        for lines in annotation_lines(size, 33):
-            fields = [line[:-1].split(",") for line in lines]
-            values = rng.normal(size=(len(fields), 2)).astype(np.float32)
-            rows = (f"{f[7]},{float(f[1])},{a},{b}\n" for f, (a, b) in zip(fields, values, strict=True))
-            write_bytes(logits / f"{fields[0][0]}.csv", "".join(rows).encode())
-            write_official(truth, [lines])
+        table, rng = read_annotations(write_official(truth, annotation_lines(size, 33))), np.random.default_rng(0)
+        for video in range(len(table.video_ids)):
+            rows = table.rows_of_video(video)
+            write_predictions(logits, table, rows, rng.normal(size=(len(rows), 2)).astype(np.float32))
         scores, copy = work / "scores.csv", work / "truth.csv"
         written = ("--predictions-csv", scores, "--ground-truth-csv", copy)
         script = "ASC_prediction_postprocessing.py"
@@ -686,13 +675,6 @@ def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
     pd.read_csv(work / "scores.csv", header=None).to_csv(work / "copy.csv")
     figure.ceiling = figure.sizes[-1] / (time.perf_counter() - start)
     return [figure]
-
-
-def fresh(directory: Path) -> Path:
-    """An empty directory in place of what was there."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    return directory
 
 
 # The table
@@ -718,49 +700,60 @@ def markdown(figures: list[Figure]) -> str:
 
 def describe_machine(device: str) -> dict[str, object]:
     """What the figures were measured on."""
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = [line.split(":")[1].strip() for line in lines if "model name" in line]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__}
     return {"cpu": cpu[0] if cpu else platform.processor(), "cores": os.cpu_count(), "device": device, **versions}
+
+
+STAGES = {
+    "sound": measure_sound,
+    "slices": measure_slices,
+    "crops": measure_crops,
+    "annotations": measure_annotations,
+    "ste_forward": measure_ste_forward,
+    "ste_train": measure_ste_train,
+    "asc": measure_asc,
+    "scores": measure_scores,
+}
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--device", type=device_name, default="cpu", help="number of the CUDA device, or cpu")
+    parser.add_argument("--work", default="benchmark", help="directory for the data, which is kept and used again")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=tuple(STAGES), help="what to measure")
+    parser.add_argument("--minutes", type=positive_int, default=10, help="length of the film")
+    parser.add_argument("--clips", type=positive_int, default=64, help="clips at the smallest size of the STE stages")
+    parser.add_argument("--contexts", type=positive_int, default=4000, help="rows at the smallest size of ASC")
+    parser.add_argument("--store-rows", type=positive_int, default=100_000, help="rows of the store that is opened")
+    parser.add_argument("--annotation-rows", type=positive_int, default=2_676_314, help="rows of the annotations")
+    parser.add_argument("--score-rows", type=positive_int, default=800_000, help="rows of the predictions")
+    parser.add_argument("--json", help="file for all the numbers (default: <work>/benchmark.json)")
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
     describe(vars(args))
     if args.clips * SCALES[-1] * TRACK_ROWS > FACES * FPS * 60 * args.minutes:
         raise InputError(f"--clips {args.clips}: a film of {args.minutes} minutes has not enough tracks for it")
-    if min(args.annotation_rows, args.score_rows) < SCALES[-1]:
-        raise InputError(f"--annotation-rows and --score-rows must be at least {SCALES[-1]}")
+    if min(args.annotation_rows, args.score_rows, args.store_rows) < SCALES[-1]:
+        raise InputError(f"--annotation-rows, --score-rows and --store-rows must be at least {SCALES[-1]}")
     work = Path(args.work)
-    work.mkdir(parents=True, exist_ok=True)
+    result = Path(args.json or work / "benchmark.json")
     machine = describe_machine(device_label(get_device(args.device)))
-    films = work / f"films_{args.minutes}_minutes"
-    make_film(films / "film.mp4", args.minutes)
+    machine["bytes/s of reading"] = read_rate(make_film(work, args.minutes))
     make_weights(work)
-    machine["bytes/s of reading"] = read_rate(films / "film.mp4")
     describe(machine)
-    measures = (
-        measure_sound,
-        measure_slices,
-        measure_crops,
-        measure_annotations,
-        measure_ste_forward,
-        measure_ste_train,
-        measure_asc,
-        measure_scores,
-    )
     figures: list[Figure] = []
-    for name, measure in zip(STAGES, measures, strict=True):
-        if name in args.stages:
-            print(name, flush=True)
+    for stage, measure in STAGES.items():
+        if stage in args.stages:
+            print(stage, flush=True)
             figures += measure(args, work)
-            names = ("rate", "further", "share", "growth")
-            lines = [{**asdict(figure), **{name: getattr(figure, name) for name in names}} for figure in figures]
-            write_json(
-                args.json or work / "benchmark.json", {"machine": machine, "stages": lines, "settings": vars(args)}
-            )
+            stages = [figure.numbers() for figure in figures]
+            write_json(result, {"machine": machine, "stages": stages, "settings": vars(args)})
     print(markdown(figures))
-    print(f"numbers: {args.json or work / 'benchmark.json'}")
+    print(f"numbers: {result}")
 
 
 if __name__ == "__main__":
