@@ -71,7 +71,7 @@ class FaceTable:
         """(N,) int32 code of the row's (video, timestamp): rows with one code share a frame."""
         order = np.lexsort((self.timestamp, self.video))
         video, timestamp = self.video[order], self.timestamp[order]
-        new = (np.diff(video, prepend=-1) != 0) | (np.diff(timestamp, prepend=np.nan) != 0)
+        new = np.append(True, (video[1:] != video[:-1]) | (timestamp[1:] != timestamp[:-1]))
         moment = np.empty(len(self), np.int32)
         moment[order] = np.cumsum(new) - 1
         return moment
@@ -199,16 +199,16 @@ def check_tracks(table: FaceTable, place: Callable[[int], str]) -> None:
     `place` names the file and line of a row. Raises InputError.
     """
     rows = table.track_rows
-    same = np.diff(table.entity[rows]) == 0
-    moved = same & (np.diff(table.video[rows]) != 0)
-    with np.errstate(over="ignore"):
-        step = np.diff(table.timestamp[rows])
+    before, after = rows[:-1], rows[1:]
+    same = table.entity[before] == table.entity[after]
+    moved = table.video[before] != table.video[after]
+    earlier, later = table.timestamp[before], table.timestamp[after]
     for bad, problem in (
-        (moved, "is also in video {video}"),
-        (same & (step == 0), "stands twice at {time}"),
-        (same & (step < 0), "goes back in time at {time}"),
+        (same & moved, "is also in video {video}"),
+        (same & (earlier == later), "stands twice at {time}"),
+        (same & (earlier > later), "goes back in time at {time}"),
     ):
         if bad.any():
-            row, before = rows[bad.argmax() + 1], rows[bad.argmax()]
-            text = problem.format(video=table.video_ids[table.video[before]], time=table.timestamp[row])
+            row, first = after[bad.argmax()], before[bad.argmax()]
+            text = problem.format(video=table.video_ids[table.video[first]], time=table.timestamp[row])
             raise InputError(f"{place(row)}: entity {table.entity_ids[table.entity[row]]} {text}")

@@ -1,14 +1,16 @@
 """What every script's command line shares: the parser, argument types, exit statuses, the record of its settings."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from core.errors import InputError, RunError
+from core.errors import InputError, RunError, one_line
 
 SPLITS = ("train", "val", "test")
+_UNUSABLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help shows every argument)\n")
+        self.exit(2, f"error: {one_line(message)} (--help shows every argument)\n")
 
 
 def positive_int(text: str) -> int:
@@ -107,28 +109,42 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     The user's mistakes and the machine's (a full disk) end in one line on stderr; a traceback means a bug.
     """
     args = parser.parse_args()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log is never behind, nor lost when the run is killed
     try:
         status = main(args) or 0
     except (InputError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2 if isinstance(error, InputError) else 1
+        status = _fail(error, 2 if isinstance(error, InputError) else 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # which is torch's
+        fault = _fault_of_the_machine(error)
+        if fault is None:
             raise
-        reason = str(error).splitlines()[0] if str(error) else "no more of it"
-        print(f"error: out of memory: {reason}; try a smaller --batch-size or fewer --workers", file=sys.stderr)
-        status = 1
+        status = _fail(fault, 1)
     except OSError as error:
-        print(
-            f"error: {error.filename or ''}: {error.strerror or error}".replace("error: :", "error:"), file=sys.stderr
-        )
-        status = 1
+        place = f"{error.filename}: " if error.filename else ""
+        status = _fail(f"{place}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1)
     except KeyboardInterrupt:
         print(
             "interrupted; what was finished is kept: the same command goes on (training: add --resume)", file=sys.stderr
         )
         status = 130
     sys.exit(status)
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+def _fault_of_the_machine(error: MemoryError | RuntimeError) -> str | None:
+    """One line for what torch says when memory ends or one of its processes dies, None for anything else."""
+    reason = (str(error).strip().splitlines() or ["no more of it"])[0].rstrip(".: ")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({reason}); try a smaller --batch-size or fewer --workers"
+    if reason.startswith("DataLoader worker") and ("killed" in reason or "exited" in reason):
+        advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
+        return f"a process that reads data died ({reason}); {advice}"
+    return None
 
 
 def require_directory(path: str | Path, what: str) -> Path:

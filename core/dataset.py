@@ -5,7 +5,11 @@ draws what an undisturbed one would have.
 """
 
 import argparse
+import contextlib
+import ctypes
 import math
+import multiprocessing.queues
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,6 +29,7 @@ from core.progress import progress
 
 ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
 _ROWS_HELD = 1 << 14  # features copied to a device at a time
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 class EpochSampler(Sampler):
@@ -64,33 +69,33 @@ class Batches(BatchSampler):
 class Loader(DataLoader):
     """A DataLoader whose workers fail in one line, and leave Ctrl-C to the main process.
 
-    What a worker raises comes out as it was, without the traceback that travels with it. Raises RunError where a
-    worker process dies.
+    What a worker raises about its input comes out without the traceback that travels with it.
     """
 
     def __init__(self, dataset: Dataset, **options):
-        workers = options["num_workers"]
-        super().__init__(dataset, worker_init_fn=_ignore_interrupts, persistent_workers=workers > 0, **options)
+        if options["num_workers"]:
+            # Forked, as they share the table of all rows.
+            options |= {"multiprocessing_context": "fork", "persistent_workers": True}
+        super().__init__(dataset, worker_init_fn=_start_worker, **options)
 
     def __iter__(self) -> Iterator:
         try:
             yield from super().__iter__()
-        except (InputError, OSError, RuntimeError) as error:
+        except (InputError, OSError) as error:
             lines = str(error).strip().splitlines() or [""]
             if "DataLoader worker" not in lines[0]:
                 raise
             if isinstance(error, InputError):
                 raise InputError(lines[-1].partition(": ")[2]) from None
-            if isinstance(error, OSError):
-                raise RunError(lines[-1]) from None
-            if lines[0].startswith("Caught"):  # a fault of the code, which its traceback explains
-                raise
-            advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
-            raise RunError(f"a process that reads data died ({lines[0].rstrip('. ')}); {advice}") from None
+            raise RunError(lines[-1]) from None
 
 
-def _ignore_interrupts(_: int) -> None:
+def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # Linux can have it end at once with its parent
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Where a batch does not fit into shared memory, the queue drops it and the main process waits for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))
 
 
 def batch_loader(

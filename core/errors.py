@@ -10,3 +10,8 @@ class InputError(Exception):
 
 class RunError(Exception):
     """The input was fine and the run failed all the same: a loss that is not finite, for one. Exit status 1."""
+
+
+def one_line(text: object) -> str:
+    """The text with line breaks and other control characters spelt out, as file names may have them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

@@ -409,9 +409,10 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
         for row, (line, text) in enumerate(frame["features"].items()):
             try:
                 values = json.loads(text)
-                if len(values) != STE_FEATURES:
+                if len(values) != STE_FEATURES or not set(map(type, values)) <= {int, float}:
                     raise ValueError
-                array[row] = values
+                with np.errstate(over="ignore"):
+                    array[row] = values
                 if not np.isfinite(array[row]).all():
                     raise ValueError
             except (ValueError, TypeError, OverflowError, RecursionError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from core.errors import InputError
+from core.errors import InputError, one_line
 from core.io import write_bytes
 from core.progress import progress
 
@@ -84,7 +84,7 @@ def run_jobs(
 
 def _list_failures(failures: list[str], path: Path) -> None:
     if failures:
-        write_bytes(path, "".join(f"{line}\n" for line in failures).encode())
+        write_bytes(path, "".join(f"{one_line(line)}\n" for line in failures).encode())
     else:
         path.unlink(missing_ok=True)
 
@@ -98,7 +98,7 @@ def report(outcome: Outcome, unit: str, directory: str | Path, next_command: str
     if len(outcome.notes) > 3:
         print(f"note: and {len(outcome.notes) - 3} more like these")
     if outcome.failures:
-        print(f"failures are listed in {Path(directory, FAILURES)}; the first: {outcome.failures[0]}")
+        print(f"failures are listed in {Path(directory, FAILURES)}; the first: {one_line(outcome.failures[0])}")
         return 1
     print(f"next: {next_command}")
     return 0

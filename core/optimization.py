@@ -138,7 +138,7 @@ def fit(
         row |= {f"train_{key}": value for key, value in train.items()}
         row |= {f"val_{key}": value for key, value in val.items()}
         run.save(parts, row)
-        print(f"epoch {epoch:3d}  train {_line(train)}  |  val {_line(val)}", flush=True)
+        print(f"epoch {epoch:3d}  train {_line(train)}  |  val {_line(val)}")
     best = max(run.log, key=lambda row: np.nan_to_num(row["val_ap"], nan=-1.0))
     print(f"{run.epoch} epochs done: {run.directory} (best val AP {best['val_ap']:.4f} in epoch {best['epoch']})")
 

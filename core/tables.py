@@ -178,13 +178,13 @@ def _read_categories(path: Path, options: dict, columns: Iterable[str]) -> pd.Da
 
 
 def _read(path: Path, options: dict, columns: Iterable[str]) -> pd.DataFrame:
-    header = options["skiprows"]
+    header, absolute = options["skiprows"], os.path.abspath(path)  # pandas takes a leading ~ for somebody's home
     try:
-        table = pd.read_csv(path, **options)
+        table = pd.read_csv(absolute, **options)
         table.index += 1 + header
     except ValueError:
         # A blank line is no number. Leave such lines out, and count which ones the rows stand in.
-        table = pd.read_csv(path, **{**options, "skip_blank_lines": True})
+        table = pd.read_csv(absolute, **{**options, "skip_blank_lines": True})
         with open(path, "rb") as file:
             lines = [number for number, line in enumerate(file, 1) if line.strip()][header:]
         if len(lines) == len(table):
@@ -220,7 +220,7 @@ def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool
         try:
             for number, fields in enumerate(reader):
                 place = f"{path}, line {reader.line_num}"
-                if (not "".join(fields).strip() and len(fields) < 2) or (header and number == 0):
+                if not fields or (len(fields) == 1 and fields[0].isspace()) or (header and number == 0):
                     continue
                 if len(fields) != len(names):
                     return f"{place}: {len(fields)} columns, expected {len(names)}"

@@ -8,6 +8,7 @@ Reads <ava-video-dir>/<video_id>.<ext>, writes <target-audios>/<video_id>.wav. W
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -62,8 +63,8 @@ def main(args: argparse.Namespace) -> int:
             if abs(delay) >= MAX_PICTURE_DELAY_SECONDS and not args.align:
                 apart = f"{abs(delay):.2f} s {'after' if delay > 0 else 'before'} its sound"
                 outcome.notes.append(f"{film.name}: its picture begins {apart}; --align puts them together")
-            sound = shift_sound(film_sound(film), delay if args.align else 0.0)
-            write_wav(wav, watched(sound, advance))
+            with closing(film_sound(film)) as sound:  # ends ffmpeg, whatever happens
+                write_wav(wav, watched(shift_sound(sound, delay if args.align else 0.0), advance))
             outcome.done += 1
         advance(1)
 

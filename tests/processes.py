@@ -1,0 +1,158 @@
+"""Scripts in processes of their own that start in a moment, and that can be stopped where a test wants them to be.
+
+They are forked from a server that has imported the libraries already, which saves the seconds this takes.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from unittest import mock
+
+from conftest import ROOT
+
+LIBRARIES = ("core.crops", "core.dataset", "core.evaluation", "core.models", "core.optimization", "core.postprocessing")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What happens to a process. Functions are named by their dotted path; calls are counted from 1."""
+
+    kill_at: tuple[str, int] | None = None  # SIGKILL to itself at this call of this function
+    interrupt_at: tuple[str, int] | None = None  # as Ctrl-C would: SIGINT to itself and all that it started
+    file_size: int | None = None  # bytes: writing more fails, as on a full disk
+    open_files: int | None = None
+    sample_at: str | None = None  # at each call, print the memory and the open files of the process
+
+
+@functools.cache
+def _context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *([before] if before else [])])
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+class Running:
+    """A script that runs: a leader of its own session, so that whatever it starts can be found."""
+
+    def __init__(self, directory: Path, script: str, *args: object, trouble: Trouble | None = None):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.args = [str(ROOT / script), *map(str, args)]
+        number = len(list(directory.glob("*.out")))
+        self.out, self.err = directory / f"{number}.out", directory / f"{number}.err"
+        self.out.touch()
+        self.process = _context().Process(target=_child, args=(self.args, self.out, self.err, trouble or Trouble()))
+        self.process.start()
+
+    def wait(self, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """What became of it; status -9 where it was killed. Kills it and fails where it takes too long."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.signal(signal.SIGKILL)
+            raise AssertionError(f"still running after {timeout} s: {self.args}\n{self.err.read_text()}")
+        return subprocess.CompletedProcess(
+            self.args, self.process.exitcode, self.out.read_text(), self.err.read_text(errors="replace")
+        )
+
+    def until(self, condition: Callable[[], bool], timeout: float = 60) -> None:
+        """Wait for something it does."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.process.is_alive(), f"it ended before: {self.err.read_text()}"
+            assert time.monotonic() < end, "it does not come"
+            time.sleep(0.005)
+
+    def signal(self, number: int) -> None:
+        """To all of its session, as a terminal does with Ctrl-C."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def companions(self, zombies: bool = True) -> list[int]:
+        """Process numbers of what it started and what is not gone yet."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == self.process.pid and (zombies or fields[0] != "Z"):
+                    found.append(int(stat.parent.name))
+        return [number for number in found if number != self.process.pid]
+
+
+def run(directory: Path, script: str, *args: object, trouble: Trouble | None = None):
+    """Run a script to its end. `directory` holds what it prints."""
+    return Running(directory, script, *args, trouble=trouble).wait()
+
+
+def _child(args: list[str], out: Path, err: Path, trouble: Trouble) -> None:
+    os.setsid()
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
+    if trouble.file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (trouble.file_size, resource.RLIM_INFINITY))
+    if trouble.open_files is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (trouble.open_files, hard))
+    if trouble.kill_at:
+        name, number = trouble.kill_at
+        _at_calls(name, lambda call: os.kill(os.getpid(), signal.SIGKILL) if call == number else None)
+    if trouble.interrupt_at:
+        name, number = trouble.interrupt_at
+        _at_calls(name, lambda call: os.killpg(os.getpid(), signal.SIGINT) if call == number else None)
+    if trouble.sample_at:
+        _at_calls(trouble.sample_at, _sample)
+    sys.argv = args
+    sys.path[0] = str(Path(args[0]).parent)
+    os.chdir(ROOT)
+    runpy.run_path(args[0], run_name="__main__")
+
+
+def _at_calls(name: str, action: Callable[[int], object]) -> None:
+    """Have every call of a function begin with an action that is given the number of the call."""
+    owner, _, attribute = name.rpartition(".")
+    original, calls = getattr(_find(owner), attribute), []
+
+    @functools.wraps(original)
+    def replacement(*args, **kwargs):
+        calls.append(1)
+        action(len(calls))
+        return original(*args, **kwargs)
+
+    mock.patch.object(_find(owner), attribute, replacement).start()
+
+
+def _find(name: str) -> object:
+    """A module or a class by its dotted path."""
+    try:
+        return import_module(name)
+    except ImportError:
+        owner, _, attribute = name.rpartition(".")
+        return getattr(_find(owner), attribute)
+
+
+def _sample(_: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    print(f"sample {pages * resource.getpagesize()} {len(os.listdir('/proc/self/fd'))}", flush=True)

@@ -1,0 +1,458 @@
+"""Whatever ends a run, the same command goes on from there: killed, interrupted, disk full, two at once.
+
+Every script runs as a process of its own, and what it leaves is compared with an undisturbed run, byte for byte.
+"""
+
+import functools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_refused
+from mini import (
+    Track,
+    digests,
+    faces_of,
+    files_under,
+    noise_features,
+    write_annotations,
+    write_encoder_inputs,
+    write_store,
+)
+from processes import Running, Trouble, run
+
+from core.models import active_speakers_context, short_term_encoder
+from core.video import ffmpeg_path
+
+VIDEOS = ("one", "two")
+TRACKS = [
+    Track("one:a", "0110", 0.4, "one"),
+    Track("one:b", "2200011", 0.52, "one"),
+    Track("two:a", "1" * 30, 0.0, "two"),
+    Track("two:b", "011", 1.0, "two"),
+]
+TRAINING = {"STE_train.py": "ste_encoder", "ASC_train.py": "ASC_len_3_stride_2_speakers_2"}
+DATA = ("data/extract_audio_tracks.py", "data/slice_audio_tracks.py", "data/extract_face_crops_time.py")
+FORWARD = ("STE_forward.py", "ASC_forward.py")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Films, annotations and what every stage needs of the ones before it, made without them."""
+    root = tmp_path_factory.mktemp("inputs")
+    (root / "films").mkdir()
+    for number, video in enumerate(VIDEOS):
+        picture = "color=gray:size=160x120:rate=25:duration=1.4,noise=alls=100:allf=t:all_seed=1"
+        sound = f"anoisesrc=duration=1.4:sample_rate=44100:seed={number}"
+        sources = ("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound)
+        codecs = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-c:a", "aac")
+        command = [ffmpeg_path(), "-loglevel", "error", *sources, *codecs, str(root / "films" / f"{video}.mp4")]
+        subprocess.run(command, check=True)
+    write_encoder_inputs(root, "val", TRACKS)
+    write_encoder_inputs(root, "train", TRACKS)
+    write_store(root / "features", faces_of(TRACKS), noise_features)
+    torch.manual_seed(0)
+    torch.save(short_term_encoder(1).state_dict(), root / "STE.pth")
+    torch.save(active_speakers_context(3, 2).state_dict(), root / "ASC.pth")
+    return root
+
+
+def command(script: str, root: Path, out: Path) -> list[object]:
+    """A script and its arguments; all that it writes lies in `out`."""
+    annotations = ("--csv", root / "val.csv", "--split", "val")
+    sound = out.parent / "sound" if (out.parent / "sound").exists() else root / "sound"
+    crops = ("--audio-dir", root / "wavs", "--video-dir", root / "crops")
+    csvs = ("--csv-train-full", root / "train.csv", "--csv-val-full", root / "val.csv")
+    stores = ("--features-train-full", root / "features", "--features-val-full", root / "features")
+    final = (
+        "--ground-truth",
+        root / "val.csv",
+        "--predictions-csv",
+        out / "p.csv",
+        "--ground-truth-csv",
+        out / "t.csv",
+    )
+    encoder_training = ("--no-pretrained", "--epochs", 2, "--batch-size", 2, "--workers", 0)
+    context_training = ("--epochs", 4, "--batch-size", 8, "--learning-rate", 1e-3)
+    arguments = {
+        "data/extract_audio_tracks.py": ("--ava-video-dir", root / "films", "--target-audios", out),
+        "data/slice_audio_tracks.py": ("--ava-audio-dir", sound, "--output-dir", out, *annotations),
+        "data/extract_face_crops_time.py": ("--ava-video-dir", root / "films", "--output-dir", out, *annotations),
+        "STE_train.py": (1, "cpu", *csvs, *crops, "--models-out", out, *encoder_training),
+        "STE_forward.py": (1, "cpu", *annotations, *crops, "--weights", root / "STE.pth", "--output-dir", out),
+        "STE_postprocessing.py": ("--forward-dir", root / "features", *final),
+        "ASC_train.py": (3, 2, 2, "cpu", *stores, "--models-out", out, *context_training),
+        "ASC_forward.py": (3, 2, 2, "cpu", *stores[2:], "--weights", root / "ASC.pth", "--output-dir", out),
+    }
+    return [script, *arguments[script]]
+
+
+@dataclass
+class Undisturbed:
+    """What a script leaves when nothing happens to it."""
+
+    files: dict[str, str]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root, tmp_path_factory):
+    """Undisturbed runs, each made when it is first asked for."""
+
+    @functools.cache
+    def once(script: str) -> Undisturbed:
+        out = root / "sound" if script == DATA[0] else tmp_path_factory.mktemp("whole") / "out"
+        if script == DATA[1]:
+            once(DATA[0])  # slices are cut from the sound that it makes
+        start = time.monotonic()
+        result = run(out.parent / "printed", *command(script, root, out))
+        assert result.returncode == 0, result.stdout + result.stderr
+        made = Undisturbed(results(out), time.monotonic() - start)
+        if script in TRAINING:
+            shutil.rmtree(out)  # hundreds of megabytes
+        return made
+
+    return once
+
+
+def results(out: Path) -> dict[str, str]:
+    """SHA-256 of the files that count: not the settings, which hold paths, and not what only going on needs."""
+    found = digests(out, "**/*")
+    return {
+        name: digest
+        for name, digest in found.items()
+        if not name.endswith((".json", "last.ckpt", ".lock", "failures.txt"))
+    }
+
+
+def assert_no_half_files(out: Path, whole: Undisturbed) -> None:
+    """Whatever has a final name is as the undisturbed run made it, a log but for the epochs that are to come."""
+    final = {name: digest for name, digest in results(out).items() if not Path(name).name.startswith(".")}
+    wrong = {name for name, digest in final.items() if whole.files.get(name) != digest}
+    assert not {name for name in wrong if not name.endswith("_logs.csv")}
+
+
+def assert_tidy(out: Path) -> None:
+    assert [name for name in files_under(out) if ".partial" in name] == []
+
+
+def kill(printed: Path, arguments: list[object], trouble: Trouble | float) -> None:
+    """Run until SIGKILL: at a call, or after some seconds."""
+    running = Running(printed, *arguments, trouble=trouble if isinstance(trouble, Trouble) else None)
+    if isinstance(trouble, float):
+        time.sleep(trouble)
+        running.signal(signal.SIGKILL)
+    result = running.wait()
+    assert result.returncode == -signal.SIGKILL or isinstance(trouble, float), (trouble, result)
+    if isinstance(trouble, float):
+        assert result.returncode in (0, -signal.SIGKILL), (trouble, result)
+    end = time.monotonic() + 20
+    while running.companions(zombies=False) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not running.companions(zombies=False)
+
+
+# Killed
+
+MOMENTS_OF_TRAINING = [
+    ("torch.optim.Adam.step", 2),  # in a step
+    ("core.optimization._run_epoch", 2),  # in validation
+    ("torch.save", 2),  # the weights are there, the checkpoint is not
+    ("os.replace", 4),  # the checkpoint is there, the log is not
+]
+MORE_MOMENTS_OF_TRAINING = [
+    ("os.fsync", 1),  # the weights are written, but not yet under their name
+    ("core.optimization.roc_auc", 1),  # at the end of an epoch's steps
+]
+MOMENTS = {
+    "data/extract_audio_tracks.py": [
+        ("os.replace", 1),  # the settings
+        ("wave.Wave_write.writeframesraw", 1),
+        ("os.replace", 2),
+        ("core.jobs._list_failures", 1),
+    ],
+    "data/slice_audio_tracks.py": [("wave.Wave_write.writeframesraw", 2), ("os.replace", 3), ("core.io.read_wav", 3)],
+    "data/extract_face_crops_time.py": [("cv2.imencode", 5), ("os.replace", 9), ("pathlib.Path.write_bytes", 30)],
+    "STE_forward.py": [
+        ("numpy.lib.format.open_memmap", 1),
+        ("core.io.write_csv", 1),  # the features are there, the csv is not
+        ("os.replace", 3),
+        ("core.inference._arrived", 2),
+    ],
+    "ASC_forward.py": [("core.io.write_csv", 1), ("os.replace", 2), ("os.replace", 3)],
+}
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_training_killed_anywhere_goes_on_to_the_same_weights(script, root, undisturbed, tmp_path):
+    whole, out = undisturbed(script), tmp_path / "out"
+    assert any(name.endswith(".pth") for name in whole.files)
+    arguments = [*command(script, root, out), "--resume"]
+    fast = script == "ASC_train.py"
+    moments = [*(MORE_MOMENTS_OF_TRAINING if fast else ()), *MOMENTS_OF_TRAINING]
+    draw = random.Random(script)
+    moments = [*(Trouble(kill_at=moment) for moment in moments), *(draw.uniform(0.1, whole.seconds) for _ in range(5))]
+    for moment in moments if fast else moments[:5]:
+        kill(tmp_path / "printed", arguments, moment)
+        assert_no_half_files(out, whole)
+    result = run(tmp_path / "printed", *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert results(out) == whole.files
+    assert_tidy(out)
+    shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("script", MOMENTS)
+def test_killed_anywhere_the_same_command_goes_on(script, root, undisturbed, tmp_path):
+    whole = undisturbed(script)
+    draw = random.Random(script)
+    moments = [Trouble(kill_at=moment) for moment in MOMENTS[script]]
+    moments += [draw.uniform(0.02, whole.seconds) for _ in range(4)]
+    for number, moment in enumerate(moments):
+        out = tmp_path / str(number) / "out"
+        kill(tmp_path / "printed", command(script, root, out), moment)
+        if out.exists():
+            assert_no_half_files(out, whole)
+        result = run(tmp_path / "printed", *command(script, root, out))
+        assert result.returncode == 0, (moment, result)
+        assert results(out) == whole.files, moment
+        assert_tidy(out)
+
+
+@pytest.mark.parametrize("script", DATA)
+def test_overwriting_clears_up_after_a_killed_run_too(script, root, undisturbed, tmp_path):
+    whole, out = undisturbed(script), tmp_path / "out"
+    kill(tmp_path / "printed", command(script, root, out), Trouble(kill_at=("os.replace", 2)))
+    assert [name for name in files_under(out) if ".partial" in name]
+    assert run(tmp_path / "printed", *command(script, root, out), "--overwrite").returncode == 0
+    assert results(out) == whole.files
+    assert_tidy(out)
+
+
+# Interrupted
+
+
+INTERRUPTIONS = {
+    "STE_train.py": ("torch.optim.Adam.step", 2),
+    "ASC_train.py": ("torch.optim.Adam.step", 9),
+    "STE_forward.py": ("core.inference._arrived", 1),
+    "ASC_forward.py": ("core.io.write_csv", 2),
+    "data/extract_audio_tracks.py": ("core.video.film_sound", 1),
+    "data/slice_audio_tracks.py": ("wave.Wave_write.writeframesraw", 2),
+    "data/extract_face_crops_time.py": ("cv2.imencode", 3),
+}
+
+
+@pytest.mark.parametrize("script", INTERRUPTIONS)
+def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(script, root, undisturbed, tmp_path):
+    """Exit status 130, nothing half-written, nobody left behind, and the same command goes on."""
+    whole, out, again = undisturbed(script), tmp_path / "out", ("--resume",) if script in TRAINING else ()
+    arguments = command(script, root, out)
+    if script == "STE_train.py":
+        arguments[arguments.index("--workers") + 1] = 2
+    running = Running(tmp_path / "printed", *arguments, *again, trouble=Trouble(interrupt_at=INTERRUPTIONS[script]))
+    result = running.wait(60)
+    assert result.returncode == 130, result
+    lines = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert lines[-1].startswith("interrupted; "), result.stderr
+    assert "Traceback" not in result.stderr
+    assert ("--resume" in lines[-1]) or script not in TRAINING
+    assert not running.companions()
+    assert_tidy(out)
+    assert_no_half_files(out, whole)
+    assert run(tmp_path / "printed", *arguments, *again).returncode == 0
+    assert results(out) == whole.files
+    if script == "STE_train.py":
+        shutil.rmtree(out)
+
+
+# A full disk
+
+LIMITS = {  # bytes that a file may have: some of the results fit, some do not
+    "data/extract_audio_tracks.py": 30_000,
+    "data/slice_audio_tracks.py": 8_000,
+    "data/extract_face_crops_time.py": 3_000,
+    "STE_forward.py": 100_000,
+    "ASC_forward.py": 900,
+    "STE_postprocessing.py": 2_000,
+}
+
+
+@pytest.mark.parametrize("script", LIMITS)
+def test_full_disk_is_one_line_with_the_path(script, root, undisturbed, tmp_path):
+    whole, out = undisturbed(script), tmp_path / "out"
+    arguments = command(script, root, out)
+    if script == "STE_forward.py":
+        arguments += ["--workers", 0]
+    result = run(tmp_path / "printed", *arguments, trouble=Trouble(file_size=LIMITS[script]))
+    assert_one_line_of_failure(result, out, "File too large")
+    assert_tidy(out)
+    assert_no_half_files(out, whole)
+    assert run(tmp_path / "printed", *command(script, root, out)).returncode == 0
+    assert results(out) == whole.files
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_full_disk_while_saving_keeps_the_epochs_before(script, root, undisturbed, tmp_path):
+    whole, out = undisturbed(script), tmp_path / "out"
+    arguments = command(script, root, out)
+    epochs = arguments.index("--epochs") + 1
+    first = [*arguments[:epochs], 1, *arguments[epochs + 1 :]]
+    assert run(tmp_path / "printed", *first).returncode == 0
+    before = digests(out)
+    result = run(tmp_path / "printed", *arguments, "--resume", trouble=Trouble(file_size=1_000_000))
+    assert_one_line_of_failure(result, out / TRAINING[script] / "2.pth", "File too large")
+    changed = {name for name, digest in digests(out).items() if before.get(name) != digest}
+    assert {Path(name).name for name in changed} <= {f"{TRAINING[script]}_cfg.json"}
+    assert run(tmp_path / "printed", *arguments, "--resume").returncode == 0
+    assert results(out) == whole.files
+    shutil.rmtree(out)
+
+
+def test_full_shared_memory_is_one_line_too(root, tmp_path):
+    """What workers read travels in files of /dev/shm, under the same limit."""
+    arguments = [*command("STE_forward.py", root, tmp_path / "out"), "--workers", 1]
+    result = run(tmp_path / "printed", *arguments, trouble=Trouble(file_size=100_000))
+    assert_one_line_of_failure(result, "a process that reads data died", "/dev/shm", "--workers")
+
+
+def assert_one_line_of_failure(result: subprocess.CompletedProcess[str], *words: object) -> None:
+    """Exit status 1 and a last line `error: ...` with all the words in it, no traceback."""
+    assert result.returncode == 1, result
+    lines = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+    for word in words:
+        assert str(word) in lines[-1]
+
+
+# Two at once
+
+
+@pytest.mark.parametrize("script", DATA)
+def test_two_at_once_over_the_same_output_both_end_well(script, root, undisturbed, tmp_path):
+    whole, out = undisturbed(script), tmp_path / "out"
+    both = [Running(tmp_path / str(number), *command(script, root, out), "--overwrite") for number in range(2)]
+    for running in both:
+        result = running.wait()
+        assert result.returncode == 0, result
+    assert results(out) == whole.files
+    assert_tidy(out)
+
+
+@pytest.mark.parametrize("script", [*TRAINING, *FORWARD])
+def test_two_at_once_with_networks_the_second_is_refused(script, root, undisturbed, tmp_path):
+    """Their files depend on each other, or on settings that only one of them can have."""
+    whole, out = undisturbed(script), tmp_path / "out"
+    again = ("--resume",) if script in TRAINING else ()
+    first = Running(tmp_path / "first", *command(script, root, out), *again)
+    first.until(lambda: list(out.rglob("*_cfg.json")) != [])
+    os.kill(first.process.pid, signal.SIGSTOP)
+    second = run(tmp_path / "second", *command(script, root, out), *again)
+    assert_refused(second, "another process")
+    os.kill(first.process.pid, signal.SIGCONT)
+    assert first.wait().returncode == 0
+    assert results(out) == whole.files
+    shutil.rmtree(out)
+
+
+# A process that dies
+
+
+@pytest.mark.parametrize("script", ["STE_train.py", "STE_forward.py"])
+def test_a_worker_that_dies_ends_the_run_with_a_clear_line(script, root, tmp_path):
+    arguments = command(script, root, tmp_path / "out")
+    if script == "STE_train.py":
+        arguments[arguments.index("--epochs") + 1] = 1000
+        arguments[arguments.index("--workers") + 1] = 2
+    else:
+        arguments += ["--workers", 2]
+    running = Running(tmp_path / "printed", *arguments)
+    if script == "STE_train.py":
+        running.until(lambda: "epoch   1" in running.out.read_text())
+    else:
+        running.until(lambda: len(running.companions()) == 2)
+    os.kill(random.Random(script).choice(running.companions()), signal.SIGKILL)
+    result = running.wait(60)
+    assert_one_line_of_failure(result, "a process that reads data died", "--workers")
+    assert not running.companions()
+    assert_tidy(tmp_path / "out")
+
+
+def test_an_ffmpeg_that_dies_is_a_failure_of_its_film(root, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "ffmpeg"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncase "$*" in *one.mp4*) kill -9 $$ ;; esac\nexec {ffmpeg_path()} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    arguments = command(DATA[0], root, tmp_path / "out")
+    result = subprocess.run(["python", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result
+    assert (tmp_path / "out" / "failures.txt").read_text() == "one: ffmpeg: killed by signal 9\n"
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.wav")) == ["two.wav"]
+
+
+# Long runs
+
+
+def test_memory_and_open_files_stay_level_over_fifty_films(root, tmp_path):
+    tracks = [Track(f"film{number}:a", "0110", 1.0, f"film{number}") for number in range(50)]
+    write_encoder_inputs(tmp_path, "val", tracks)
+    write_store(tmp_path / "features", faces_of(tracks), noise_features)
+    for script, place in (("STE_forward.py", "core.io.write_csv"), ("ASC_forward.py", "core.io.write_csv")):
+        arguments = command(script, tmp_path, tmp_path / script)
+        arguments[arguments.index("--weights") + 1] = root / f"{script[:3]}.pth"
+        result = run(tmp_path / "printed", *arguments, trouble=Trouble(sample_at=place))
+        assert result.returncode == 0, result
+        samples = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("sample ")]
+        memory, files = ([int(sample[column]) for sample in samples] for column in (0, 1))
+        assert len(samples) == 50
+        assert max(memory[-10:]) < max(memory[5:15]) + 16e6, memory
+        assert max(files[-10:]) <= max(files[5:15]), files
+
+
+def test_a_store_of_more_films_than_files_may_be_open(root, tmp_path):
+    tracks = [Track(f"film{number}:a", "01", 1.0, f"film{number}") for number in range(120)]
+    write_store(tmp_path / "features", faces_of(tracks), noise_features)
+    arguments = command("ASC_forward.py", tmp_path, tmp_path / "out")
+    arguments[arguments.index("--weights") + 1] = root / "ASC.pth"
+    result = run(tmp_path / "printed", *arguments, trouble=Trouble(open_files=100))
+    assert result.returncode == 0, result
+
+
+@pytest.mark.parametrize("script", ["STE_train.py", "STE_forward.py", *DATA])
+def test_nobody_is_left_behind_after_an_error(script, root, tmp_path):
+    """A crop or a film turns out to be broken in the middle of the run."""
+    broken = tmp_path / "inputs"
+    shutil.copytree(root, broken, ignore=shutil.ignore_patterns("*.pth", "features", "sound"))
+    (broken / "crops" / "val" / "two:a" / "0.6.jpg").write_bytes(b"no image")
+    (broken / "films" / "two.mp4").write_bytes(b"no film")
+    write_annotations(broken / "val.csv", faces_of(TRACKS))
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / "two.wav").write_bytes(b"no wav")
+    arguments = command(script, broken, tmp_path / "out")
+    if script == "STE_train.py":
+        for crop in (broken / "crops" / "train" / "two:a").iterdir():
+            crop.write_bytes(b"no image")
+        arguments[arguments.index("--workers") + 1] = 2
+        arguments[arguments.index("--epochs") + 1] = 30
+    if script == "STE_forward.py":
+        arguments[arguments.index("--weights") + 1] = root / "STE.pth"
+        arguments += ["--workers", 2]
+    running = Running(tmp_path / "printed", *arguments)
+    result = running.wait()
+    if script in DATA:
+        assert result.returncode == 1, result
+        assert "failures are listed" in result.stdout
+    else:
+        assert_refused(result, "two:a/")
+    assert not running.companions()
+    assert_tidy(tmp_path / "out")
