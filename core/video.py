@@ -30,6 +30,7 @@ TIMED_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 
 MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
 _BLOCK_BYTES = 1 << 20
+_CLOCK_STEP = 0.002  # seconds; matroska rounds times to 0.001: what is further off than that shows another frame rate
 _LONGEST_FRAME = 60.0  # seconds; frames that are over by then are not looked at
 
 
@@ -77,7 +78,13 @@ def _ffmpeg(*arguments: str) -> Iterator[IO[bytes]]:
 
 def _source(film: Path) -> tuple[str, ...]:
     """Arguments that have ffmpeg open this file and no other, whatever its name or its content."""
+    _require_file(film)
     return "-protocol_whitelist", PROTOCOLS, "-format_whitelist", CONTAINERS, "-i", f"file:{os.path.abspath(film)}"
+
+
+def _require_file(film: Path) -> None:
+    if not film.is_file():  # a pipe would be waited for without end
+        raise ValueError("not a file")
 
 
 def film_sound(film: Path) -> Iterator[np.ndarray]:
@@ -85,7 +92,6 @@ def film_sound(film: Path) -> Iterator[np.ndarray]:
 
     Raises ValueError where there is no sound or no film.
     """
-    _require_file(film)
     sound = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
     heard = False
     with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1") as output:
@@ -97,7 +103,10 @@ def film_sound(film: Path) -> Iterator[np.ndarray]:
 
 
 def picture_delay(film: Path) -> float:
-    """Seconds from where the sound of `film_sound` begins to the film's first frame; 0 where either is missing."""
+    """Seconds from where the sound of `film_sound` begins to the film's first frame; 0 where either is missing.
+
+    Raises ValueError for what is no file.
+    """
     picture = _first_moment("-copyts", *_source(film), "-map", "0:V:0", "-c", "copy")
     sound = _first_moment("-copyts", *_source(film), "-map", "0:a:0")
     heard = _first_moment(*_source(film), "-map", "0:a:0")
@@ -113,11 +122,6 @@ def _first_moment(*arguments: str) -> float | None:
     (unit,) = [line.rpartition(" ")[2] for line in lines if line.startswith("#tb 0:")]
     moments = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
     return float(moments[0] * Fraction(unit)) if moments else None
-
-
-def _require_file(film: Path) -> None:
-    if not film.is_file():  # a pipe would be waited for without end
-        raise ValueError("not a file")
 
 
 def find_films(directory: Path) -> dict[str, Path]:
@@ -187,7 +191,7 @@ class Film:
             while self._next <= index:
                 if not self._grab():
                     return
-            if self._timed and abs(self._time() * self.fps - index) >= 0.5:  # counting is apart from the film's clock
+            if self._timed and abs(self._time() - index / self.fps) > max(0.1 / self.fps, _CLOCK_STEP):
                 yield from self._frames_by_time(moments[place:])
                 return
             yield self._image()

@@ -1,0 +1,46 @@
+"""Films whose frames carry their number, and sounds whose place is known."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from core.video import ffmpeg_path
+
+WIDTH, HEIGHT = 128, 96
+H264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-x264-params", "bframes=3:b-adapt=0:keyint=50")
+MPEG4 = ("-c:v", "mpeg4", "-q:v", "4", "-bf", "2", "-g", "50")
+CODECS = {"mp4": H264, "mkv": H264, "avi": MPEG4}
+
+
+def numbered_frames(count: int) -> np.ndarray:
+    """(count, 96, 128) grey frames: 4 x 4 blocks, black or white, are the bits of the frame's number."""
+    bits = np.arange(count)[:, None] >> np.arange(16) & 1
+    return (16 + 219 * bits).astype(np.uint8).reshape(count, 4, 4).repeat(HEIGHT // 4, 1).repeat(WIDTH // 4, 2)
+
+
+def number(image: np.ndarray) -> int:
+    """The number that a whole frame carries."""
+    grey = image if image.ndim == 2 else image.mean(axis=2)
+    blocks = grey.reshape(4, HEIGHT // 4, 4, WIDTH // 4)[:, 4:-4, :, 4:-4].mean(axis=(1, 3))
+    assert (np.abs(blocks - 128) > 60).all(), "blocks that are neither black nor white"
+    return int((blocks > 128).ravel() @ (1 << np.arange(16)))
+
+
+def ffmpeg(*arguments: object, data: bytes | None = None) -> None:
+    """Run ffmpeg, which must go well."""
+    command = [ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-y", *map(str, arguments)]
+    subprocess.run(command, input=data, check=True)
+
+
+def make_film(path: Path, fps: str = "25", seconds: float = 20, codec: tuple[str, ...] | None = None) -> Path:
+    size, count = f"{WIDTH}x{HEIGHT}", round(seconds * rate(fps))
+    frames = ("-f", "rawvideo", "-pix_fmt", "gray", "-video_size", size, "-framerate", fps, "-i", "-")
+    options = (*(codec or CODECS[path.suffix[1:]]), "-pix_fmt", "yuv420p")
+    ffmpeg(*frames, *options, path, data=numbered_frames(count).tobytes())
+    return path
+
+
+def rate(fps: str) -> float:
+    above, _, below = fps.partition("/")
+    return int(above) / int(below or 1)
