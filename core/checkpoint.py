@@ -1,5 +1,6 @@
 """A training run on disk: weights of every epoch, the log, and what it takes to go on after a break."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class TrainingRun:
     def _check_settings(self, before: dict) -> None:
         free = {"epochs", "workers", "resume", "cuda_device", "models_out"}
         for name in sorted(self.settings.keys() & before.keys() - free):
-            if before.get(name) != self.settings[name]:
+            if os.path.abspath(str(before[name])) != os.path.abspath(str(self.settings[name])):  # paths may be respelt
                 change = f"{name} {before.get(name)}, now {self.settings[name]}"
                 raise InputError(f"{self.directory / LAST}: the run was started with {change}; resume with the same")
 

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def main(args: argparse.Namespace) -> None:
     describe(vars(args))
     table = read_annotations(args.ground_truth)
     positive = table.label == SPEAKING_AUDIBLE
+    if len({os.path.abspath(path) for path in args.predictions}) < len(args.predictions):
+        raise InputError("--predictions: the same file twice")
     names = display_names(args.predictions)
     scores = {
         name: join(read_scores(path), table, path)["score"].to_numpy()

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, reload
 from pathlib import Path
 from unittest import mock
 
@@ -33,7 +33,8 @@ class Trouble:
     interrupt_at: tuple[str, int] | None = None  # as Ctrl-C would: SIGINT to itself and all that it started
     file_size: int | None = None  # bytes: writing more fails, as on a full disk
     open_files: int | None = None
-    sample_at: str | None = None  # at each call, print the memory and the open files of the process
+    environment: tuple[tuple[str, str], ...] = ()  # variables and their values; core.config is read anew
+    sample_at: str | None = None  # at each call, print the memory and the open files of the process: see `samples`
 
 
 @functools.cache
@@ -116,6 +117,9 @@ def _child(args: list[str], out: Path, err: Path, trouble: Trouble) -> None:
     if trouble.open_files is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (trouble.open_files, hard))
+    if trouble.environment:
+        os.environ.update(trouble.environment)
+        reload(import_module("core.config"))
     if trouble.kill_at:
         name, number = trouble.kill_at
         _at_calls(name, lambda call: os.kill(os.getpid(), signal.SIGKILL) if call == number else None)
@@ -154,5 +158,12 @@ def _find(name: str) -> object:
 
 
 def _sample(_: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    print(f"sample {pages * resource.getpagesize()} {len(os.listdir('/proc/self/fd'))}", flush=True)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    memory = [int(status[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM")]
+    print("sample", *memory, len(os.listdir("/proc/self/fd")), flush=True)
+
+
+def samples(result: subprocess.CompletedProcess[str]) -> list[tuple[int, int, int]]:
+    """Memory in bytes, the most of it so far, and open files, at each call of `Trouble.sample_at`."""
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("sample ")]
+    return [(int(memory), int(most), int(files)) for _, memory, most, files in lines]

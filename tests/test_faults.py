@@ -26,7 +26,7 @@ from mini import (
     write_encoder_inputs,
     write_store,
 )
-from processes import Running, Trouble, run
+from processes import Running, Trouble, run, samples
 
 from core.models import active_speakers_context, short_term_encoder
 from core.video import ffmpeg_path
@@ -412,9 +412,8 @@ def test_memory_and_open_files_stay_level_over_fifty_films(root, tmp_path):
         arguments[arguments.index("--weights") + 1] = root / f"{script[:3]}.pth"
         result = run(tmp_path / "printed", *arguments, trouble=Trouble(sample_at=place))
         assert result.returncode == 0, result
-        samples = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("sample ")]
-        memory, files = ([int(sample[column]) for sample in samples] for column in (0, 1))
-        assert len(samples) == 50
+        memory, _, files = zip(*samples(result), strict=True)
+        assert len(memory) == 50
         assert max(memory[-10:]) < max(memory[5:15]) + 16e6, memory
         assert max(files[-10:]) <= max(files[5:15]), files
 

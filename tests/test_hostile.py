@@ -1,0 +1,167 @@
+"""Files that mean harm get nowhere, and names that only look odd go through every stage."""
+
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_refused
+from mini import Track, faces_of, files_under, read_csv, read_json, run_here, write_encoder_inputs, write_text
+from processes import Trouble, run, samples
+
+from core.errors import InputError
+from core.io import read_crop, read_logits
+from core.models import active_speakers_context, short_term_encoder
+
+MEGABYTE = 1 << 20
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    """A PNG of one grey channel, whatever its data."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        length, check = len(content).to_bytes(4, "big"), zlib.crc32(kind + content).to_bytes(4, "big")
+        return length + kind + content + check
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg_head(width: int, height: int) -> bytes:
+    """The beginning of a JPEG of one component, up to its data."""
+    frame = bytes([8]) + height.to_bytes(2, "big") + width.to_bytes(2, "big") + bytes([1, 1, 0x11, 0])
+    table = b"\xff\xdb\x00\x43\x00" + bytes([1] * 64)
+    return b"\xff\xd8" + table + b"\xff\xc0" + (len(frame) + 2).to_bytes(2, "big") + frame
+
+
+@pytest.mark.parametrize("kind", ["png of 100,000 x 100,000", "png of 10,001 x 10,001", "jpeg of 65,000 x 65,000"])
+def test_images_too_large_are_refused_before_they_are_decoded(tmp_path, kind):
+    path = tmp_path / "10.0.jpg"
+    contents = {
+        "png of 100,000 x 100,000": lambda: png(100_000, 100_000, zlib.compress(bytes(100 * MEGABYTE))),
+        "png of 10,001 x 10,001": lambda: png(10_001, 10_001, zlib.compress(bytes(10_002 * 10_001))),
+        "jpeg of 65,000 x 65,000": lambda: jpeg_head(65_000, 65_000) + bytes(1000),
+    }
+    path.write_bytes(contents[kind]())
+    with pytest.raises(InputError, match=r"10\.0\.jpg: cannot be read as an image: \d+ x \d+ pixels"):
+        read_crop(path)
+
+
+def test_the_image_just_small_enough_is_read(tmp_path):
+    """So the refusals above are not for another reason."""
+    path = tmp_path / "10.0.jpg"
+    path.write_bytes(png(2_000, 1_000, zlib.compress(bytes(2_001 * 1_000))))
+    assert read_crop(path).size == (2_000, 1_000)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "GIF", "SVG"])
+def test_only_jpeg_and_png_are_images(tmp_path, kind):
+    """Pillow hands PostScript to another program."""
+    texts = {
+        "EPS": "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n(%pipe%touch touched) (w) file\n%%EOF\n",
+        "PPM": "P3 1 1 255 0 0 0\n",
+        "GIF": "GIF89a\x01\x00\x01\x00",
+        "SVG": "<svg xmlns='http://www.w3.org/2000/svg'/>",
+    }
+    path = write_text(tmp_path / "10.0.jpg", texts[kind])
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_crop(path)
+
+
+@pytest.mark.parametrize("form", ["plain", "quoted", "quoted lines", "header", "number"])
+def test_a_field_of_100_megabytes_is_refused_in_a_moment(tmp_path, form):
+    line = "film,1,0.1,0.2,0.3,0.6,NOT_SPEAKING,{}\n"
+    big = "x" * (100 * MEGABYTE)
+    texts = {
+        "plain": line.format(big),
+        "quoted": line.format(f'"{big}"'),
+        "quoted lines": line.format('"' + "x" * 1000 + "\n" + "y\n" * (50 * MEGABYTE) + '"'),
+        "header": f"video_id,{big}\n" + line.format("a"),
+        "number": line.format("a").replace(",1,", f",{'1' * (100 * MEGABYTE)},"),
+    }
+    path = write_text(tmp_path / "film-activespeaker.csv", texts[form])
+    run(tmp_path / "printed", "STE_postprocessing.py", "--help")  # the first process takes seconds to start
+    start = time.monotonic()
+    trouble = Trouble(sample_at="core.command_line._fail")
+    result = run(tmp_path / "printed", "STE_postprocessing.py", "--ground-truth", path, trouble=trouble)
+    assert_refused(result, path)
+    assert len(result.stderr) < 1000
+    assert time.monotonic() - start < 5
+    ((_, most, _),) = samples(result)
+    assert most < 1 << 30
+    with pytest.raises(InputError):
+        read_logits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["concat:a.mp4|b.mp4", "http:--127.0.0.1:9-x.mp4", "pipe:0.mp4", "subfile,,start,0.mp4"]
+)
+def test_file_names_that_ffmpeg_could_take_for_protocols(tmp_path, name):
+    """They are names of files, and nothing else is opened: here the files are no films."""
+    (tmp_path / "films").mkdir()
+    write_text(tmp_path / "films" / name, "no film\n")
+    result = run_here(
+        "data/extract_audio_tracks.py", "--ava-video-dir", tmp_path / "films", "--target-audios", tmp_path
+    )
+    assert result.returncode == 1
+    (line,) = (tmp_path / "failures.txt").read_text().splitlines()
+    assert line.startswith(f"{name.removesuffix('.mp4')}: ffmpeg: ")
+    assert not list(tmp_path.glob("*.wav"))
+
+
+NAMES = ["-rf", " spaces in it ", "it's [a] *?", "%d%s%(x)s {0} $HOME `id`", "日本語 é", "C:con:1", "a" * 235]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("weights")
+    torch.save(short_term_encoder(1).state_dict(), root / "STE.pth")
+    torch.save(active_speakers_context(3, 2).state_dict(), root / "ASC.pth")
+    return root
+
+
+def test_odd_names_go_through_every_stage(weights, tmp_path):
+    """Films and faces of such names, from crops to pictures."""
+    tracks = [Track(f"{name}:1"[:235], "0110", 1.0, name) for name in NAMES]
+    root = write_encoder_inputs(tmp_path, "val", tracks)
+    odd, out = tmp_path / "-odd %s dir", tmp_path / "results"
+    crops = ("--audio-dir", root / "wavs", "--video-dir", root / "crops", "--csv", root / "val.csv")
+    truth = (
+        "--predictions-csv",
+        out / "p.csv",
+        "--ground-truth-csv",
+        out / "t.csv",
+        "--ground-truth",
+        root / "val.csv",
+    )
+    plots = ("--predictions", out / "p.csv", "--ground-truth", out / "t.csv", "--plots", out, "--json", out / "r.json")
+    for command in (
+        ("STE_forward.py", 1, "cpu", *crops, "--weights", weights / "STE.pth", "--output-dir", odd),
+        ("ASC_forward.py", 3, 2, 2, "cpu", "--features-val-full", odd, "--weights", weights / "ASC.pth",
+         "--output-dir", tmp_path / "asc"),
+        ("ASC_prediction_postprocessing.py", "--predictions-dir", tmp_path / "asc", *truth),
+        ("scripts/evaluate.py", *plots),
+    ):  # fmt: skip
+        result = run(tmp_path / "printed", *command)
+        assert result.returncode == 0, result
+    assert {path.stem for path in odd.glob("*.npy")} == set(NAMES)
+    assert {row[0] for row in read_csv(out / "p.csv")} == set(NAMES)
+    assert read_json(out / "r.json")["rows"] == len(faces_of(tracks))
+    assert [path for path in files_under(out) if path.startswith("scores_")]
+
+
+def test_a_root_with_percent_signs_does_not_break_help(tmp_path):
+    environment = (("ASC_DATA_ROOT", "50%s (x)"), ("COLUMNS", "300"))
+    for script in ("STE_forward.py", "ASC_train.py", "data/extract_audio_tracks.py"):
+        result = run(tmp_path, script, "--help", trouble=Trouble(environment=environment))
+        assert result.returncode == 0, result
+        assert "50%s (x)" in result.stdout
+
+
+def test_a_message_with_control_characters_is_one_line(tmp_path):
+    """As a path may hold them; a terminal is not told to do anything."""
+    result = run_here("STE_postprocessing.py", "--ground-truth", tmp_path / "a\nb\x1b[31m")
+    assert_refused(result, "a\\nb\\x1b[31m: no such file")
+    assert "\x1b" not in result.stderr
+    assert_refused(run_here("STE_postprocessing.py", "--nonsense\n"), "unrecognized arguments: --nonsense\\n")
