@@ -3,8 +3,8 @@
     python ASC_forward.py 11 4 3 0 --weights ava/models/ASC_len_11_stride_4_speakers_3/15.pth
     python ASC_forward.py 11 4 3 cpu
 
-Reads what STE_forward.py wrote, writes <output-dir>/<video_id>.csv. Videos that are there are kept, so the same
-command goes on where it was. What a row draws depends on the seed alone.
+Reads what STE_forward.py wrote, writes <output-dir>/<video_id>.csv. Videos that are there, of the same rows, are kept,
+so the same command goes on where it was. What a row draws depends on the seed alone.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from core.inference import predict
 from core.io import FeatureStore, require_finite, write_predictions
 from core.models import active_speakers_context
 from core.progress import progress
-from core.results import ResultDirectory, weights_behind
+from core.results import ResultDirectory, setting_behind
 from core.util import device_label, get_device, keep_freed_memory, load_weights
 
 
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     model = active_speakers_context(args.clips, args.speakers)
     digest = load_weights(model, args.weights, f"were they trained with clips {args.clips}, speakers {args.speakers}?")
     model = model.to(device).eval()
-    encoder = weights_behind(args.features_val_full, "STE_forward_cfg.json")
+    encoder = setting_behind(args.features_val_full, "STE_forward_cfg.json", "weights_sha256")
     settings = {**vars(args), "weights_sha256": digest, "encoder_sha256": encoder}
     decisive = ("clips", "time_stride", "speakers", "features_val_full", "seed", "weights_sha256", "encoder_sha256")
     results = ResultDirectory(output_dir, "ASC_forward_cfg.json", settings, decisive, (".csv",), args.overwrite)
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     store = FeatureStore(args.features_val_full)
     table = store.table
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
-    done = results.done(table.video_ids)
+    done = results.done(table)
     results.begin(table.video_ids)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     keep_freed_memory()

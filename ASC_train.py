@@ -18,7 +18,7 @@ from core.errors import RunError
 from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
-from core.results import weights_behind
+from core.results import setting_behind
 from core.util import device_label, get_device, parameter_count, seed_everything, spare_memory
 
 
@@ -37,7 +37,7 @@ def get_args_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     settings = {**ASC_optimization_params, **vars(args)}
-    settings["encoder_sha256"] = weights_behind(args.features_train_full, "STE_forward_cfg.json")
+    settings["encoder_sha256"] = setting_behind(args.features_train_full, "STE_forward_cfg.json", "weights_sha256")
     describe(settings)
     device = get_device(args.cuda_device)
     seed_everything(args.seed)

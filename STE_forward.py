@@ -4,8 +4,8 @@
     python STE_forward.py 11 0 --split val --weights ava/models/ste_encoder/100.pth
     python STE_forward.py 11 cpu --split val
 
-Reads crops and wavs, writes <output-dir>/<video_id>.csv and .npy. Videos that are there are kept, so the same command
-goes on where it was.
+Reads crops and wavs, writes <output-dir>/<video_id>.csv and .npy. Videos that are there, of the same rows, are kept, so
+the same command goes on where it was.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
 
     table = read_annotations(args.csv)
     audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
-    done = results.done(table.video_ids)
+    done = results.done(table, args.skip_missing)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     table = table.keep(~np.array(done)[table.video])
     if len(table):

@@ -466,17 +466,34 @@ def read_logits(directory: str | Path) -> pd.DataFrame:
 
     Columns video_id, frame_timestamp, entity_id, logit_0, logit_1, in the files' order. Raises InputError.
     """
-    frames = []
     files = _csv_files(directory, "one <video_id>.csv per video")
+    names = ["video_id", "frame_timestamp", "entity_id", "logit_0", "logit_1"]
+    frames = []
     for file in progress(files, desc="reading predictions", unit="video", leave=False):
-        if len(first_fields(file)) == len(_PREDICTION_COLUMNS):
-            frame = read_table(file, _PREDICTION_COLUMNS)
-            frame.insert(0, "video_id", file.stem)
-        else:
-            frame = read_table(file, _FEATURE_COLUMNS, _TEXT_COLUMNS)
-        frame = frame.astype({"video_id": object, "entity_id": object})
-        frames.append(frame[["video_id", "frame_timestamp", "entity_id", "logit_0", "logit_1"]])
+        frames.append(_read_rows(file)[names])
     return pd.concat(frames, ignore_index=True)
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    """The rows of one film: `_FEATURE_COLUMNS`, or those but the label where the file has none."""
+    if len(first_fields(path)) == len(_PREDICTION_COLUMNS):
+        frame = read_table(path, _PREDICTION_COLUMNS)
+        frame.insert(0, "video_id", path.stem)
+    else:
+        frame = read_table(path, _FEATURE_COLUMNS, _TEXT_COLUMNS)
+    return frame.astype({"video_id": object, "entity_id": object})
+
+
+def holds_rows(path: Path, table: FaceTable, rows: np.ndarray, some: bool = False) -> bool:
+    """Whether a file of features or predictions is of these rows (n,) with these labels, or only of `some` of them.
+
+    Raises InputError for a broken file.
+    """
+    found, wanted = _read_rows(path), join_keys(table, rows)
+    wanted["label_id"] = (table.label[rows] == SPEAKING_AUDIBLE).astype(float)
+    columns = [name for name in wanted if name in found]
+    have, want = (set(frame[columns].itertuples(index=False, name=None)) for frame in (found, wanted))
+    return have == want or (some and have < want)
 
 
 def _csv_files(directory: str | Path, what: str) -> list[Path]:

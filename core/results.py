@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
+from core.annotations import FaceTable
 from core.errors import InputError
-from core.io import existing_files, lock, write_json
+from core.io import existing_files, holds_rows, lock, write_json
+from core.progress import progress
 
 
 class ResultDirectory:
@@ -41,10 +45,14 @@ class ResultDirectory:
                 change = f"{key} {str(before.get(key))[:60]}, now {str(settings[key])[:60]}"
                 raise InputError(f"{directory}: made with {change}; choose another directory or pass --overwrite")
 
-    def done(self, video_ids: list[str]) -> list[bool]:
-        """Which of the films need not be made."""
+    def done(self, table: FaceTable, some: bool = False) -> list[bool]:
+        """Which of the films need not be made: what is there is of the table's rows, or at least of `some` of them."""
         names = set() if self.overwrite else existing_files(self.directory)
-        return [all(f"{video_id}{suffix}" in names for suffix in self.suffixes) for video_id in video_ids]
+        here = [all(f"{video_id}{suffix}" in names for suffix in self.suffixes) for video_id in table.video_ids]
+        for video in progress(np.flatnonzero(here), desc="looking at what is there", unit="video", leave=False):
+            path = self.directory / f"{table.video_ids[video]}.csv"
+            here[video] = holds_rows(path, table, table.rows_of_video(video), some)
+        return here
 
     def begin(self, video_ids: list[str]) -> None:
         """Make room: remove what is to be overwritten and save the settings. Call it once all input was found usable.
@@ -64,9 +72,14 @@ class ResultDirectory:
         write_json(self.path, self.settings)
 
 
-def weights_behind(directory: str | Path, name: str) -> str | None:
-    """SHA-256 of the weights that a directory's results were made with, None where its settings do not tell."""
+def setting_behind(directory: str | Path, name: str, key: str) -> object:
+    """One of the settings that a directory's results were made with, None where they do not tell."""
     try:
-        return dict(json.loads(Path(directory, name).read_text())).get("weights_sha256")
+        return dict(json.loads(Path(directory, name).read_text())).get(key)
     except (OSError, ValueError, TypeError):
         return None
+
+
+def are_newer(files: list[Path], settings: Path) -> bool:
+    """Whether any of the files is newer than the settings that a stage saved when it last began."""
+    return settings.exists() and max(file.stat().st_mtime for file in files) > settings.stat().st_mtime

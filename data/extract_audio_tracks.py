@@ -21,6 +21,7 @@ from core.config import MAX_PICTURE_DELAY_SECONDS, data_inputs
 from core.errors import InputError
 from core.io import existing_files, wav_path, write_json, write_wav
 from core.jobs import Outcome, report, run_jobs
+from core.results import setting_behind
 from core.video import film_sound, find_films, picture_delay
 
 
@@ -53,6 +54,9 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"{args.ava_video_dir}: no films here")
     found = existing_files(args.target_audios)
     existing = set() if args.overwrite else found
+    aligned = setting_behind(args.target_audios, "extract_audio_tracks_cfg.json", "align")
+    if not args.overwrite and aligned not in (None, args.align):
+        raise InputError(f"{args.target_audios}: made {'with' if aligned else 'without'} --align; pass --overwrite")
 
     def extract(video_id: str, outcome: Outcome, advance: Callable[[int], None]) -> None:
         film, wav = films[video_id], wav_path(args.target_audios, video_id)

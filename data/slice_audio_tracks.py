@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from core.annotations import read_annotations
+from core.annotations import find_annotations, read_annotations
 from core.audio import slice_bounds
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_inputs, annotation_csvs, data_inputs
 from core.io import existing_files, read_wav, wav_length, wav_path, write_json, write_wav
 from core.jobs import Outcome, report, run_jobs
+from core.results import are_newer
 
 
 def get_args_parser() -> Parser:
@@ -65,8 +66,14 @@ def main(args: argparse.Namespace) -> int:
             advance(1)
 
     videos = range(len(table.video_ids))
-    write_json(output_dir / "slice_audio_tracks_cfg.json", vars(args))
+    settings = output_dir / "slice_audio_tracks_cfg.json"
+    changed = are_newer(find_annotations(args.csv), settings)
+    write_json(settings, vars(args))
     outcome = run_jobs(slice_film, videos, table.video_ids.__getitem__, len(first), "track", args.workers, output_dir)
+    if changed and outcome.skipped:
+        outcome.notes.append(
+            "the annotations have been written since: where tracks are others now, pass --overwrite"
+        )
     return report(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
 
 

@@ -443,6 +443,33 @@ class TestForwardAgain:
         assert self.results(tmp_path) == before
         assert (tmp_path / "two.csv").stat().st_ino == kept
 
+    def test_makes_films_again_whose_rows_have_changed(self, stage, tmp_path, root):
+        """Labels travel with the features, so a corrected label counts as much as a row that has gone."""
+        if stage.name == "ste":
+            faces = list(FACES)
+            inputs, rewrite = f"--csv {tmp_path}/val.csv", lambda: write_annotations(tmp_path / "val.csv", faces)
+        else:
+            faces = list(FACES)
+            inputs = f"--features-val-full {tmp_path}/features"
+            rewrite = lambda: write_store(tmp_path / "features", faces, noise_features)  # noqa: E731
+        rewrite()
+        assert stage(tmp_path / "out", inputs).returncode == 0
+        before = {name: (tmp_path / "out" / name).stat().st_ino for name in ("one.csv", "two.csv")}
+        if stage.name == "ste":
+            faces[0] = faces[0]._replace(label=1 - min(faces[0].label, 1))
+        else:
+            faces.pop(0)
+        assert faces[0].video == "one"
+        rewrite()
+        result = stage(tmp_path / "out", inputs)
+        assert result.returncode == 0, result
+        assert "1 videos were there already" in result.stdout
+        assert (tmp_path / "out" / "two.csv").stat().st_ino == before["two.csv"]
+        assert (tmp_path / "out" / "one.csv").stat().st_ino != before["one.csv"]
+        assert len(read_csv(tmp_path / "out" / "one.csv")) == sum(face.video == "one" for face in faces) + (
+            stage.name == "ste"
+        )
+
     def test_broken_input_does_not_pass_old_results_off_as_new(self, stage, tmp_path, root):
         """Begun anew with other weights, stopped by a broken input, run again once it is mended."""
         if stage.name == "ste":

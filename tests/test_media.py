@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import assert_refused
 from films import HEIGHT, WIDTH, ffmpeg, make_film, number
 from mini import RATE, read_wav, write_text
 from processes import run
@@ -243,3 +244,10 @@ def test_a_name_of_odd_characters(made):
     video = "-dash [1] 'q' \"d\" %d é: x"
     assert numbers(made, video) == at([0.4])
     assert beep(sound(made, video)) == pytest.approx(2, abs=0.002)
+
+
+def test_aligned_and_other_sound_do_not_mix(made):
+    films = ("--ava-video-dir", made / "films")
+    for directory, flags in (("wavs", ("--align",)), ("aligned", ())):
+        result = run(made, "data/extract_audio_tracks.py", *films, "--target-audios", made / directory, *flags)
+        assert_refused(result, made / directory, "--align", "--overwrite")
