@@ -216,11 +216,14 @@ def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool
     if isinstance(error, UnicodeError):
         return f"{path}: not UTF-8 text"
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
+        reader, blank = csv.reader(file), ""
         try:
             for number, fields in enumerate(reader):
                 place = f"{path}, line {reader.line_num}"
-                if not fields or (len(fields) == 1 and fields[0].isspace()) or (header and number == 0):
+                if len(fields) == 1 and fields[0].isspace():
+                    blank = blank or f"{place}: 1 columns, expected {len(names)}"  # where pandas takes it for a row
+                    continue
+                if not fields or (header and number == 0):
                     continue
                 if len(fields) != len(names):
                     return f"{place}: {len(fields)} columns, expected {len(names)}"
@@ -229,7 +232,7 @@ def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool
                         return f"{place}: {name} is {text[:40]!r}, not a number"
         except csv.Error as problem:
             return f"{path}, line {reader.line_num}: {problem}"
-    return f"{path}: {str(error).splitlines()[0]}" if error else ""
+    return (blank or f"{path}: {str(error).splitlines()[0]}") if error else ""
 
 
 def _is_number(text: str) -> bool:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 from pathlib import Path
 
@@ -426,6 +427,27 @@ class TestLeftovers:
         before = files_under(tmp_path)
         existing_files(tmp_path)
         assert files_under(tmp_path) == before
+
+    def test_of_another_machine_go_after_a_day(self, tmp_path):
+        with replacing(tmp_path / "x.npy") as temporary:
+            name = temporary.name
+        old, new = (name.replace(f"-{os.getpid()}-", f"-{host}-{os.getpid()}-") for host in ("there", "elsewhere"))
+        for other, hours in ((old, 25), (new, 23)):
+            (tmp_path / other).touch()
+            os.utime(tmp_path / other, (time.time() - hours * 3600,) * 2)
+        assert existing_files(tmp_path) == set()
+        assert files_under(tmp_path) == [new]
+
+    def test_of_a_process_whose_number_is_another_ones_now(self, tmp_path):
+        """As after a restart of a container, where numbers begin at 1 again."""
+        with replacing(tmp_path / "x.npy") as temporary:
+            process, birth = temporary.name.split("-")[-3:-1]
+            name = temporary.name.replace(f"-{process}-{birth}-", f"-{process}-{int(birth) - 1}-")
+            (tmp_path / name).touch()
+            assert existing_files(tmp_path) == set()
+            assert not (tmp_path / name).exists()
+            temporary.write_bytes(b"")
+        assert existing_files(tmp_path) == {"x.npy"}
 
     def test_of_no_directory(self, tmp_path):
         assert existing_files(tmp_path / "nowhere") == set()

@@ -3,11 +3,7 @@
 import contextlib
 import math
 import os
-import random
-import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from functools import partial
 from itertools import pairwise
@@ -16,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_script
+from conftest import assert_refused, run_script
 from mini import (
     RATE,
     Face,
@@ -196,34 +192,18 @@ class TestRepeating:
 
 
 class TestResuming:
-    def test_after_being_killed(self, asc_run, features, tmp_path):
-        """Killed at any moment after the first epoch: the same weights and the same log in the end."""
-        command = list(map(str, asc_arguments(features, tmp_path, "--epochs", EPOCHS)))
-        run = tmp_path / ASC_NAME
-        with open(tmp_path / "output", "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=output,
-            )
-            try:
-                limit = time.monotonic() + 100
-                while not (run / "1.pth").exists() and process.poll() is None and time.monotonic() < limit:
-                    time.sleep(0.01)
-                time.sleep(random.uniform(0, 0.2))
-            finally:
-                process.kill()
-                process.wait()
-        assert process.returncode == -signal.SIGKILL, (tmp_path / "output").read_text()
-        assert not (run / f"{EPOCHS}.pth").exists()
-
-        succeed(in_a_process(*command, "--resume"))
-        for epoch in range(1, EPOCHS + 1):
-            assert weights(run / f"{epoch}.pth") == weights(asc_run / f"{epoch}.pth")
-        assert log_of(run) == log_of(asc_run)
-        assert files_under(run) == files_under(asc_run)  # nothing half-written is left
+    def test_checkpoints_are_on_the_disk_before_they_have_their_name(self, tmp_path, monkeypatch):
+        events = []
+        sync, replace = os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", lambda file: events.append(("sync", os.fstat(file).st_size)) or sync(file))
+        monkeypatch.setattr(os, "replace", lambda a, b: events.append(("name", Path(b).name)) or replace(a, b))
+        model = nn.Linear(2, 2)
+        run = TrainingRun(tmp_path, "run", {}, resume=False)
+        run.save({"model": model}, {"epoch": 1})
+        sizes = {path.name: path.stat().st_size for path in (tmp_path / "run").iterdir()}
+        assert events[:4] == [
+            event for name in ("1.pth", "last.ckpt") for event in (("sync", sizes[name]), ("name", name))
+        ]
 
     def test_a_finished_run_has_nothing_left_to_do(self, asc_run, features):
         before = digests(asc_run, "*.pth")

@@ -1,0 +1,337 @@
+"""Whatever files and command lines hold, it is read as it is or refused in one line that names file and line.
+
+What is right is worked out a second time in oracle.py; fuzz_readers.py tries as many broken files as one likes.
+"""
+
+import csv
+import io
+import random
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import fuzz_readers
+import numpy as np
+import pytest
+from fuzz_readers import (
+    KINDS,
+    NASTY,
+    SCRIPTS,
+    Trial,
+    attempt,
+    check_annotations,
+    check_predictions,
+    check_store,
+    check_words,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import BOX, LABELS, OFFICIAL, PREDICTED, STORED, WIDTH, array_header
+
+from core.annotations import read_annotations
+from core.errors import InputError
+
+ROW = "film,1,0.1,0.2,0.3,0.6,NOT_SPEAKING,a"
+LATER = "film,2,0.1,0.2,0.3,0.6,SPEAKING_AUDIBLE,a"
+AUGMENTED = ",".join([*OFFICIAL, "label_id", "instance_id"])
+PREDICTION = "a,1.0,-1.0401285886764526,0.25"
+PREDICTED_ROW = ("film", 1.0, "a")
+
+quickly = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+nasty_text = st.sampled_from([word.decode() for word in NASTY if word.isascii()] + ["é", "\uff11", "\u2028"])
+
+
+@pytest.fixture
+def trial(tmp_path) -> Trial:
+    return Trial(tmp_path / "case", random.Random(0))
+
+
+def lines(*rows: str) -> bytes:
+    return "".join(f"{row}\n" for row in rows).encode()
+
+
+# Numbered cases
+
+
+@pytest.mark.parametrize(("what", "count"), [("annotations", 200), ("features", 70), ("predictions", 100)])
+def test_broken_files(tmp_path, what, count):
+    results = [attempt(what, 7, number, tmp_path / "case") for number in range(count)]
+    assert [f"{what} {number}: {finding}" for number, (*_, finding) in enumerate(results) if finding] == []
+    accepted = sum(accepted for _, accepted, _ in results)
+    assert 0.15 * count < accepted < 0.85 * count  # so that neither outcome stands for all
+
+
+def test_broken_command_lines(tmp_path):
+    results = [attempt("command_line", 7, number, tmp_path / "case") for number in range(250)]
+    assert [finding for *_, finding in results if finding] == []
+    assert 30 < sum(accepted for _, accepted, _ in results) < 220
+
+
+def test_a_case_depends_on_its_number_alone(tmp_path):
+    def files(number: int) -> dict[str, bytes]:
+        trial, *_ = attempt("annotations", 7, number, tmp_path / "case")
+        return {path.name: path.read_bytes() for path in trial.directory.iterdir()}
+
+    first = [files(number) for number in range(20)]
+    assert [files(number) for number in reversed(range(20))] == first[::-1]
+    assert len({tuple(sorted(each.items())) for each in first}) == 20
+
+
+# Any text
+
+
+@quickly
+@given(st.binary(max_size=200), st.sampled_from(["", AUGMENTED, ",".join(STORED), ",".join(PREDICTED)]))
+def test_any_bytes(trial, data, head):
+    data = head.encode() + b"\n" * bool(head) + data
+    check_annotations(trial, {"faces.csv": data})
+    check_store(trial, {"film.csv": data})
+    check_predictions(trial, {"film.csv": data}, [PREDICTED_ROW])
+    check_predictions(trial, {"scores.csv": data}, [PREDICTED_ROW])
+
+
+good_field = {
+    "video_id": st.sampled_from(["film", "film", "nan", "7"]),
+    "frame_timestamp": st.integers(0, 500).map(lambda value: f"{value / 100:g}"),
+    **dict.fromkeys(BOX[:2], st.integers(0, 499).map(lambda value: f"{value / 1000}")),
+    **dict.fromkeys(BOX[2:], st.integers(500, 1000).map(lambda value: f"{value / 1000}")),
+    "label": st.sampled_from(LABELS),
+    "entity_id": st.sampled_from(["film:1", "film:2", "7", "007", "True"]),
+}
+
+
+@st.composite
+def annotation_files(draw) -> bytes:
+    """A file of a few rows, most of their fields good ones; csv's own quotes, or none at all."""
+    order = draw(st.permutations(OFFICIAL))
+    header = draw(st.booleans())
+    order = order if header else OFFICIAL
+    rows = [[draw(good_field[name]) for name in order] for _ in range(draw(st.integers(1, 6)))]
+    for _ in range(draw(st.integers(0, 2))):
+        draw(st.sampled_from(rows))[draw(st.integers(0, 7))] = draw(nasty_text | st.text(max_size=5))
+    table = [*([list(order)] if header else []), *rows]
+    if draw(st.booleans()):
+        draw(st.sampled_from(table)).append(draw(nasty_text))
+    end = draw(st.sampled_from(["\n", "\n", "\r\n"]))
+    text = io.StringIO(newline="")
+    if draw(st.booleans()):
+        csv.writer(text, lineterminator=end, quoting=draw(st.sampled_from([0, 1]))).writerows(table)
+    else:
+        text.write("".join(",".join(row) + end for row in table))
+    return (draw(st.sampled_from(["", "\ufeff", "\n"])) + text.getvalue()).encode("utf-8", "surrogatepass")
+
+
+@quickly
+@given(annotation_files())
+def test_any_fields_of_annotations(trial, data):
+    check_annotations(trial, {"faces.csv": data})
+
+
+numbers = (
+    st.floats(0, 0.25).map(repr)
+    | st.floats(0, 0.25).map(lambda value: f"{value:.30f}")
+    | st.integers(0, 2500).map(lambda value: repr(float(np.nextafter(value / 10000, 1))))
+    | st.from_regex(r"0?\.[0-4][0-9]{0,30}", fullmatch=True)
+    | st.from_regex(r"[0-9]{1,20}(\.[0-9]{0,20})?[eE]-(2[2-9]|3[0-9])", fullmatch=True)
+)
+
+
+@quickly
+@given(st.lists(numbers, min_size=1, max_size=5), st.integers(0, 5))
+def test_any_spelling_of_a_number_is_read_exactly(trial, texts, blank):
+    """Also beside a blank line."""
+    rows = [f"film,{moment},{text},0,1,1,NOT_SPEAKING,a" for moment, text in enumerate(texts)]
+    rows.insert(min(blank, len(rows)), "")
+    assert check_annotations(trial, {"faces.csv": lines(*rows)})
+
+
+# Arrays
+
+header_parts = st.tuples(
+    st.sampled_from(["'<f4'", "'>f4'", "'<f8'", "'O'", "'<f4", "'f4'", "[('a', '<f4')]", "('<f4', (2,))", "[]"]),
+    st.sampled_from(["False", "True", "0", "[]", "{[]: 1}"]),
+    st.lists(st.sampled_from(["2", str(WIDTH), "0", "-1", "-2", "1", "2L", "True", "9" * 30, "()"]), max_size=3),
+)
+
+
+@quickly
+@given(header_parts, st.sampled_from([1, 2, 3, 0, 255]), st.sampled_from(["", " ", "(", "\\", "'", "é"]), st.booleans())
+def test_any_header_of_an_array(trial, parts, version, odd, right_length):
+    descr, order, shape = parts
+    text = f"{odd}{{'descr': {descr}, 'fortran_order': {order}, 'shape': ({', '.join([*shape, ''])}), }}"
+    text = text.encode("latin-1") + b"\n"
+    length = (len(text) if right_length else 20).to_bytes(2 if version == 1 else 4, "little")
+    array = b"\x93NUMPY" + bytes([version, 0]) + length + text + np.arange(2 * WIDTH, dtype="<f4").tobytes()
+    table = lines(",".join(STORED), "film,1,a,0,0,0", "film,2,a,1,0,0")
+    check_store(trial, {"film.csv": table, "film.npy": array})
+
+
+@pytest.mark.parametrize("at", [0, 5, 128, 128 + 4 * WIDTH, 128 + 8 * WIDTH])
+@pytest.mark.parametrize("change", [b"", b"\0", b"\0\0\0\0"], ids=["removed", "one", "four"])
+def test_bytes_put_into_an_array_or_removed(trial, at, change):
+    table = lines(",".join(STORED), "film,1,a,0,0,0", "film,2,a,1,0,0")
+    array = array_header(2) + np.arange(2 * WIDTH, dtype="<f4").tobytes()
+    assert check_store(trial, {"film.csv": table, "film.npy": array})
+    changed = array[:at] + change + array[at + (not change) :]
+    if changed != array:
+        assert not check_store(trial, {"film.csv": table, "film.npy": changed})
+
+
+# Predictions
+
+key = st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["1", "1.0", "1.04", "-0.0", "0"]), st.sampled_from("xy"))
+
+
+@quickly
+@given(st.lists(key, min_size=1, max_size=6), st.sets(st.integers(0, 6)), st.lists(key, max_size=1))
+def test_predictions_are_joined_or_refused(trial, predicted, unwanted, more):
+    """By film, time as a number, and entity: each row of the truth once, and nothing else."""
+    wanted = [row for index, row in enumerate(predicted) if index not in unwanted or index == 0] + more
+    truth = list(dict.fromkeys((video, float(moment), name) for video, moment, name in wanted))
+    files = {}
+    for index, (video, moment, name) in enumerate(predicted):
+        files[f"{video}.csv"] = files.get(f"{video}.csv", b"") + lines(f"{name},{moment},{index},0.5")
+    check_predictions(trial, files, truth)
+
+
+# Command lines
+
+any_text = st.text(st.characters(exclude_characters="\0"), max_size=5)
+word = nasty_text | any_text | st.sampled_from(["11", "10", "0", "cpu", "--seed", "-1", "--"])
+
+
+@quickly
+@given(st.sampled_from(list(SCRIPTS)), st.lists(word, max_size=3), st.integers(0, 4))
+def test_any_words_on_a_command_line(trial, script, words, kept):
+    """The first of the positional arguments, all or some, and then anything."""
+    check_words(trial, script, [*SCRIPTS[script].split()[:kept], *words])
+
+
+# What was found once
+
+FILES = {  # name: (name of the file, what it holds, whether it is right)
+    "field too long for Python's csv": ("faces.csv", lines("v" * 200_000 + ROW[4:]), False),
+    "name of an archive": ("faces.csv.zip", lines(ROW, LATER), True),
+    "name of a compressed file": ("faces.csv.xz", lines(ROW, LATER), True),
+    "True alone in a column of numbers": ("faces.csv", lines(ROW.replace(",1,", ",True,")), False),
+    "False in a box": ("faces.csv", lines(ROW.replace("0.1", "False"), LATER.replace("0.1", "False")), False),
+    "number of 30 digits": ("faces.csv", lines(ROW.replace(",1,", f",{'1' * 30},")), True),
+    "digits that are not ASCII's": ("faces.csv", lines(ROW, LATER.replace(",2,", ",\uff12,")), False),
+    "space that is not ASCII's": ("faces.csv", lines(ROW, LATER.replace(",2,", ",2\xa0,")), False),
+    "line end in the header": ("faces.csv", lines('video_id,frame_timestamp,"label', ROW), False),
+    "one column less here, one more there": ("faces.csv", lines(AUGMENTED, f"{ROW},0", f"{LATER},1,a:0,more"), False),
+    "blank line and many digits": ("faces.csv", lines(ROW, "", LATER.replace("0.1", "0.1000000000001")), True),
+    "line of quoted blanks": ("faces.csv", lines(ROW, '"  "', LATER), False),
+    "line of a quoted nothing": ("faces.csv", lines(ROW, '""', LATER), False),
+    "carriage return for a line end": ("faces.csv", lines(f"{ROW}\r{LATER}", "", ROW), False),
+    "times far apart": ("faces.csv", lines(ROW.replace(",1,", ",-1e308,"), LATER.replace(",2,", ",1e308,")), True),
+}
+
+
+@pytest.mark.parametrize(("name", "data", "right"), FILES.values(), ids=FILES)
+def test_annotations_that_were_misread(trial, name, data, right):
+    assert check_annotations(trial, {name: data}) == right
+
+
+@pytest.mark.parametrize("blank", ["", "\t"])
+@pytest.mark.parametrize("place", [1, 2])
+def test_blank_lines_among_predictions(trial, blank, place):
+    rows = [PREDICTION, PREDICTION.replace("1.0,", "2.0,", 1)]
+    rows.insert(place, blank)
+    assert check_predictions(trial, {"film.csv": lines(*rows)}, [PREDICTED_ROW, ("film", 2.0, "a")])
+
+
+HEADERS = ["{'descr': '<f4', 'shape': (1, 1024", "{[]: 1}", "-" * 9000 + "1", "[" * 9000, "(" * 150, "1", ""]
+SHAPES = ["(1, -1024)", "(1L, 1024L)", f"({'9' * 30}, 1024)", "(True, 1024)", "(1, 1024.0)", "1024"]
+
+
+@pytest.mark.parametrize(
+    "header", [*HEADERS, *(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}" for shape in SHAPES)]
+)
+def test_odd_headers_of_arrays(trial, header):
+    start = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode()
+    files = {"film.csv": lines(",".join(STORED), "film,1,a,0,0,0"), "film.npy": start + bytes(4 * WIDTH)}
+    assert not check_store(trial, files) or "True" in header  # which is 1
+
+
+@pytest.mark.parametrize("value", ["true", "null", '""1""', "1e39", "[1]", "NaN", "1_0", "0x1", ""])
+def test_released_features_that_are_no_numbers(trial, value):
+    row, good = "film,1,a,0,0,0,", ["0.5"] * (WIDTH - 1)
+    assert check_store(trial, {"film.csv": lines(f'{row}"[{", ".join([*good, "1e-9"])}]"')})
+    assert not check_store(trial, {"film.csv": lines(f'{row}"[{", ".join([*good, value])}]"')})
+
+
+@pytest.mark.parametrize("word", ["a\nb", "--no\r\nflag", "a\u2028b"])
+def test_line_ends_in_arguments(trial, word):
+    assert not check_words(trial, "scripts/evaluate.py", [word])
+
+
+# That wrong readers are found out
+
+
+def wrong_labels(path: Path):
+    table = read_annotations(path)
+    table.label[:] = 2
+    return table
+
+
+def hasty(path: Path):
+    table = read_annotations(path)
+    return table.keep(np.arange(len(table) - 1))
+
+
+def blind(path: Path):
+    path.write_bytes(path.read_bytes().replace(b"LOUD", b"SPEAKING_AUDIBLE"))
+    return read_annotations(path)
+
+
+def slow(path: Path):
+    time.sleep(1)
+
+
+def noisy(path: Path):
+    warnings.warn("careful", stacklevel=1)
+    return read_annotations(path)
+
+
+def refusing(message: str) -> Callable:
+    def read(path: Path):
+        raise InputError(message.format(path=path))
+
+    return read
+
+
+def failing(path: Path):
+    raise KeyError("x")
+
+
+BAD = LATER.replace("SPEAKING_AUDIBLE", "LOUD")
+
+
+@pytest.mark.parametrize(
+    ("second", "reader", "finding"),
+    [
+        (LATER, wrong_labels, "another row"),
+        (LATER, hasty, "number of rows"),
+        (LATER, slow, "more than 0.05 s"),
+        (LATER, noisy, "warns: careful"),
+        (LATER, failing, "KeyError"),
+        (LATER, refusing("{path}, line 2: no"), "what is right"),
+        (BAD, blind, "accepts a fault (value): faces.csv, line 2"),
+        (BAD, refusing("{path}: no"), "without a line"),
+        (BAD, refusing("{path}, line 1: no"), "another line"),
+        (BAD, refusing("faces.csv, line 2: no"), "without the name"),
+        (BAD, refusing("{path}, line 2:\nno"), "more than one line"),
+        (BAD, read_annotations, ""),
+        (LATER, read_annotations, ""),
+    ],
+)
+def test_wrong_readers_are_found_out(tmp_path, monkeypatch, second, reader, finding):
+    monkeypatch.setattr(fuzz_readers, "read_annotations", reader)
+    monkeypatch.setattr(fuzz_readers, "SECONDS", 0.05 if reader is slow else 5)
+    monkeypatch.setitem(KINDS, "annotations", lambda trial: check_annotations(trial, {"faces.csv": lines(ROW, second)}))
+    _, accepted, found = attempt("annotations", 0, 0, tmp_path / "case")
+    assert finding in found
+    assert bool(finding) == bool(found)
+    assert accepted == (not finding and second == LATER)
