@@ -220,4 +220,4 @@ def expected_join(rows: list[tuple], truth: list[tuple]) -> Expected:
     found = {row[:3]: row for row in rows}
     if len(found) < len(rows) or found.keys() != set(truth):
         return Expected(faults={("", 0): "rows are missing or stand twice"})
-    return Expected([found[key] for key in truth])
+    return Expected([(*key, *found[key][3:]) for key in truth])

@@ -431,6 +431,8 @@ class TestLeftovers:
     def test_of_another_machine_go_after_a_day(self, tmp_path):
         with replacing(tmp_path / "x.npy") as temporary:
             name = temporary.name
+            temporary.touch()
+        (tmp_path / "x.npy").unlink()
         old, new = (name.replace(f"-{os.getpid()}-", f"-{host}-{os.getpid()}-") for host in ("there", "elsewhere"))
         for other, hours in ((old, 25), (new, 23)):
             (tmp_path / other).touch()
