@@ -22,9 +22,11 @@ from mini import (
     faces_of,
     files_under,
     noise_features,
+    official_line,
     write_annotations,
     write_encoder_inputs,
     write_store,
+    write_text,
 )
 from processes import Running, Trouble, run, samples
 
@@ -58,6 +60,8 @@ def root(tmp_path_factory) -> Path:
     write_encoder_inputs(root, "val", TRACKS)
     write_encoder_inputs(root, "train", TRACKS)
     write_store(root / "features", faces_of(TRACKS), noise_features)
+    scored = (f"{official_line(face).rstrip()},{index % 7 / 7}\n" for index, face in enumerate(faces_of(TRACKS)))
+    write_text(root / "predictions.csv", "".join(scored))
     torch.manual_seed(0)
     torch.save(short_term_encoder(1).state_dict(), root / "STE.pth")
     torch.save(active_speakers_context(3, 2).state_dict(), root / "ASC.pth")
@@ -89,6 +93,10 @@ def command(script: str, root: Path, out: Path) -> list[object]:
         "STE_forward.py": (1, "cpu", *annotations, *crops, "--weights", root / "STE.pth", "--output-dir", out),
         "STE_postprocessing.py": ("--forward-dir", root / "features", *final),
         "ASC_train.py": (3, 2, 2, "cpu", *stores, "--models-out", out, *context_training),
+        "scripts/evaluate.py": (
+            *("--predictions", root / "predictions.csv", "--ground-truth", root / "val.csv"),
+            *("--plots", out, "--json", out / "numbers.json"),
+        ),
         "ASC_forward.py": (3, 2, 2, "cpu", *stores[2:], "--weights", root / "ASC.pth", "--output-dir", out),
     }
     return [script, *arguments[script]]
@@ -282,6 +290,7 @@ LIMITS = {  # bytes that a file may have: some of the results fit, some do not
     "STE_forward.py": 100_000,
     "ASC_forward.py": 900,
     "STE_postprocessing.py": 2_000,
+    "scripts/evaluate.py": 10_000,
 }
 
 

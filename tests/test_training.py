@@ -4,15 +4,16 @@ import contextlib
 import math
 import os
 import subprocess
+import tempfile
 from collections import Counter
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
-from conftest import assert_refused, run_script
+from conftest import assert_refused
 from mini import (
     RATE,
     Face,
@@ -64,8 +65,9 @@ TRAIN = [
 VAL = [Track("v:1", "0011", 10.0, "val1"), Track("v:2", "10", 10.04, "val1"), Track("v:3", "01", 10.0, "val2")]
 
 
-# One thread, because two of them wait for each other longer than such small steps take
-in_a_process = partial(run_script, OMP_NUM_THREADS="1")
+def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as printed:
+        return processes.run(Path(printed), *arguments)
 
 
 def succeed(result: subprocess.CompletedProcess[str]) -> str:
