@@ -53,7 +53,7 @@ def scan(path: Path) -> Scan:
                 if b"\0" in chunk:
                     line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
                     raise InputError(f"{path}, line {line}: NUL byte; this is not a text file")
-                if chunk.count(b"\r") > chunk.count(b"\r\n") + chunk.endswith(b"\r"):
+                if b"\r" in chunk and chunk.count(b"\r") > chunk.count(b"\r\n") + chunk.endswith(b"\r"):
                     line = lines + len(re.split(rb"\r(?!\n)", chunk)[0].split(b"\n"))
                     raise InputError(f"{path}, line {line}: a carriage return without a line feed")
                 if len(chunk) == _CHUNK_BYTES and b"\n" not in chunk:
@@ -133,13 +133,9 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
     if not len(table):
         raise InputError(f"{path}: no rows")
     # Without quotes the commas of a file count its columns, which pandas fills up in silence where they are short.
-    commas = found.commas == (len(names) - 1) * (len(table) + header)
-    if (
-        found.quotes
-        or not commas
-        or (names[-1] not in columns and not _is_even(path))
-        or _is_logical(path, columns, names, header)
-    ):
+    commas = len(names) - 1
+    even = found.commas == commas * (len(table) + header) and (names[-1] in columns or _is_even(path, commas))
+    if found.quotes or not even or _is_logical(path, columns, names, header):
         problem = _explain(path, columns, names, header, None)
         if problem:
             raise InputError(problem)
@@ -148,21 +144,34 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
 
 
 def _is_exact(numbers: np.ndarray) -> bool:
-    """Whether pandas' fast parsing, exact up to 15 digits, was: few decimals, which survive rounding, and no giants."""
+    """Whether pandas' fast parsing, exact up to 15 digits, was: few decimals survive rounding."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(((numbers.round(9) == numbers) & (np.abs(numbers) < 1e15)).all())
+        return bool((numbers.round(9) == numbers).all())
 
 
-def _is_even(path: Path) -> bool:
-    """Whether all lines but blank ones have the same number of commas."""
+def _is_even(path: Path, commas: int) -> bool:
+    """Whether every line has so many commas, or none as blank lines have."""
+    rest = b""
     with open(path, "rb") as file:
-        return len({line.count(b",") for line in file if line.strip()}) == 1
+        while chunk := file.read(_CHUNK_BYTES):
+            lines, end, rest = (rest + chunk).rpartition(b"\n")
+            if not end:
+                continue
+            found = np.frombuffer(lines, np.uint8)
+            begins = np.append(0, np.flatnonzero(found == ord("\n")) + 1)
+            counts = np.add.reduceat((found == ord(",")).view(np.uint8), begins[begins < len(found)])
+            if not np.isin(counts, (0, commas % 256)).all():
+                return False
+    return True
 
 
 def _is_logical(path: Path, columns: dict[str, str], names: list[str], header: bool) -> bool:
     """Whether True or False stands where numbers should: pandas takes a column of nothing else for ones and zeros."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [fields for fields in itertools.islice(csv.reader(file), 100) if "".join(fields).strip()]
+        try:
+            rows = [fields for fields in itertools.islice(csv.reader(file), 100) if "".join(fields).strip()]
+        except csv.Error:  # a field too long for csv: the caller looks closer
+            return True
     first = dict(zip(names, rows[header] if len(rows) > header else [], strict=False))
     return any(kind.endswith("number") and not _is_number(first.get(name, "0")) for name, kind in columns.items())
 

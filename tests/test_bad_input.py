@@ -212,6 +212,7 @@ def test_any_words_on_a_command_line(trial, script, words, kept):
 
 FILES = {  # name: (name of the file, what it holds, whether it is right)
     "field too long for Python's csv": ("faces.csv", lines("v" * 200_000 + ROW[4:]), False),
+    "field too long further down": ("faces.csv", lines(ROW, LATER.replace("film", "v" * 200_000)), False),
     "name of an archive": ("faces.csv.zip", lines(ROW, LATER), True),
     "name of a compressed file": ("faces.csv.xz", lines(ROW, LATER), True),
     "True alone in a column of numbers": ("faces.csv", lines(ROW.replace(",1,", ",True,")), False),
