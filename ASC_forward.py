@@ -17,10 +17,10 @@ from core.command_line import Parser, describe, device_name, odd_positive, posit
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
 from core.inference import predict
-from core.io import FeatureStore, require_finite, write_predictions
+from core.io import FeatureStore, require_finite, setting_behind, write_predictions
 from core.models import active_speakers_context
 from core.progress import progress
-from core.results import ResultDirectory, setting_behind
+from core.results import ResultDirectory
 from core.util import device_label, get_device, keep_freed_memory, load_weights
 
 
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     store = FeatureStore(args.features_val_full)
     table = store.table
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
-    done = results.done(table)
+    done = results.done(table, sources=store.files)
     results.begin(table.video_ids)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     keep_freed_memory()

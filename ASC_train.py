@@ -15,10 +15,9 @@ from core.command_line import Parser, add_training_arguments, describe, device_n
 from core.config import ASC_inputs, ASC_optimization_params
 from core.dataset import ASCDataset, split_loaders
 from core.errors import RunError
-from core.io import FeatureStore
+from core.io import FeatureStore, setting_behind
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
-from core.results import setting_behind
 from core.util import device_label, get_device, parameter_count, seed_everything, spare_memory
 
 
@@ -49,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
         "train": ASCDataset(FeatureStore(args.features_train_full), *shape, args.seed, redraw=True),
         "val": ASCDataset(FeatureStore(args.features_val_full), *shape, args.seed),
     }
+    run_directory.set_data({split: dataset.store.table for split, dataset in datasets.items()})
     if args.workers == 0 and 2 * sum(dataset.bytes for dataset in datasets.values()) < spare_memory(device):
         for dataset in datasets.values():
             dataset.hold_on(device)

@@ -78,6 +78,7 @@ def main(args: argparse.Namespace) -> None:
     table = table.keep(~np.array(done)[table.video])
     if len(table):
         table = drop_missing(table, audio_dir, video_dir, args.skip_missing)
+    settings["videos"] = sum(done) + len(np.unique(table.video))  # ASC_train.py looks whether all are there
     results.begin(table.video_ids)
     if len(table):
         dataset = STETrackDataset(ClipReader(table, audio_dir, video_dir, args.clip_length))

@@ -1,5 +1,6 @@
 """The annotations: official and augmented csv files as one validated table of arrays."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -95,6 +96,13 @@ class FaceTable:
         """First and last timestamp of each track in seconds, (E,) each. Every track must have rows."""
         timestamp = self.timestamp[self.track_rows]
         return timestamp[self.track_start[:-1]], timestamp[self.track_start[1:] - 1]
+
+    def digest(self) -> str:
+        """Of all that the rows say, in hex: equal for equal tables only."""
+        digest = hashlib.blake2b("\n".join([*self.video_ids, "", *self.entity_ids]).encode(), digest_size=16)
+        for column in (self.video, self.entity, self.timestamp, self.label, self.box):
+            digest.update(b"" if column is None else np.ascontiguousarray(column))
+        return digest.hexdigest()
 
     def keep(self, rows: np.ndarray) -> "FaceTable":
         """The table of some of the rows (a mask or indices), numbering of tracks and videos unchanged.

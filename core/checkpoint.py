@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from core.annotations import FaceTable
 from core.errors import InputError
 from core.io import existing_files, lock, write_bytes, write_csv, write_json
 from core.util import load_checkpoint
@@ -29,6 +30,7 @@ class TrainingRun:
         self.directory = Path(models_out, name)
         self.log: list[dict] = []
         self.state: dict | None = None
+        self._lock = lock(self.directory) if self.directory.is_dir() else None
         names = (name for name in existing_files(self.directory) if not name.startswith("."))
         found = sorted(name for name in names if name == LAST or name.endswith(".pth"))
         if found and not resume:
@@ -49,8 +51,19 @@ class TrainingRun:
         """Epochs done."""
         return len(self.log)
 
+    def set_data(self, tables: dict[str, FaceTable]) -> None:
+        """Note what the run learns from, split -> table. Raises InputError where it learned from other rows before."""
+        rows = {f"{split}_rows": table.digest() for split, table in tables.items()}
+        self.settings = {**self.settings, **rows}
+        for split in tables:
+            before = (self.state or {"settings": {}})["settings"].get(f"{split}_rows", rows[f"{split}_rows"])
+            if before != rows[f"{split}_rows"]:
+                problem = f"the rows to {split} have changed since the run was started"
+                raise InputError(f"{self.directory / LAST}: {problem}; resume with the same, or start anew elsewhere")
+
     def _broken(self) -> InputError:
-        return InputError(f"{self.directory / LAST}: not the state of such a training run")
+        advice = "put back a copy, or start anew in another --models-out"
+        return InputError(f"{self.directory / LAST}: not the state of such a training run; {advice}")
 
     def _check_settings(self, before: dict) -> None:
         free = {"epochs", "workers", "resume", "cuda_device", "models_out"}
@@ -73,11 +86,16 @@ class TrainingRun:
 
         Raises InputError where another process trains here.
         """
-        self._lock = lock(self.directory)
+        if self._lock is None:
+            self._lock = lock(self.directory)
+            if (self.directory / LAST).exists():
+                raise InputError(f"{self.directory}: another process has trained here meanwhile; run this again")
         write_json(self.directory / f"{self.name}_cfg.json", self.settings)
         if self.state is None:
             return
         self._write_log()
+        if not (self.directory / f"{self.epoch}.pth").exists():
+            self._save(self.state["model"], f"{self.epoch}.pth")
         try:
             for name, part in parts.items():
                 part.load_state_dict(self.state[name])

@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +102,7 @@ def describe(settings: dict) -> None:
     """Print the settings a run is about to use, one a line."""
     width = max(map(len, settings))
     for name, value in settings.items():
-        print(f"  {name:<{width}}  {value}")
+        print(one_line(f"  {name:<{width}}  {value}"))
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
@@ -124,9 +126,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         place = f"{error.filename}: " if error.filename else ""
         status = _fail(f"{place}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1)
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept: the same command goes on (training: add --resume)", file=sys.stderr
-        )
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
+        advice = "the same command goes on (training: add --resume; with --overwrite it begins anew)"
+        print(f"interrupted; what was finished is kept: {advice}", file=sys.stderr)
         status = 130
     sys.exit(status)
 
@@ -145,6 +147,14 @@ def _fault_of_the_machine(error: MemoryError | RuntimeError) -> str | None:
         advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
         return f"a process that reads data died ({reason}); {advice}"
     return None
+
+
+def require_different(paths: dict[str, str | Path | None]) -> None:
+    """Raise InputError where two of the paths, flag -> path, are one: what is read must not be written over."""
+    seen: dict[str, str] = {}
+    for flag, path in paths.items():
+        if path is not None and (other := seen.setdefault(os.path.realpath(path), flag)) != flag:
+            raise InputError(f"{path}: both {other} and {flag}; give them different paths")
 
 
 def require_directory(path: str | Path, what: str) -> Path:

@@ -26,7 +26,13 @@ def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
     x1, y1, x2, y2 = (int(share * size) for share, size in zip(box, (width, height) * 2, strict=True))
     if x1 >= x2 or y1 >= y2:
         raise ValueError(f"the box rounds to nothing in a frame of {width} x {height}")
-    return cv2.imencode(".jpg", image[y1:y2, x1:x2], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    try:
+        encoded, jpeg = cv2.imencode(".jpg", image[y1:y2, x1:x2], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise ValueError(f"{x2 - x1} x {y2 - y1} pixels are too many for a JPEG")
+    return jpeg.tobytes()
 
 
 def cut_film(

@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from core import clip_utils
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.audio import clip_bounds, clip_mfccs
-from core.config import STE_FEATURES
+from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
 from core.custom_transforms import evaluation_clip, normalise, training_clip
 from core.errors import InputError, RunError
 from core.io import FeatureStore, crop_path, find_missing, read_crop, read_wav, wav_path
@@ -169,7 +169,10 @@ class ClipReader:
         timestamps = self.table.timestamp[self.table.rows_of_track(entity)]
         starts, stops = clip_bounds(timestamps, windows, self.table.track_begin[entity])
         first = starts.min()
-        samples = read_wav(wav_path(self.audio_dir, self.table.entity_ids[entity]), first, stops.max())
+        path = wav_path(self.audio_dir, self.table.entity_ids[entity])
+        samples = read_wav(path, first, stops.max())
+        if (stops.max() - first - len(samples)) / SAMPLE_RATE > MAX_MISSING_SECONDS:
+            raise InputError(f"{path}: ends before its track does; make it again with data/slice_audio_tracks.py")
         return clip_mfccs(samples, starts - first, stops - first, windows.shape[1])
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import socket
+import stat
 import time
 import warnings
 import wave
@@ -29,8 +30,18 @@ from core.errors import InputError
 from core.progress import progress
 from core.tables import first_fields, read_table
 
+
+def _machine() -> str:
+    """What tells machines and containers of one name apart: the boot, and where process numbers are counted."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return "unknown"
+
+
 # Half-written files carry the machine and the process that writes them, so that what a killed run left can be told.
-_PARTIAL = f".partial-{socket.gethostname()}-"
+_PARTIAL = f".partial-{socket.gethostname()}-{_machine()}-"
 _OWN_PARTIAL = re.compile(re.escape(_PARTIAL) + r"(\d+)-(\d+)-\d+(\.\w+)?")
 _ANY_PARTIAL = re.compile(r"\.partial-.+-\d+-\d+-\d+(\.\w+)?")
 _DAY = 86400  # seconds; what another machine has not touched for so long it has left behind
@@ -49,7 +60,7 @@ def lock(directory: Path) -> IO:
     Raises InputError where another process does.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file = open(directory / ".lock", "w")  # noqa: SIM115
+    file = os.fdopen(os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # belongs to the process: its workers do not inherit it
     except (BlockingIOError, PermissionError):
@@ -101,7 +112,7 @@ def existing_files(directory: str | Path) -> set[str]:
     for name in [name for name in names if _ANY_PARTIAL.fullmatch(name)]:
         names.remove(name)
         path = Path(directory, name)
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # on a disk that is only read they may stay
+        with contextlib.suppress(OSError):  # on a disk that is only read they may stay
             if _is_left_behind(path):
                 path.unlink()
     return names
@@ -130,6 +141,14 @@ def write_bytes(path: str | Path, data: bytes | memoryview, durable: bool = Fals
 
 def write_json(path: str | Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def setting_behind(directory: str | Path, name: str, key: str) -> object:
+    """One of the settings that a directory's results were made with, None where they do not tell."""
+    try:
+        return dict(json.loads(Path(directory, name).read_text())).get(key)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def write_csv(path: str | Path, table: pd.DataFrame, header: bool) -> None:
@@ -176,6 +195,9 @@ def wav_path(directory: str | Path, name: str) -> Path:
 def read_crop(path: Path) -> Image.Image:
     """An RGB image. Raises InputError naming the file if it is missing, broken or too large."""
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_IMAGE_PIXELS:
+            raise ValueError(f"{found.st_size} bytes" if found.st_size else "not a file")
         data = BytesIO(path.read_bytes())  # Pillow reads a file in many small pieces
         with Image.open(data, formats=("JPEG", "PNG")) as image:  # some of the others start programs
             if image.width * image.height > MAX_IMAGE_PIXELS:
@@ -333,9 +355,12 @@ class FeatureStore:
 
     def __init__(self, directory: str | Path):
         files = _csv_files(directory, "what STE_forward.py writes, <video_id>.csv and .npy")
+        videos = setting_behind(directory, "STE_forward_cfg.json", "videos")
+        if isinstance(videos, int) and videos != len(files):
+            raise InputError(f"{directory}: {len(files)} of {videos} films; finish STE_forward.py first")
         _allow_open_files(len(files))
         self._arrays: list[np.ndarray] = []
-        self._files = [file.with_suffix(".npy") for file in files]
+        self.files = [npy if (npy := file.with_suffix(".npy")).exists() else file for file in files]  # V
         entity_codes: dict[tuple[int, str], int] = {}
         parts, lines = [], []
         for video, file in enumerate(progress(files, desc="opening features", unit="video", leave=False)):
@@ -363,7 +388,7 @@ class FeatureStore:
         for start in range(0, len(array), 1 << 14):
             bad = ~np.isfinite(array[start : start + (1 << 14)]).all(axis=1)
             if bad.any():
-                raise InputError(f"{self._files[video]}: feature {start + int(bad.argmax()) + 1} is not finite")
+                raise InputError(f"{self.files[video]}: feature {start + int(bad.argmax()) + 1} is not finite")
 
     def __getstate__(self) -> dict:
         """Mapped files are opened again in the process that is given the store, not copied to it."""

@@ -94,7 +94,7 @@ def report(outcome: Outcome, unit: str, directory: str | Path, next_command: str
     counts = f"{outcome.done} {unit} written, {outcome.skipped} were there already, {len(outcome.failures)} failed"
     print(f"{counts}: {directory}")
     for note in outcome.notes[:3]:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
     if len(outcome.notes) > 3:
         print(f"note: and {len(outcome.notes) - 3} more like these")
     if outcome.failures:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from core.annotations import SPEAKING_AUDIBLE, read_annotations
-from core.command_line import Parser, describe, odd_window
+from core.command_line import Parser, describe, odd_window, require_different
 from core.config import postprocessing_params
 from core.evaluation import average_precision, join, smooth_tracks, speaking_score
 from core.io import read_logits, write_json, write_scores
@@ -27,6 +27,13 @@ def make_parser(description: str, flag: str, default: str, content: str, predict
 def postprocess(args: argparse.Namespace, directory: str) -> None:
     """Join a directory's logits to the ground truth, smooth and score them, write both csv files, print the mAP."""
     describe(vars(args))
+    settings = Path(args.predictions_csv).with_suffix(".json")
+    written = {"--predictions-csv": args.predictions_csv, "--ground-truth-csv": args.ground_truth_csv}
+    require_different(
+        {**written, "the settings beside --predictions-csv": settings, "--ground-truth": args.ground_truth}
+    )
+    for flag, path in written.items():
+        require_different({f"the directory of {flag}": Path(path).parent, "the directory of the logits": directory})
     table = read_annotations(args.ground_truth)
     logits = join(read_logits(directory), table, directory)[["logit_0", "logit_1"]].to_numpy()
     if args.smoothing > 1:
@@ -34,7 +41,7 @@ def postprocess(args: argparse.Namespace, directory: str) -> None:
     scores = speaking_score(logits)
     precision = average_precision(scores, table.label == SPEAKING_AUDIBLE)
     write_scores(args.predictions_csv, args.ground_truth_csv, table, scores)
-    write_json(Path(args.predictions_csv).with_suffix(".json"), {**vars(args), "mAP": precision})
+    write_json(settings, {**vars(args), "mAP": precision})
     print(f"{len(table)} rows: {args.predictions_csv}, ground truth beside it: {args.ground_truth_csv}")
     print(f"official mAP: {100 * precision:.2f} (chance {100 * np.mean(table.label == SPEAKING_AUDIBLE):.2f})")
     print(

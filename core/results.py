@@ -1,13 +1,15 @@
 """A directory of results, one per film, that all belong to the settings saved beside them."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from core.annotations import FaceTable
 from core.errors import InputError
-from core.io import existing_files, holds_rows, lock, write_json
+from core.io import existing_files, holds_rows, lock, setting_behind, write_json
 from core.progress import progress
 
 
@@ -29,6 +31,10 @@ class ResultDirectory:
     ):
         self.directory, self.path, self.settings = directory, directory / name, settings
         self.suffixes, self.overwrite = suffixes, overwrite
+        self._lock = lock(directory) if directory.is_dir() else None
+        strangers = sorted(file for file in existing_files(directory) if file.endswith("_cfg.json") and file != name)
+        if strangers:
+            raise InputError(f"{directory}: holds what another stage made ({strangers[0]}); choose another directory")
         if overwrite:
             return
         if not self.path.exists():
@@ -38,20 +44,24 @@ class ResultDirectory:
             return
         try:
             before = dict(json.loads(self.path.read_text()))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise InputError(f"{self.path}: not a file of settings; remove it or pass --overwrite") from None
         for key in decisive:
             if before.get(key) != settings[key]:
                 change = f"{key} {str(before.get(key))[:60]}, now {str(settings[key])[:60]}"
                 raise InputError(f"{directory}: made with {change}; choose another directory or pass --overwrite")
 
-    def done(self, table: FaceTable, some: bool = False) -> list[bool]:
-        """Which of the films need not be made: what is there is of the table's rows, or at least of `some` of them."""
+    def done(self, table: FaceTable, some: bool = False, sources: list[Path] | None = None) -> list[bool]:
+        """Which of the films need not be made.
+
+        What is there must be of the table's rows, or at least of `some` of them, and no older than its source (V,).
+        """
         names = set() if self.overwrite else existing_files(self.directory)
         here = [all(f"{video_id}{suffix}" in names for suffix in self.suffixes) for video_id in table.video_ids]
         for video in progress(np.flatnonzero(here), desc="looking at what is there", unit="video", leave=False):
             path = self.directory / f"{table.video_ids[video]}.csv"
-            here[video] = holds_rows(path, table, table.rows_of_video(video), some)
+            fresh = sources is None or path.stat().st_mtime_ns >= sources[video].stat().st_mtime_ns
+            here[video] = fresh and holds_rows(path, table, table.rows_of_video(video), some)
         return here
 
     def begin(self, video_ids: list[str]) -> None:
@@ -60,7 +70,10 @@ class ResultDirectory:
         Raises InputError where results of films that are not to be made now would stay, under settings not theirs, or
         where another process fills the directory.
         """
-        self._lock = lock(self.directory)
+        if self._lock is None:
+            self._lock = lock(self.directory)
+            if self.path.exists():
+                raise InputError(f"{self.directory}: another process has filled it meanwhile; run this again")
         if self.overwrite:
             names = existing_files(self.directory)
             others = sorted({name[:-4] for name in names if name.endswith(".csv")} - set(video_ids))
@@ -72,14 +85,14 @@ class ResultDirectory:
         write_json(self.path, self.settings)
 
 
-def setting_behind(directory: str | Path, name: str, key: str) -> object:
-    """One of the settings that a directory's results were made with, None where they do not tell."""
-    try:
-        return dict(json.loads(Path(directory, name).read_text())).get(key)
-    except (OSError, ValueError, TypeError):
-        return None
+@contextlib.contextmanager
+def saved_settings(path: Path, settings: dict) -> Iterator[None]:
+    """Save the settings of a data stage while the block fills their directory.
 
-
-def are_newer(files: list[Path], settings: Path) -> bool:
-    """Whether any of the files is newer than the settings that a stage saved when it last began."""
-    return settings.exists() and max(file.stat().st_mtime for file in files) > settings.stat().st_mtime
+    Raises InputError where a run with --overwrite was cut short, which leaves old and new mixed, and is not repeated.
+    """
+    if not settings["overwrite"] and setting_behind(path.parent, path.name, "overwriting"):
+        raise InputError(f"{path.parent}: a run with --overwrite was cut short, old and new are mixed; pass it again")
+    write_json(path, {**settings, "overwriting": settings["overwrite"]})
+    yield
+    write_json(path, {**settings, "overwriting": False})

@@ -25,7 +25,8 @@ def check_name(name: str, where: str) -> str:
 
     Leading dashes, spaces, colons and letters of any script are fine: AVA's own ids have some of them.
     """
-    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+    bad = name in ("", ".", "..") or name.startswith(".partial-")  # which half-written files are called
+    if bad or not name.isprintable() or "/" in name or "\\" in name:
         raise InputError(f"{where}: {name[:80]!r} is not a plain file name, so it cannot be an id")
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise InputError(f"{where}: the id {name[:40]!r}... is longer than {MAX_NAME_BYTES} bytes")

@@ -25,8 +25,9 @@ import cv2  # noqa: E402
 
 FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 
-# Containers that tell when each frame is shown, and where seeking finds it: in the others it lands some frames off.
-TIMED_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+# Containers where seeking finds a frame: in the others it lands some frames off.
+SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+TIMED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".flv")  # and those that tell when each frame is shown
 
 MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
 _BLOCK_BYTES = 1 << 20
@@ -54,8 +55,11 @@ def run_ffmpeg(*arguments: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _ffmpeg(*arguments: str) -> Iterator[IO[bytes]]:
-    """ffmpeg's stdout. Whatever ends the block, the process is gone afterwards: a pipe nobody reads ends it too."""
+def _ffmpeg(*arguments: str, complaints: list[str] | None = None) -> Iterator[IO[bytes]]:
+    """ffmpeg's stdout. Whatever ends the block, the process is gone afterwards: a pipe nobody reads ends it too.
+
+    The last line that it printed and ended well all the same is added to the complaints.
+    """
     command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y", *arguments]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
@@ -67,9 +71,11 @@ def _ffmpeg(*arguments: str) -> Iterator[IO[bytes]]:
         finally:
             process.stdout.close()
             status = process.wait()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+        if lines and not status and complaints is not None:
+            complaints.append(lines[-1])
         if status:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines()
             if any("does not contain any stream" in line for line in lines):
                 raise ValueError("it has no sound")
             reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
@@ -87,14 +93,15 @@ def _require_file(film: Path) -> None:
         raise ValueError("not a file")
 
 
-def film_sound(film: Path) -> Iterator[np.ndarray]:
+def film_sound(film: Path, complaints: list[str] | None = None) -> Iterator[np.ndarray]:
     """The whole sound of a film in pieces (n,) int16, 16 kHz mono; silence where it starts late or has gaps.
 
-    Raises ValueError where there is no sound or no film.
+    Where it is damaged, what ffmpeg says is added to the complaints. Raises ValueError where there is no sound or no
+    film.
     """
     sound = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
     heard = False
-    with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1") as output:
+    with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1", complaints=complaints) as output:
         while block := output.read(_BLOCK_BYTES):
             heard = True
             yield np.frombuffer(block, "<i2")
@@ -107,7 +114,7 @@ def picture_delay(film: Path) -> float:
 
     Raises ValueError for what is no file.
     """
-    picture = _first_moment("-copyts", *_source(film), "-map", "0:V:0", "-c", "copy")
+    picture = _first_moment("-copyts", *_source(film), "-map", "0:V:0")
     sound = _first_moment("-copyts", *_source(film), "-map", "0:a:0")
     heard = _first_moment(*_source(film), "-map", "0:a:0")
     return 0.0 if None in (picture, sound, heard) else picture - (sound - heard)
@@ -145,7 +152,7 @@ class Film:
     def __init__(self, path: Path):
         _require_file(path)
         self.path = path
-        self._timed = self._seekable = path.suffix.lower() in TIMED_SUFFIXES
+        self._timed, self._seekable = (path.suffix.lower() in kinds for kinds in (TIMED_SUFFIXES, SEEKABLE_SUFFIXES))
         self._open()
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         width, height = self.size

@@ -19,9 +19,9 @@ from core.audio import shift_sound
 from core.command_line import Parser, describe, positive_int, require_directory, run
 from core.config import MAX_PICTURE_DELAY_SECONDS, data_inputs
 from core.errors import InputError
-from core.io import existing_files, wav_path, write_json, write_wav
+from core.io import existing_files, setting_behind, wav_path, write_wav
 from core.jobs import Outcome, report, run_jobs
-from core.results import setting_behind
+from core.results import saved_settings
 from core.video import film_sound, find_films, picture_delay
 
 
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     describe(vars(args))
     films = find_films(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
     if not films:
-        raise InputError(f"{args.ava_video_dir}: no films here")
+        raise InputError(f"{args.ava_video_dir}: no films here (sub-directories are not searched)")
     found = existing_files(args.target_audios)
     existing = set() if args.overwrite else found
     aligned = setting_behind(args.target_audios, "extract_audio_tracks_cfg.json", "align")
@@ -67,13 +67,15 @@ def main(args: argparse.Namespace) -> int:
             if abs(delay) >= MAX_PICTURE_DELAY_SECONDS and not args.align:
                 apart = f"{abs(delay):.2f} s {'after' if delay > 0 else 'before'} its sound"
                 outcome.notes.append(f"{film.name}: its picture begins {apart}; --align puts them together")
-            with closing(film_sound(film)) as sound:  # ends ffmpeg, whatever happens
+            complaints: list[str] = []
+            with closing(film_sound(film, complaints)) as sound:  # ends ffmpeg, whatever happens
                 write_wav(wav, watched(shift_sound(sound, delay if args.align else 0.0), advance))
             outcome.done += 1
+            outcome.notes += [f"{film.name}: its sound is damaged ({complaint})" for complaint in complaints]
         advance(1)
 
-    write_json(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args))
-    outcome = run_jobs(extract, films, str, len(films), "film", args.workers, args.target_audios)
+    with saved_settings(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args)):
+        outcome = run_jobs(extract, films, str, len(films), "film", args.workers, args.target_audios)
     return report(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 
 

@@ -14,15 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.annotations import find_annotations, read_annotations
+from core.annotations import read_annotations
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.crops import cut_film, rows_to_cut
 from core.errors import InputError
-from core.io import write_json
+from core.io import setting_behind
 from core.jobs import Outcome, report, run_jobs
-from core.results import are_newer
+from core.results import saved_settings
 from core.video import Film, find_films
+
+CFG = "extract_face_crops_time_cfg.json"
 
 
 def get_args_parser() -> Parser:
@@ -56,12 +58,12 @@ def main(args: argparse.Namespace) -> int:
                 cut_film(table, todo, film, output_dir, outcome, advance)
 
     videos = range(len(table.video_ids))
-    settings = output_dir / "extract_face_crops_time_cfg.json"
-    changed = are_newer(find_annotations(args.csv), settings)
-    write_json(settings, vars(args))
-    outcome = run_jobs(extract, videos, table.video_ids.__getitem__, len(table), "row", args.workers, output_dir)
-    if changed and outcome.skipped:
-        outcome.notes.append("the annotations have been written since: where boxes are others now, pass --overwrite")
+    rows = table.digest()
+    before = rows if args.overwrite else setting_behind(output_dir, CFG, "rows") or rows
+    with saved_settings(output_dir / CFG, {**vars(args), "rows": before}):  # the rows that crops were first cut for
+        outcome = run_jobs(extract, videos, table.video_ids.__getitem__, len(table), "row", args.workers, output_dir)
+    if rows != before and outcome.skipped:
+        outcome.notes.append("the annotations are others than at first: where boxes have changed, pass --overwrite")
     after = "python STE_train.py 11 0" if args.split == "train" else f"python STE_forward.py 11 0 --split {args.split}"
     return report(outcome, "crops", output_dir, after)
 

@@ -16,13 +16,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from core.annotations import find_annotations, read_annotations
+from core.annotations import read_annotations
 from core.audio import slice_bounds
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_inputs, annotation_csvs, data_inputs
-from core.io import existing_files, read_wav, wav_length, wav_path, write_json, write_wav
+from core.errors import InputError
+from core.io import existing_files, read_wav, setting_behind, wav_length, wav_path, write_wav
 from core.jobs import Outcome, report, run_jobs
-from core.results import are_newer
+from core.results import saved_settings
+
+CFG = "slice_audio_tracks_cfg.json"
 
 
 def get_args_parser() -> Parser:
@@ -51,7 +54,8 @@ def main(args: argparse.Namespace) -> int:
         for track in np.unique(table.entity[table.rows_of_video(video)]):
             target = wav_path(output_dir, table.entity_ids[track])
             start, stop = slice_bounds(first[track], last[track])
-            if target.name in existing:
+            size = 44 + 2 * (min(stop, length) - start)  # a slice of another size is of another span
+            if target.name in existing and target.stat().st_size == size:
                 outcome.skipped += 1
             elif not 0 <= start < max(length, 1) or (stop > start and length == 0):
                 outcome.failures.append(
@@ -66,14 +70,12 @@ def main(args: argparse.Namespace) -> int:
             advance(1)
 
     videos = range(len(table.video_ids))
-    settings = output_dir / "slice_audio_tracks_cfg.json"
-    changed = are_newer(find_annotations(args.csv), settings)
-    write_json(settings, vars(args))
-    outcome = run_jobs(slice_film, videos, table.video_ids.__getitem__, len(first), "track", args.workers, output_dir)
-    if changed and outcome.skipped:
-        outcome.notes.append(
-            "the annotations have been written since: where tracks are others now, pass --overwrite"
-        )
+    align = setting_behind(audio_dir, "extract_audio_tracks_cfg.json", "align")
+    if existing and setting_behind(output_dir, CFG, "align") not in (None, align):
+        raise InputError(f"{output_dir}: cut from sound made with another --align than there is now; pass --overwrite")
+    with saved_settings(output_dir / CFG, {**vars(args), "align": align}):
+        count, name = len(first), table.video_ids.__getitem__
+        outcome = run_jobs(slice_film, videos, name, count, "track", args.workers, output_dir)
     return report(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
 
 

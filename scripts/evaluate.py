@@ -5,7 +5,6 @@
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from core.annotations import SPEAKING_AUDIBLE, FaceTable, read_annotations
-from core.command_line import Parser, describe, require_directory, run
+from core.command_line import Parser, describe, require_different, require_directory, run
 from core.config import postprocessing_params
 from core.errors import InputError
 from core.evaluation import FACES, WIDTHS, average_precision, breakdown, faces_group, join, roc_auc, width_group
@@ -67,8 +66,9 @@ def main(args: argparse.Namespace) -> None:
     describe(vars(args))
     table = read_annotations(args.ground_truth)
     positive = table.label == SPEAKING_AUDIBLE
-    if len({os.path.abspath(path) for path in args.predictions}) < len(args.predictions):
-        raise InputError("--predictions: the same file twice")
+    predictions = {f"--predictions (number {number})": path for number, path in enumerate(args.predictions, 1)}
+    require_different({**predictions, "--json": args.json})
+    require_different({"--ground-truth": args.ground_truth, "--json": args.json})
     names = display_names(args.predictions)
     scores = {
         name: join(read_scores(path), table, path)["score"].to_numpy()

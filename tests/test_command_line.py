@@ -461,6 +461,8 @@ class TestForwardAgain:
             faces.pop(0)
         assert faces[0].video == "one"
         rewrite()
+        if stage.name == "asc":
+            os.utime(tmp_path / "features" / "two.npy", (0, 0))  # that of the other film is as old as it was
         result = stage(tmp_path / "out", inputs)
         assert result.returncode == 0, result
         assert "1 videos were there already" in result.stdout
