@@ -30,6 +30,7 @@ class Trouble:
     """What happens to a process. Functions are named by their dotted path; calls are counted from 1."""
 
     kill_at: tuple[str, int] | None = None  # SIGKILL to itself at this call of this function
+    stop_at: tuple[str, int] | None = None  # SIGSTOP to itself: it goes on when it is told to
     interrupt_at: tuple[str, int] | None = None  # as Ctrl-C would: SIGINT to itself and all that it started
     file_size: int | None = None  # bytes: writing more fails, as on a full disk
     open_files: int | None = None
@@ -88,6 +89,10 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
+    def until_stopped(self) -> None:
+        """Wait for `Trouble.stop_at`."""
+        self.until(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
     def companions(self, zombies: bool = True) -> list[int]:
         """Process numbers of what it started and what is not gone yet."""
         found = []
@@ -120,18 +125,23 @@ def _child(args: list[str], out: Path, err: Path, trouble: Trouble) -> None:
     if trouble.environment:
         os.environ.update(trouble.environment)
         reload(import_module("core.config"))
-    if trouble.kill_at:
-        name, number = trouble.kill_at
-        _at_calls(name, lambda call: os.kill(os.getpid(), signal.SIGKILL) if call == number else None)
-    if trouble.interrupt_at:
-        name, number = trouble.interrupt_at
-        _at_calls(name, lambda call: os.killpg(os.getpid(), signal.SIGINT) if call == number else None)
+    for moment, send, number in (
+        (trouble.kill_at, os.kill, signal.SIGKILL),
+        (trouble.stop_at, os.kill, signal.SIGSTOP),
+        (trouble.interrupt_at, os.killpg, signal.SIGINT),
+    ):
+        if moment:
+            _signal_at(*moment, functools.partial(send, os.getpid(), number))
     if trouble.sample_at:
         _at_calls(trouble.sample_at, _sample)
     sys.argv = args
     sys.path[0] = str(Path(args[0]).parent)
     os.chdir(ROOT)
     runpy.run_path(args[0], run_name="__main__")
+
+
+def _signal_at(name: str, number: int, send: Callable[[], None]) -> None:
+    _at_calls(name, lambda call: send() if call == number else None)
 
 
 def _at_calls(name: str, action: Callable[[int], object]) -> None:
