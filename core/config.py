@@ -14,7 +14,7 @@ AUDIO_FRAMES_PER_SECOND = 27  # T crops go with T/27 s of sound: not 25, it is w
 SILENCE_FRAMES_PER_SECOND = 25  # a clip without sound is T/25 s of zeros, then fitted as any other
 MIN_AUDIO_SECONDS = 0.08  # a shorter piece of audio counts as none
 MAX_MISSING_SECONDS = 0.5  # sound may end this much before its film does; a track that lacks more has no slice
-MAX_PICTURE_DELAY_SECONDS = 0.04  # a frame; where sound and picture begin further apart, stage 1 says so
+MAX_PICTURE_DELAY_SECONDS = 0.06  # a frame may be lost to B-frames; where picture and sound begin further apart, say so
 MFCC_COEFFICIENTS = 13
 
 # Faces

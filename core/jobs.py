@@ -14,7 +14,7 @@ from core.errors import InputError, one_line
 from core.io import write_bytes
 from core.progress import progress
 
-FAILURES = "failures.txt"
+FAILURES, NOTES = "failures.txt", "notes.txt"
 Item = TypeVar("Item")
 
 
@@ -46,7 +46,7 @@ def run_jobs(
     """Run `job(item, outcome, advance)` for every item, `workers` at a time; `advance(n)` moves the bar, of `total`.
 
     The job fills its outcome. One that raises InputError or ValueError is a failure of that item alone; anything else
-    ends the run. Failures are listed in a file of the directory, those of a run that ends early too.
+    ends the run. Failures and notes are listed in files of the directory, those of a run that ends early too.
     """
     result, stop = Outcome(), threading.Event()
     outcomes: list[Outcome] = []
@@ -78,13 +78,14 @@ def run_jobs(
             pool.shutdown(cancel_futures=True)
             for outcome in outcomes:
                 result.add(outcome)
-            _list_failures(result.failures, Path(directory, FAILURES))
+            _list(result.failures, Path(directory, FAILURES))
+            _list(result.notes, Path(directory, NOTES))
     return result
 
 
-def _list_failures(failures: list[str], path: Path) -> None:
-    if failures:
-        write_bytes(path, "".join(f"{one_line(line)}\n" for line in failures).encode())
+def _list(lines: list[str], path: Path) -> None:
+    if lines:
+        write_bytes(path, "".join(f"{one_line(line)}\n" for line in lines).encode())
     else:
         path.unlink(missing_ok=True)
 
@@ -96,7 +97,7 @@ def report(outcome: Outcome, unit: str, directory: str | Path, next_command: str
     for note in outcome.notes[:3]:
         print(f"note: {one_line(note)}")
     if len(outcome.notes) > 3:
-        print(f"note: and {len(outcome.notes) - 3} more like these")
+        print(f"note: and {len(outcome.notes) - 3} more in {Path(directory, NOTES)}")
     if outcome.failures:
         print(f"failures are listed in {Path(directory, FAILURES)}; the first: {one_line(outcome.failures[0])}")
         return 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -72,7 +73,8 @@ def _ffmpeg(*arguments: str, complaints: list[str] | None = None) -> Iterator[IO
             process.stdout.close()
             status = process.wait()
         errors.seek(0)
-        lines = errors.read().decode(errors="replace").strip().splitlines()
+        lines = [re.sub(r"^\[[^]]*\] *", "", line) for line in errors.read().decode(errors="replace").splitlines()]
+        lines = [line for line in lines if line.strip()]  # each without the address of who printed it
         if lines and not status and complaints is not None:
             complaints.append(lines[-1])
         if status:

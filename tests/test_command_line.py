@@ -512,6 +512,13 @@ class TestForwardAgain:
             assert_refused(result, tmp_path / "out", "two")
             assert digests(tmp_path / "out") == before
 
+    def test_into_the_directory_of_another_stage_is_refused_even_on_demand(self, stage, tmp_path, root):
+        other = {"ste": "ASC_forward.py", "asc": "STE_forward.py"}[stage.name]
+        assert run_here(*command(other, root, tmp_path / "out")).returncode == 0
+        before = digests(tmp_path / "out")
+        assert_refused(stage(tmp_path / "out", "--overwrite"), tmp_path / "out", "another stage", other[:3])
+        assert digests(tmp_path / "out") == before
+
     def test_settings_are_kept_beside_the_results(self, stage, tmp_path, root):
         assert stage(tmp_path).returncode == 0
         (saved,) = tmp_path.glob("*.json")
@@ -521,6 +528,16 @@ class TestForwardAgain:
 
 
 class TestForward:
+    @pytest.mark.parametrize("script", ["ASC_train.py", "ASC_forward.py"])
+    def test_features_of_a_part_of_the_films_are_refused(self, root, encoders, tmp_path, script):
+        """As an unfinished run leaves them, which would train on less without a word."""
+        assert run_here(*command("STE_forward.py", root, tmp_path / "features")).returncode == 0
+        (tmp_path / "features" / "two.csv").unlink()
+        flags = "--features-train-full {f} --features-val-full {f}" if "train" in script else "--features-val-full {f}"
+        more = flags.format(f=tmp_path / "features")
+        result = run_here(*command(script, root, tmp_path / "out", more))
+        assert_refused(result, tmp_path / "features", "1 of 2 films", "STE_forward.py")
+
     def test_every_row_of_the_annotations(self, root, encoders, tmp_path):
         assert run_here(*command("STE_forward.py", root, tmp_path)).returncode == 0
         for video in ("one", "two"):

@@ -18,6 +18,7 @@ from mini import (
     LABELS,
     Face,
     Track,
+    digests,
     faces_of,
     files_under,
     official_line,
@@ -350,6 +351,20 @@ class TestPostProcessing:
         assert [(line[0], line[7], float(line[1]), LABELS.index(line[6])) for line in lines] == FACES
         assert [line[:6] for line in lines] == [line[:6] for line in read_csv(stage.predictions)]
         assert read_annotations(stage.truth).label.tolist() == [face.label for face in FACES]
+
+    def test_never_writes_over_what_it_reads(self, stage):
+        """Nor two files into one."""
+        stage.run()
+        truth, inputs = stage.root / "truth.csv", digests(stage.root)
+        for flag, path in (
+            ("--ground-truth-csv", truth),
+            ("--predictions-csv", truth),
+            ("--predictions-csv", stage.truth),
+            ("--predictions-csv", stage.predictions.with_suffix(".json")),
+            ("--predictions-csv", stage.root / "out_logits" / "final.csv"),
+        ):
+            assert_refused(stage.run(FACES, flag, path), "both")
+            assert digests(stage.root) == inputs
 
     def test_small_scores_keep_their_digits(self, stage):
         """Scores of 1e-12 and the like: nine digits after the zeros, not after the point."""

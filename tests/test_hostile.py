@@ -1,5 +1,6 @@
 """Files that mean harm get nowhere, and names that only look odd go through every stage."""
 
+import os
 import time
 import zlib
 from pathlib import Path
@@ -7,12 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import assert_refused
-from mini import Track, faces_of, files_under, read_csv, read_json, run_here, write_encoder_inputs, write_text
+from mini import (
+    Face,
+    Track,
+    faces_of,
+    files_under,
+    noise_features,
+    read_csv,
+    read_json,
+    run_here,
+    write_crops,
+    write_encoder_inputs,
+    write_store,
+    write_text,
+)
 from processes import Trouble, run, samples
 
 from core.errors import InputError
 from core.io import read_crop, read_logits
 from core.models import active_speakers_context, short_term_encoder
+from core.util import load_checkpoint
 
 MEGABYTE = 1 << 20
 
@@ -108,6 +123,84 @@ def test_file_names_that_ffmpeg_could_take_for_protocols(tmp_path, name):
     (line,) = (tmp_path / "failures.txt").read_text().splitlines()
     assert line.startswith(f"{name.removesuffix('.mp4')}: ffmpeg: ")
     assert not list(tmp_path.glob("*.wav"))
+
+
+def test_crops_that_are_no_files_of_a_sensible_size_are_not_read(tmp_path):
+    for name, make in {
+        "pipe.jpg": os.mkfifo,
+        "zero.jpg": lambda path: path.symlink_to("/dev/zero"),
+        "huge.jpg": lambda path: os.truncate(path.open("w").name, 1 << 40),
+        "folder.jpg": Path.mkdir,
+    }.items():
+        make(tmp_path / name)
+        with pytest.raises(InputError, match=name):
+            read_crop(tmp_path / name)
+
+
+def test_a_truncated_jpeg_is_refused(tmp_path):
+    write_crops(tmp_path, [Face("film", "a", 1.0, 0)])
+    path = tmp_path / "a" / "1.0.jpg"
+    whole = path.read_bytes()
+    assert read_crop(path).mode == "RGB"
+    for size in (0, 1, 10, len(whole) // 2, len(whole) - 20):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"1\.0\.jpg: cannot be read as an image"):
+            read_crop(path)
+
+
+@pytest.mark.parametrize("content", [b".", b"K.", b"(", b"]q", b"\x80\x02}q\x00X\x01", b"PK\x03\x04" * 9, b"\x80\x05."])
+def test_any_bytes_for_weights_are_refused(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.pth: not a file of weights"):
+        load_checkpoint(path)
+
+
+class Payload:
+    def __init__(self, proof: Path):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("key", ["model", "log", "rng"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, key):
+    """Nor is what only looks like a checkpoint taken for one."""
+    store = write_store(tmp_path / "features", faces_of([Track("a", "0110")]), noise_features)
+    arguments = ("ASC_train.py", 3, 2, 2, "cpu", "--features-train-full", store, "--features-val-full", store)
+    arguments = (*arguments, "--models-out", tmp_path / "out", "--epochs", 1, "--batch-size", 2)
+    assert run_here(*arguments).returncode == 0
+    path = tmp_path / "out" / "ASC_len_3_stride_2_speakers_2" / "last.ckpt"
+    state, proof = torch.load(path, weights_only=True), tmp_path / "the payload ran"
+    torch.save({**state, key: Payload(proof)}, path)
+    assert_refused(run_here(*arguments, "--resume"), path)
+    assert not proof.exists()
+    for other in ("text", 5, {}, []):
+        torch.save({**state, key: other}, path)
+        result = run_here(*arguments, "--resume")
+        assert result.returncode in (0, 2), result
+        assert "Traceback" not in result.stderr
+
+
+def test_settings_nested_without_end_are_refused(weights, tmp_path):
+    store = write_store(tmp_path / "features", faces_of([Track("a", "0110")]), noise_features)
+    write_text(store / "STE_forward_cfg.json", "[" * 200_000)
+    out = tmp_path / "out"
+    arguments = ("ASC_forward.py", 3, 2, 2, "cpu", "--features-val-full", store, "--weights", weights / "ASC.pth")
+    assert run_here(*arguments, "--output-dir", out).returncode == 0
+    write_text(out / "ASC_forward_cfg.json", "[" * 200_000)
+    assert_refused(run_here(*arguments, "--output-dir", out), out / "ASC_forward_cfg.json")
+
+
+def test_a_lock_that_points_elsewhere_harms_nobody(weights, tmp_path):
+    store = write_store(tmp_path / "features", faces_of([Track("a", "0110")]), noise_features)
+    victim = write_text(tmp_path / "victim", "dear\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").symlink_to(victim)
+    arguments = ("ASC_forward.py", 3, 2, 2, "cpu", "--features-val-full", store, "--weights", weights / "ASC.pth")
+    assert_refused(run_here(*arguments, "--output-dir", tmp_path / "out"), ".lock")
+    assert victim.read_text() == "dear\n"
 
 
 NAMES = ["-rf", " spaces in it ", "it's [a] *?", "%d%s%(x)s {0} $HOME `id`", "日本語 é", "C:con:1", "a" * 235]

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shutil
 import subprocess
 import tempfile
 from collections import Counter
@@ -235,6 +236,27 @@ class TestResuming:
         assert_refused(result, flag.replace("-", "_"), old, value)
         assert digests(asc_run) == before
 
+    def test_with_rows_that_have_changed_is_refused(self, asc_run, features, tmp_path):
+        """Behind the same path: a film less, or another label."""
+        shutil.copytree(features / "train", tmp_path / "train")
+        stores = ["--features-train-full", tmp_path / "train"]
+        arguments = asc_arguments(features, tmp_path / "out")
+        succeed(run_here(*arguments, *stores, "--epochs", 1))
+        (tmp_path / "train" / "movie.csv").unlink()
+        result = run_here(*arguments, *stores, "--epochs", 2, "--resume")
+        assert_refused(result, "last.ckpt", "the rows to train have changed")
+        shutil.copy(features / "train" / "movie.csv", tmp_path / "train")
+        succeed(run_here(*arguments, *stores, "--epochs", 2, "--resume"))
+
+    def test_brings_back_the_weights_of_its_last_epoch(self, features, tmp_path):
+        arguments = asc_arguments(features, tmp_path, "--epochs", 2)
+        succeed(run_here(*arguments))
+        path = tmp_path / ASC_NAME / "2.pth"
+        before = path.read_bytes()
+        path.unlink()
+        succeed(run_here(*arguments, "--resume"))
+        assert path.read_bytes() == before
+
     def test_with_other_data_is_refused(self, asc_run, features):
         result = run_here(
             *asc_arguments(
@@ -426,6 +448,16 @@ class TestMissingInputs:
         """The mistake that once went unnoticed for weeks: every clip silent."""
         arguments = ste_arguments(holes, holes / "out", "--epochs", 1, "--workers", 0)
         assert_refused(run_here(*arguments, "--audio-dir", holes / "nowhere"), "3 wavs", holes / "nowhere" / "train")
+
+    @pytest.mark.parametrize("length", [0, 100])
+    def test_sound_that_is_too_short_is_an_error_and_not_silence(self, tmp_path, length):
+        tracks = [Track("t:1", "01" * 20), Track("t:2", "10" * 20)]
+        for split in ("train", "val"):
+            write_encoder_inputs(tmp_path, split, tracks)
+        path = write_wav(tmp_path / "wavs" / "train" / "t:1.wav", np.zeros(length))
+        arguments = ste_arguments(tmp_path, tmp_path / "out", "--epochs", 1, "--workers", 0)
+        arguments[1] = 31  # crops in a clip, so that every one of them lacks more than half a second
+        assert_refused(run_here(*arguments), path, "ends before its track does")
 
     def test_are_left_out_on_demand(self, holes):
         arguments = ste_arguments(holes, holes / "out", "--epochs", 1, "--workers", 0, "--skip-missing")
