@@ -79,8 +79,14 @@ def run_jobs(
             for outcome in outcomes:
                 result.add(outcome)
             _list(result.failures, Path(directory, FAILURES))
-            _list(result.notes, Path(directory, NOTES))
+            _list([*_kept_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
     return result
+
+
+def _kept_notes(result: Outcome, path: Path) -> list[str]:
+    """Notes of an earlier run, which count for as long as some of what it made is kept."""
+    before = path.read_text().splitlines() if result.skipped and path.is_file() else []
+    return [line for line in before if line not in set(map(one_line, result.notes))]
 
 
 def _list(lines: list[str], path: Path) -> None:

@@ -287,6 +287,14 @@ def test_a_name_of_odd_characters(made):
     assert beep(sound(made, video)) == pytest.approx(2, abs=0.002)
 
 
+def test_notes_stay_while_what_they_are_about_does(made):
+    before = notes(made / "wavs")
+    (made / "wavs" / "late_picture.wav").unlink()
+    films = ("--ava-video-dir", made / "films")
+    assert run(made, "data/extract_audio_tracks.py", *films, "--target-audios", made / "wavs").returncode == 1
+    assert sorted(notes(made / "wavs").splitlines()) == sorted(before.splitlines())
+
+
 def test_aligned_and_other_sound_do_not_mix(made):
     films = ("--ava-video-dir", made / "films")
     for directory, flags in (("wavs", ("--align",)), ("aligned", ())):
