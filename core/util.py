@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def parameter_count(model: nn.Module) -> int:
 def load_checkpoint(path: Path) -> dict:
     """A dictionary of tensors and plain values on the CPU; code in the file is refused, not run. Raises InputError."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd files, which are refused for what they lack
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch takes apart a file that may hold anything
         reason = str(error).strip().splitlines()
         raise InputError(f"{path}: not a file of weights ({reason[0][:100] if reason else 'cut off'})") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_refused
+from conftest import assert_refused, run_script
 from mini import (
     Track,
     digests,
@@ -426,14 +426,13 @@ def test_a_worker_that_dies_ends_the_run_with_a_clear_line(script, root, tmp_pat
     assert_tidy(tmp_path / "out")
 
 
-def test_an_ffmpeg_that_dies_is_a_failure_of_its_film(root, tmp_path, monkeypatch):
+def test_an_ffmpeg_that_dies_is_a_failure_of_its_film(root, tmp_path):
     program = tmp_path / "bin" / "ffmpeg"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\ncase "$*" in *one.mp4*) kill -9 $$ ;; esac\nexec {ffmpeg_path()} "$@"\n')
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    arguments = command(DATA[0], root, tmp_path / "out")
-    result = subprocess.run(["python", *map(str, arguments)], capture_output=True, text=True, check=False)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    result = run_script(*command(DATA[0], root, tmp_path / "out"), PATH=path)
     assert result.returncode == 1, result
     assert (tmp_path / "out" / "failures.txt").read_text() == "one: ffmpeg: killed by signal 9\n"
     assert sorted(path.name for path in (tmp_path / "out").glob("*.wav")) == ["two.wav"]
