@@ -332,7 +332,7 @@ class TestBenchmark:
     def test_every_stage(self, tmp_path):
         sizes = ("--minutes", 1, "--clips", 4, "--contexts", 100, "--store-rows", 1000)
         rows = ("--annotation-rows", 48_000, "--score-rows", 16_000)
-        result = run_script("scripts/benchmark.py", "--work", tmp_path, *sizes, *rows)
+        result = run_script("scripts/benchmark.py", "--work", tmp_path, *sizes, *rows, timeout=900)
         assert result.returncode == 0, result.stderr
         figures = json.loads((tmp_path / "benchmark.json").read_text())["stages"]
         assert len(figures) == 15
