@@ -32,6 +32,7 @@ TIMED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".flv")  # and those that tell when
 
 MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
 _BLOCK_BYTES = 1 << 20
+_NO_STREAM = "does not contain any stream"  # ffmpeg, where a film lacks what is asked of it
 _CLOCK_STEP = 0.002  # seconds; matroska rounds times to 0.001: what is further off than that shows another frame rate
 _LONGEST_FRAME = 60.0  # seconds; frames that are over by then are not looked at
 
@@ -78,10 +79,9 @@ def _ffmpeg(*arguments: str, complaints: list[str] | None = None) -> Iterator[IO
         if lines and not status and complaints is not None:
             complaints.append(lines[-1])
         if status:
-            if any("does not contain any stream" in line for line in lines):
-                raise ValueError("it has no sound")
             reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-            raise ValueError(f"ffmpeg: {lines[-1] if lines and status > 0 else reason}")
+            last = lines[-1] if lines and status > 0 else reason
+            raise ValueError(f"ffmpeg: {next((line for line in lines if _NO_STREAM in line), last)}")
 
 
 def _source(film: Path) -> tuple[str, ...]:
@@ -103,10 +103,13 @@ def film_sound(film: Path, complaints: list[str] | None = None) -> Iterator[np.n
     """
     sound = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
     heard = False
-    with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1", complaints=complaints) as output:
-        while block := output.read(_BLOCK_BYTES):
-            heard = True
-            yield np.frombuffer(block, "<i2")
+    try:
+        with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1", complaints=complaints) as output:
+            while block := output.read(_BLOCK_BYTES):
+                heard = True
+                yield np.frombuffer(block, "<i2")
+    except ValueError as error:
+        raise ValueError("it has no sound" if _NO_STREAM in str(error) else error) from None
     if not heard:
         raise ValueError("its sound is empty")
 
@@ -214,7 +217,7 @@ class Film:
         self._next += 1
         return True
 
-    def _frames_by_time(self, moments: np.ndarray) -> Iterator[np.ndarray]:
+    def _frames_by_time(self, moments: np.ndarray) -> Iterator[np.ndarray | None]:
         """`frames` by the clock, from the beginning, of a film whose frame rate varies.
 
         A frame counts as on show from the middle between the one before and itself, or from half a frame of the mean
