@@ -16,8 +16,9 @@ import torch
 from core.command_line import Parser, describe, device_name, odd_positive, positive_int, run, seed
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
+from core.files import setting_behind
 from core.inference import predict
-from core.io import FeatureStore, require_finite, setting_behind, write_predictions
+from core.io import FeatureStore, require_finite, write_predictions
 from core.models import active_speakers_context
 from core.progress import progress
 from core.results import ResultDirectory

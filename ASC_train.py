@@ -15,7 +15,8 @@ from core.command_line import Parser, add_training_arguments, describe, device_n
 from core.config import ASC_inputs, ASC_optimization_params
 from core.dataset import ASCDataset, split_loaders
 from core.errors import RunError
-from core.io import FeatureStore, setting_behind
+from core.files import setting_behind
+from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
 from core.util import device_label, get_device, parameter_count, seed_everything, spare_memory

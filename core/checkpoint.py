@@ -9,7 +9,7 @@ import torch
 
 from core.annotations import FaceTable
 from core.errors import InputError
-from core.io import existing_files, lock, write_bytes, write_csv, write_json
+from core.files import existing_files, lock, write_bytes, write_csv, write_json
 from core.util import load_checkpoint
 
 LAST = "last.ckpt"

@@ -8,7 +8,8 @@ import numpy as np
 
 from core.annotations import FaceTable
 from core.config import JPEG_QUALITY, SEEK_GAP_SECONDS
-from core.io import crop_name, crop_path, existing_files, timestamp_name, write_bytes
+from core.files import existing_files, write_bytes
+from core.io import crop_name, crop_path, timestamp_name
 from core.jobs import Outcome
 from core.video import Film
 

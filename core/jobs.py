@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from core.errors import InputError, one_line
-from core.io import write_bytes
+from core.files import write_bytes
 from core.progress import progress
 
 FAILURES, NOTES = "failures.txt", "notes.txt"

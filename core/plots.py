@@ -12,7 +12,7 @@ import numpy as np
 
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.evaluation import precision_recall
-from core.io import replacing
+from core.files import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TRUTH = "#F0E442"

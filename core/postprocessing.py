@@ -9,7 +9,8 @@ from core.annotations import SPEAKING_AUDIBLE, read_annotations
 from core.command_line import Parser, describe, odd_window, require_different
 from core.config import postprocessing_params
 from core.evaluation import average_precision, join, smooth_tracks, speaking_score
-from core.io import read_logits, write_json, write_scores
+from core.files import write_json
+from core.io import read_logits, write_scores
 
 
 def make_parser(description: str, flag: str, default: str, content: str, predictions_csv: str) -> Parser:

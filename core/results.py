@@ -9,7 +9,8 @@ import numpy as np
 
 from core.annotations import FaceTable
 from core.errors import InputError
-from core.io import existing_files, holds_rows, lock, setting_behind, write_json
+from core.files import existing_files, lock, setting_behind, write_json
+from core.io import holds_rows
 from core.progress import progress
 
 

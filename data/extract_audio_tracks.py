@@ -19,7 +19,8 @@ from core.audio import shift_sound
 from core.command_line import Parser, describe, positive_int, require_directory, run
 from core.config import MAX_PICTURE_DELAY_SECONDS, data_inputs
 from core.errors import InputError
-from core.io import existing_files, setting_behind, wav_path, write_wav
+from core.files import existing_files, setting_behind
+from core.io import wav_path, write_wav
 from core.jobs import Outcome, report, run_jobs
 from core.results import saved_settings
 from core.video import film_sound, find_films, picture_delay

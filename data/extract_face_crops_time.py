@@ -19,7 +19,7 @@ from core.command_line import Parser, add_split_arguments, describe, positive_in
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.crops import cut_film, rows_to_cut
 from core.errors import InputError
-from core.io import setting_behind
+from core.files import setting_behind
 from core.jobs import Outcome, report, run_jobs
 from core.results import saved_settings
 from core.video import Film, find_films

@@ -21,7 +21,8 @@ from core.audio import slice_bounds
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_inputs, annotation_csvs, data_inputs
 from core.errors import InputError
-from core.io import existing_files, read_wav, setting_behind, wav_length, wav_path, write_wav
+from core.files import existing_files, setting_behind
+from core.io import read_wav, wav_length, wav_path, write_wav
 from core.jobs import Outcome, report, run_jobs
 from core.results import saved_settings
 

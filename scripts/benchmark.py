@@ -44,19 +44,9 @@ from core.config import JPEG_QUALITY, SAMPLE_RATE, STE_FEATURES
 from core.custom_transforms import evaluation_clip, normalise
 from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, clip_batches
 from core.errors import InputError, RunError
+from core.files import replacing, write_bytes, write_json
 from core.inference import encode
-from core.io import (
-    FeatureStore,
-    crop_path,
-    read_crop,
-    read_wav,
-    replacing,
-    wav_path,
-    write_bytes,
-    write_json,
-    write_predictions,
-    writing_features,
-)
+from core.io import FeatureStore, crop_path, read_crop, read_wav, wav_path, write_predictions, writing_features
 from core.models import active_speakers_context, short_term_encoder
 from core.util import device_label, get_device, input_dtype, keep_freed_memory
 from core.video import run_ffmpeg

@@ -17,7 +17,8 @@ from core.command_line import Parser, describe, require_different, require_direc
 from core.config import postprocessing_params
 from core.errors import InputError
 from core.evaluation import FACES, WIDTHS, average_precision, breakdown, faces_group, join, roc_auc, width_group
-from core.io import read_scores, write_json
+from core.files import write_json
+from core.io import read_scores
 from core.video import Film, find_films
 
 

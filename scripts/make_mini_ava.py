@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.annotations import LABELS
 from core.command_line import Parser, positive_float, positive_int, run, seed
 from core.errors import InputError, RunError
-from core.io import existing_files, replacing, write_bytes, write_json
+from core.files import existing_files, replacing, write_bytes, write_json
 from core.progress import progress
 from core.video import ffmpeg_path
 

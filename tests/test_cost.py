@@ -32,7 +32,8 @@ from core.annotations import FaceTable, read_annotations
 from core.custom_transforms import JITTER, fast_resize, jitter, resize
 from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, batch_loader, clip_batches
 from core.evaluation import smooth_tracks
-from core.io import FeatureStore, write_csv
+from core.files import write_csv
+from core.io import FeatureStore
 from core.jobs import Outcome
 
 CPU = torch.device("cpu")

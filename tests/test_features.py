@@ -30,16 +30,8 @@ from mini import (
 from core import annotations
 from core.annotations import FaceTable, read_annotations
 from core.errors import InputError
-from core.io import (
-    FeatureStore,
-    existing_files,
-    read_logits,
-    replacing,
-    write_bytes,
-    write_json,
-    write_predictions,
-    writing_features,
-)
+from core.files import existing_files, replacing, write_bytes, write_json
+from core.io import FeatureStore, read_logits, write_predictions, writing_features
 
 HEADER = ["video_id", "frame_timestamp", "entity_id", "label_id", "logit_0", "logit_1"]
 FACES = faces_of([Track("film:1", "0121", 1080.0), Track("film:2", "100", 1080.04)])
@@ -399,7 +391,7 @@ class TestLeftovers:
     def test_of_a_killed_process_are_removed_and_of_a_running_one_kept(self, tmp_path):
         script = """
             import os, signal, sys
-            from core.io import replacing
+            from core.files import replacing
             with replacing(sys.argv[1] + "/film.npy") as temporary:
                 temporary.write_bytes(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)
