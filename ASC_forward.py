@@ -2,9 +2,10 @@
 
     python ASC_forward.py 11 4 3 0 --weights ava/models/ASC_len_11_stride_4_speakers_3/15.pth
     python ASC_forward.py 11 4 3 cpu
+    torchrun --nproc-per-node=4 ASC_forward.py 11 4 3 0
 
 Reads what STE_forward.py wrote, writes <output-dir>/<video_id>.csv. Videos that are there, of the same rows, are kept,
-so the same command goes on where it was. What a row draws depends on the seed alone.
+so the same command goes on where it was. What a row draws depends on the seed alone. Several ranks share the videos.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core import ranks
 from core.command_line import Parser, describe, device_name, odd_positive, positive_int, run, seed
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
@@ -64,8 +66,10 @@ def main(args: argparse.Namespace) -> None:
     results.begin(table.video_ids)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     keep_freed_memory()
-    with progress(total=len(table), unit="row") as bar:
-        for video in range(len(table.video_ids)):
+    counts = np.bincount(table.video, minlength=len(done))
+    mine = ranks.share(np.where(done, 0, counts))
+    with progress(total=int(counts[mine].sum()), unit="row") as bar:
+        for video in mine:
             rows = table.rows_of_video(video)
             if not done[video]:
                 store.require_finite(video)
@@ -81,4 +85,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), distributed=True)

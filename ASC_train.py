@@ -3,6 +3,7 @@
     python ASC_train.py 11 4 3 0
     python ASC_train.py 11 4 3 0 --resume
     python ASC_train.py 11 4 3 cpu
+    torchrun --nproc-per-node=4 ASC_train.py 11 4 3 0 --resume
 
 Reads what STE_forward.py wrote for train and val, writes <models-out>/ASC_len_<clip_length>_stride_<skip_frames>_
 speakers_<speakers>/: weights of every epoch, the log, and last.ckpt to go on from.
@@ -10,6 +11,7 @@ speakers_<speakers>/: weights of every epoch, the log, and last.ckpt to go on fr
 
 import argparse
 
+from core import ranks
 from core.checkpoint import TrainingRun
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.config import ASC_inputs, ASC_optimization_params
@@ -40,6 +42,7 @@ def main(args: argparse.Namespace) -> None:
     settings["encoder_sha256"] = setting_behind(args.features_train_full, "STE_forward_cfg.json", "weights_sha256")
     describe(settings)
     device = get_device(args.cuda_device)
+    ranks.require_even_batch(args.batch_size)
     seed_everything(args.seed)
     name = f"ASC_len_{args.clip_length}_stride_{args.skip_frames}_speakers_{args.speakers}"
     run_directory = TrainingRun(args.models_out, name, settings, args.resume)
@@ -69,4 +72,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), distributed=True)

@@ -3,9 +3,10 @@
     python STE_forward.py 11 0 --split train --weights ava/models/ste_encoder/100.pth
     python STE_forward.py 11 0 --split val --weights ava/models/ste_encoder/100.pth
     python STE_forward.py 11 cpu --split val
+    torchrun --nproc-per-node=4 STE_forward.py 11 0 --split train
 
 Reads crops and wavs, writes <output-dir>/<video_id>.csv and .npy. Videos that are there, of the same rows, are kept, so
-the same command goes on where it was.
+the same command goes on where it was. Several ranks share the videos.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core import ranks
 from core.annotations import read_annotations
 from core.command_line import (
     Parser,
@@ -80,6 +82,8 @@ def main(args: argparse.Namespace) -> None:
         table = drop_missing(table, audio_dir, video_dir, args.skip_missing)
     settings["videos"] = sum(done) + len(np.unique(table.video))  # ASC_train.py looks whether all are there
     results.begin(table.video_ids)
+    mine = ranks.share(np.bincount(table.video, minlength=len(done)))
+    table = table.keep(np.isin(table.video, mine))
     if len(table):
         dataset = STETrackDataset(ClipReader(table, audio_dir, video_dir, args.clip_length))
         dtype = input_dtype(args.precision)
@@ -101,4 +105,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), distributed=True)

@@ -3,6 +3,7 @@
     python STE_train.py 11 0
     python STE_train.py 11 0 --resume
     python STE_train.py 11 cpu --no-pretrained
+    torchrun --nproc-per-node=4 STE_train.py 11 0 --resume
 
 Reads annotations, crops and wavs of train and val, writes <models-out>/ste_encoder/: weights of every epoch, the log,
 and last.ckpt to go on from.
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from core import ranks
 from core.annotations import read_annotations
 from core.checkpoint import TrainingRun
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, run
@@ -42,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
     settings = {**STE_optimization_params, **vars(args)}
     describe(settings)
     device = get_device(args.cuda_device)
+    ranks.require_even_batch(args.batch_size)
     seed_everything(args.seed)
     run_directory = TrainingRun(args.models_out, "ste_encoder", settings, args.resume)
 
@@ -54,7 +57,8 @@ def main(args: argparse.Namespace) -> None:
     run_directory.set_data({split: dataset.reader.table for split, dataset in datasets.items()})
     loaders = split_loaders(datasets, args, device)
 
-    model = short_term_encoder(args.clip_length, pretrained=not args.no_pretrained and run_directory.epoch == 0)
+    pretrained = not args.no_pretrained and run_directory.epoch == 0 and ranks.is_main_process()
+    model = short_term_encoder(args.clip_length, pretrained)  # the other ranks are given rank 0's weights
     model = model.to(device, memory_format=torch.channels_last)
     sizes = ", ".join(f"{len(dataset)} tracks to {split}" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
@@ -64,4 +68,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), distributed=True)

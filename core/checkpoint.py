@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from core import ranks
 from core.annotations import FaceTable
 from core.errors import InputError
 from core.files import existing_files, lock, write_bytes, write_csv, write_json
@@ -20,17 +21,18 @@ class TrainingRun:
 
     `<epoch>.pth` are bare state_dicts, epochs counted from 1; `last.ckpt` holds the rest; `<name>_logs.csv` a row per
     epoch; `<name>_cfg.json` the settings. An epoch is done once it is in `last.ckpt`, which has the log in it too, so
-    a run killed anywhere goes on from its last whole epoch.
+    a run killed anywhere goes on from its last whole epoch. Of several ranks all read it and rank 0 alone writes; how
+    many they are may change from one start to the next.
 
     Raises InputError where a run lies there already and `resume` is not set, or was started with other settings.
     """
 
     def __init__(self, models_out: str | Path, name: str, settings: dict, resume: bool):
-        self.name, self.settings = name, settings
+        self.name, self.settings = name, {**settings, "ranks": ranks.get_world_size()}
         self.directory = Path(models_out, name)
         self.log: list[dict] = []
         self.state: dict | None = None
-        self._lock = lock(self.directory) if self.directory.is_dir() else None
+        self._lock = lock(self.directory) if self.directory.is_dir() and ranks.is_main_process() else None
         names = (name for name in existing_files(self.directory) if not name.startswith("."))
         found = sorted(name for name in names if name == LAST or name.endswith(".pth"))
         if found and not resume:
@@ -52,8 +54,12 @@ class TrainingRun:
         return len(self.log)
 
     def set_data(self, tables: dict[str, FaceTable]) -> None:
-        """Note what the run learns from, split -> table. Raises InputError where it learned from other rows before."""
+        """Note what the run learns from, split -> table.
+
+        Raises InputError where it learned from other rows before, or where other ranks do.
+        """
         rows = {f"{split}_rows": table.digest() for split, table in tables.items()}
+        ranks.require_same("epochs or rows", (self.epoch, rows))
         self.settings = {**self.settings, **rows}
         for split in tables:
             before = (self.state or {"settings": {}})["settings"].get(f"{split}_rows", rows[f"{split}_rows"])
@@ -66,7 +72,7 @@ class TrainingRun:
         return InputError(f"{self.directory / LAST}: not the state of such a training run; {advice}")
 
     def _check_settings(self, before: dict) -> None:
-        free = {"epochs", "workers", "resume", "cuda_device", "models_out"}
+        free = {"epochs", "workers", "resume", "cuda_device", "models_out", "ranks"}
         for name in sorted(self.settings.keys() & before.keys() - free):
             if os.path.abspath(str(before[name])) != os.path.abspath(str(self.settings[name])):  # paths may be respelt
                 change = f"{name} {before.get(name)}, now {self.settings[name]}"
@@ -76,16 +82,31 @@ class TrainingRun:
         """Finish an epoch: parts are what has a state_dict (model, optimizer, scheduler), row its line of the log."""
         states = {name: part.state_dict() for name, part in parts.items()}
         log = [*self.log, row]
-        self._save(states["model"], f"{len(log)}.pth")
-        self._save({**states, "log": log, "settings": self.settings, "rng": torch.get_rng_state()}, LAST)
+        if ranks.is_main_process():
+            self._save(states["model"], f"{len(log)}.pth")
+            self._save({**states, "log": log, "settings": self.settings, "rng": torch.get_rng_state()}, LAST)
         self.log = log
-        self._write_log()
+        if ranks.is_main_process():
+            self._write_log()
 
     def restore(self, parts: dict[str, object]) -> None:
         """Begin: save the settings, and give every part the state it had after the last whole epoch, if any.
 
         Raises InputError where another process trains here.
         """
+        self._begin()
+        if self.state is None:
+            return
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(self.state[name])
+            torch.set_rng_state(self.state["rng"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+            raise self._broken() from None
+        self.state = None
+
+    @ranks.on_main
+    def _begin(self) -> None:
         if self._lock is None:
             self._lock = lock(self.directory)
             if (self.directory / LAST).exists():
@@ -96,13 +117,6 @@ class TrainingRun:
         self._write_log()
         if not (self.directory / f"{self.epoch}.pth").exists():
             self._save(self.state["model"], f"{self.epoch}.pth")
-        try:
-            for name, part in parts.items():
-                part.load_state_dict(self.state[name])
-            torch.set_rng_state(self.state["rng"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
-            raise self._broken() from None
-        self.state = None
 
     def _save(self, value: dict, name: str) -> None:
         buffer = BytesIO()  # torch writes the name of a file into it, and equal weights shall be equal files

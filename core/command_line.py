@@ -1,6 +1,7 @@
 """What every script's command line shares: the parser, argument types, exit statuses, the record of its settings."""
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from core import ranks
 from core.errors import InputError, RunError, one_line
 
 SPLITS = ("train", "val", "test")
@@ -26,7 +28,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {one_line(message)} (--help shows every argument)\n")
+        told = f"error: {one_line(message)} (--help shows every argument)\n"
+        self.exit(2, told if ranks.is_main_process() else None)
 
 
 def positive_int(text: str) -> int:
@@ -105,16 +108,24 @@ def describe(settings: dict) -> None:
         print(one_line(f"  {name:<{width}}  {value}"))
 
 
-def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
+def run(
+    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, distributed: bool = False
+) -> NoReturn:
     """Run `main` on the parsed command line and exit: 0 done, 1 failed or partly failed, 2 unusable input.
 
-    The user's mistakes and the machine's (a full disk) end in one line on stderr; a traceback means a bug.
+    The user's mistakes and the machine's (a full disk) end in one line on stderr; a traceback means a bug. Of several
+    ranks all run `main` together if it is `distributed`, else rank 0 does alone.
     """
-    args = parser.parse_args()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # so that a log is never behind, nor lost when the run is killed
     try:
-        status = main(args) or 0
+        if not ranks.is_main_process():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+            if not distributed:
+                sys.exit(0)
+        args = parser.parse_args()
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(line_buffering=True)  # so that a log is never behind, nor lost when it is killed
+        with ranks.process_group() if distributed else contextlib.nullcontext():
+            status = main(args) or 0
     except (InputError, RunError) as error:
         status = _fail(error, 2 if isinstance(error, InputError) else 1)
     except (MemoryError, RuntimeError) as error:
@@ -128,13 +139,20 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
         advice = "the same command goes on (training: add --resume; with --overwrite it begins anew)"
-        print(f"interrupted; what was finished is kept: {advice}", file=sys.stderr)
+        if ranks.is_main_process():  # Ctrl-C comes to all
+            ranks.tell("interrupted")
+            print(f"interrupted; what was finished is kept: {advice}", file=sys.stderr)
         status = 130
+    if status and distributed:
+        ranks.leave(status)
     sys.exit(status)
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    line = one_line(message)
+    if ranks.tell(line):
+        rank = "" if ranks.is_main_process() else f"rank {ranks.get_rank()}: "
+        print(f"error: {rank}{line}", file=sys.stderr)
     return status
 
 
@@ -146,7 +164,7 @@ def _fault_of_the_machine(error: MemoryError | RuntimeError) -> str | None:
     if reason.startswith("DataLoader worker") and ("killed" in reason or "exited" in reason):
         advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
         return f"a process that reads data died ({reason}); {advice}"
-    return None
+    return ranks.lost_rank(error)
 
 
 def require_different(paths: dict[str, str | Path | None]) -> None:

@@ -5,9 +5,7 @@ draws what an undisturbed one would have.
 """
 
 import argparse
-import contextlib
-import ctypes
-import math
+import itertools
 import multiprocessing.queues
 import os
 import signal
@@ -16,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from core import clip_utils
+from core import clip_utils, ranks
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.audio import clip_bounds, clip_mfccs
 from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
@@ -29,7 +27,6 @@ from core.progress import progress
 
 ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
 _ROWS_HELD = 1 << 14  # features copied to a device at a time
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 class EpochSampler(Sampler):
@@ -48,22 +45,45 @@ class EpochSampler(Sampler):
         return ((self.epoch, int(index)) for index in order)
 
 
-class Batches(BatchSampler):
-    """Batches of a sampler; a last sample that would be alone joins the batch before, as batch norm needs company."""
+class Batches(Sampler):
+    """Batches of a sampler, of which each rank takes its part: none twice, none left out.
+
+    A last batch that would leave a rank without its share of two samples joins the batch before, as batch norm needs
+    company.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int):
+        self.sampler = sampler
+        self.rank, self.world_size = ranks.get_rank(), ranks.get_world_size()
+        self.bounds = [*range(0, len(sampler), batch_size), len(sampler)]
+        company = self.world_size * min(2, batch_size // self.world_size)
+        if len(self.bounds) > 2 and self.bounds[-1] - self.bounds[-2] < company:
+            del self.bounds[-2]
+
+    def local(self, size: int) -> int:
+        """How many of a batch of that size are this rank's."""
+        return len(range(size)[self._part(size)])
+
+    def _part(self, size: int) -> slice:
+        return slice(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
 
     def __iter__(self) -> Iterator[list]:
-        held: list = []
-        for batch in super().__iter__():
-            if held and (len(batch) > 1 or self.batch_size == 1):
-                yield held
-                held = []
-            held = held + batch
-        if held:
-            yield held
+        keys = iter(self.sampler)
+        for start, stop in itertools.pairwise(self.bounds):
+            batch = list(itertools.islice(keys, stop - start))
+            if part := batch[self._part(len(batch))]:
+                yield part
 
     def __len__(self) -> int:
-        size = len(self.sampler)
-        return math.ceil(size / self.batch_size) - int(size > 1 and self.batch_size > 1 and size % self.batch_size == 1)
+        return sum(self.local(stop - start) > 0 for start, stop in itertools.pairwise(self.bounds))
+
+    def weight(self, index: int) -> float:
+        """What this rank's mean over a batch counts in the mean of the ranks, for that to be the mean over all samples.
+
+        1 but for a last batch of which the ranks have unequal parts.
+        """
+        size = self.bounds[index + 1] - self.bounds[index]
+        return self.local(size) * self.world_size / size
 
 
 class Loader(DataLoader):
@@ -92,8 +112,7 @@ class Loader(DataLoader):
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # Linux can have it end at once with its parent
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ranks.end_with_parent()
     # Where a batch does not fit into shared memory, the queue drops it and the main process waits for ever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))
 
@@ -104,7 +123,7 @@ def batch_loader(
     """Batches of a dataset, for training and validation; datasets with `__getitems__` assemble their own."""
     return Loader(
         dataset,
-        batch_sampler=Batches(sampler, batch_size, drop_last=False),
+        batch_sampler=Batches(sampler, batch_size),
         num_workers=workers,
         collate_fn=_as_it_is if hasattr(dataset, "__getitems__") else None,
         pin_memory=device.type == "cuda" and getattr(dataset, "resident", None) is None,
@@ -112,7 +131,13 @@ def batch_loader(
 
 
 def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
-    """Batches of the datasets `train`, shuffled, and `val`, in order, by the flags that both training stages have."""
+    """Batches of the datasets `train`, shuffled, and `val`, in order, by the flags that both training stages have.
+
+    Raises InputError where there is too little to train on for every rank to have a part.
+    """
+    world_size, size = ranks.get_world_size(), len(datasets["train"])
+    if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
+        raise InputError(f"{size} samples to train on are too few for {world_size} ranks; start fewer")
     return {
         split: batch_loader(
             dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
@@ -135,7 +160,7 @@ def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missin
 
     Missing ones are dropped and counted with `skip_missing`; without it they are an InputError.
     """
-    missing = find_missing(table, audio_dir, video_dir)
+    missing = ranks.on_main(find_missing)(table, audio_dir, video_dir)
     if not missing.rows.any():
         return table
     examples = ", ".join(map(str, missing.examples))

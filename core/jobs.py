@@ -1,4 +1,4 @@
-"""Many films at once: a pool of threads, a progress bar, and a list of what failed while the rest went on.
+"""Many films at once: ranks and threads, a progress bar, and a list of what failed while the rest went on.
 
 Threads are enough: decoding, encoding and ffmpeg leave Python free while they work.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from core import ranks
 from core.errors import InputError, one_line
 from core.files import write_bytes
 from core.progress import progress
@@ -38,46 +39,54 @@ def run_jobs(
     job: Callable[[Item, Outcome, Callable[[int], None]], None],
     items: Iterable[Item],
     name: Callable[[Item], str],
-    total: int,
+    units: Callable[[Item], int],
     unit: str,
     workers: int,
     directory: str | Path,
+    length: Callable[[Item], float] | None = None,
 ) -> Outcome:
-    """Run `job(item, outcome, advance)` for every item, `workers` at a time; `advance(n)` moves the bar, of `total`.
+    """Run `job(item, outcome, advance)` for every item, `workers` at a time; `advance(n)` moves the bar by n units.
 
     The job fills its outcome. One that raises InputError or ValueError is a failure of that item alone; anything else
-    ends the run. Failures and notes are listed in files of the directory, those of a run that ends early too.
+    ends the run. Failures and notes are listed in files of the directory, those of a run that ends early too. Several
+    ranks share the items by their length (that in units, if no other is given), and all return the outcome of all.
     """
-    result, stop = Outcome(), threading.Event()
-    outcomes: list[Outcome] = []
-    with progress(total=total, unit=unit) as bar, ThreadPoolExecutor(max(workers, 1)) as pool:
+    items = list(items)
+    mine = ranks.share([(length or units)(item) for item in items])
+    outcomes = {number: Outcome() for number in mine}
+    stop = threading.Event()
+    total = sum(units(items[number]) for number in mine)
+    result = Outcome()
+    try:
+        with progress(total=total, unit=unit) as bar, ThreadPoolExecutor(max(workers, 1)) as pool:
 
-        def advance(units: int) -> None:
-            if stop.is_set():
-                raise InterruptedError("stopped")
-            bar.update(units)
+            def advance(by: int) -> None:
+                if stop.is_set():
+                    raise InterruptedError("stopped")
+                bar.update(by)
 
-        def run_one(item: Item, outcome: Outcome) -> None:
+            def run_one(item: Item, outcome: Outcome) -> None:
+                try:
+                    if not stop.is_set():
+                        job(item, outcome, advance)
+                except (InputError, ValueError) as error:
+                    outcome.failures.append(f"{name(item)}: {error}")
+
+            futures = [pool.submit(run_one, items[number], outcome) for number, outcome in outcomes.items()]
             try:
-                if not stop.is_set():
-                    job(item, outcome, advance)
-            except (InputError, ValueError) as error:
-                outcome.failures.append(f"{name(item)}: {error}")
-
-        futures = []
-        for item in items:
-            outcomes.append(Outcome())
-            futures.append(pool.submit(run_one, item, outcomes[-1]))
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done():
-                    future.result()
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            for outcome in outcomes:
-                result.add(outcome)
+                wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future.done():
+                        future.result()
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+        for others in ranks.all_gather(outcomes):
+            outcomes |= others
+    finally:
+        for _, outcome in sorted(outcomes.items()):
+            result.add(outcome)
+        if ranks.is_main_process():
             _list(result.failures, Path(directory, FAILURES))
             _list([*_kept_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
     return result

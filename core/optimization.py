@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from core import ranks
 from core.checkpoint import TrainingRun
 from core.custom_transforms import normalise
 from core.errors import RunError
@@ -46,15 +47,18 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """One pass with gradient steps. Returns the mean of each loss, and AUC and AP of the predictions on the way.
 
+    Of several ranks, whose model is that of `core.ranks.parallel`, all return the same, over the samples of all.
     Raises RunError, with the parts, as soon as a loss is not finite.
     """
     model.train()
 
-    def step(batch):
+    def step(index, batch):
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, precision):
             losses, logits, label = losses_of(model, batch)
             total = sum(losses.values())
+        if ranks.get_world_size() > 1:
+            total = total * loader.batch_sampler.weight(index)
         total.backward()
         optimizer.step()
         return losses, logits, label
@@ -69,7 +73,7 @@ def evaluate(
     """One pass in evaluation mode. Returns and raises as `train_one_epoch`."""
     model.eval()
 
-    def step(batch):
+    def step(_, batch):
         with autocast(device, precision):
             return losses_of(model, batch)
 
@@ -84,7 +88,7 @@ def _run_epoch(name: str, step: Callable, loader: DataLoader, device: torch.devi
     bar = progress(loader, desc=name, unit="batch", leave=False)
     for index, batch in enumerate(bar):
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        losses, output, label = step(batch)
+        losses, output, label = step(index, batch)
         for key, loss in losses.items():
             sums[key] = sums.get(key, 0) + loss.detach().double() * len(label)
         count += len(label)
@@ -101,9 +105,15 @@ def _run_epoch(name: str, step: Callable, loader: DataLoader, device: torch.devi
                     )
             unseen.clear()
             bar.set_postfix({key: f"{value.item() / count:.4f}" for key, value in sums.items()}, refresh=False)
-    scores = speaking_score(torch.cat(logits).float().cpu().numpy())
-    positive = torch.cat(labels).cpu().numpy() == 1
-    result = {f"loss_{key}": value.item() / count for key, value in sums.items()}
+    return _metrics({key: value.item() for key, value in sums.items()}, logits, labels)
+
+
+def _metrics(sums: dict[str, float], logits: list[torch.Tensor], labels: list[torch.Tensor]) -> dict[str, float]:
+    """Means of the losses, AUC and AP over the samples of all ranks."""
+    own = (sums, *(torch.cat(parts).float().cpu().numpy() for parts in (logits, labels))) if labels else None
+    all_sums, all_logits, all_labels = zip(*filter(None, ranks.all_gather(own)), strict=True)
+    scores, positive = speaking_score(np.concatenate(all_logits)), np.concatenate(all_labels) == 1
+    result = {f"loss_{key}": sum(part[key] for part in all_sums) / len(positive) for key in all_sums[0]}
     result["auc"] = roc_auc(scores, positive)
     result["ap"] = average_precision(scores, positive) if positive.any() else float("nan")
     return result
@@ -120,19 +130,22 @@ def fit(
 ) -> None:
     """Train to `params["epochs"]`, from where the run stands: Adam, the learning rate decayed in steps.
 
+    Where there are several ranks they go in step; each has the model, its part of every batch, and the same run.
     The parameters are those of `STE_optimization_params` and `ASC_optimization_params` in the configuration.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=params["learning_rate"])
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, params["step_size"], params["gamma"])
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     run.restore(parts)
+    network = ranks.parallel(model, device)
     keep_freed_memory()
     if run.epoch:
         print(f"resuming after epoch {run.epoch}")
     for epoch in range(run.epoch + 1, params["epochs"] + 1):
         row = {"epoch": epoch, "learning_rate": scheduler.get_last_lr()[0]}
         train_loader.batch_sampler.sampler.epoch = epoch
-        train = train_one_epoch(model, train_loader, losses_of, optimizer, device, params["precision"])
+        train = train_one_epoch(network, train_loader, losses_of, optimizer, device, params["precision"])
+        ranks.share_buffers(network)
         val = evaluate(model, val_loader, losses_of, device, params["precision"])
         scheduler.step()
         row |= {f"train_{key}": value for key, value in train.items()}

@@ -4,9 +4,11 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from core import ranks
 from core.annotations import FaceTable
 from core.errors import InputError
 from core.files import existing_files, lock, setting_behind, write_json
@@ -18,7 +20,7 @@ class ResultDirectory:
     """What a forward stage fills: `<video_id>` + each suffix, and a file of settings.
 
     Raises InputError where results lie that were made with other settings, unless they are to be overwritten.
-    `decisive` names the settings that results depend on.
+    `decisive` names the settings that results depend on. Of several ranks, rank 0 looks and writes for all.
     """
 
     def __init__(
@@ -32,11 +34,17 @@ class ResultDirectory:
     ):
         self.directory, self.path, self.settings = directory, directory / name, settings
         self.suffixes, self.overwrite = suffixes, overwrite
+        self._lock: IO | None = None
+        self._look(decisive)
+
+    @ranks.on_main
+    def _look(self, decisive: tuple[str, ...]) -> None:
+        directory, name = self.directory, self.path.name
         self._lock = lock(directory) if directory.is_dir() else None
         strangers = sorted(file for file in existing_files(directory) if file.endswith("_cfg.json") and file != name)
         if strangers:
             raise InputError(f"{directory}: holds what another stage made ({strangers[0]}); choose another directory")
-        if overwrite:
+        if self.overwrite:
             return
         if not self.path.exists():
             if any(file.endswith(".csv") for file in existing_files(directory)):
@@ -48,10 +56,11 @@ class ResultDirectory:
         except (ValueError, TypeError, RecursionError):
             raise InputError(f"{self.path}: not a file of settings; remove it or pass --overwrite") from None
         for key in decisive:
-            if before.get(key) != settings[key]:
-                change = f"{key} {str(before.get(key))[:60]}, now {str(settings[key])[:60]}"
+            if before.get(key) != self.settings[key]:
+                change = f"{key} {str(before.get(key))[:60]}, now {str(self.settings[key])[:60]}"
                 raise InputError(f"{directory}: made with {change}; choose another directory or pass --overwrite")
 
+    @ranks.on_main
     def done(self, table: FaceTable, some: bool = False, sources: list[Path] | None = None) -> list[bool]:
         """Which of the films need not be made.
 
@@ -65,6 +74,7 @@ class ResultDirectory:
             here[video] = fresh and holds_rows(path, table, table.rows_of_video(video), some)
         return here
 
+    @ranks.on_main
     def begin(self, video_ids: list[str]) -> None:
         """Make room: remove what is to be overwritten and save the settings. Call it once all input was found usable.
 
@@ -92,8 +102,13 @@ def saved_settings(path: Path, settings: dict) -> Iterator[None]:
 
     Raises InputError where a run with --overwrite was cut short, which leaves old and new mixed, and is not repeated.
     """
+
+    @ranks.on_main
+    def save(overwriting: bool) -> None:
+        write_json(path, {**settings, "overwriting": overwriting})
+
     if not settings["overwrite"] and setting_behind(path.parent, path.name, "overwriting"):
         raise InputError(f"{path.parent}: a run with --overwrite was cut short, old and new are mixed; pass it again")
-    write_json(path, {**settings, "overwriting": settings["overwrite"]})
+    save(settings["overwrite"])
     yield
-    write_json(path, {**settings, "overwriting": False})
+    save(False)

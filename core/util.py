@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from core import ranks
 from core.command_line import require_file
 from core.errors import InputError
 
@@ -17,15 +18,20 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def get_device(name: str) -> torch.device:
-    """`cpu`, or the CUDA device of that number. Raises InputError where there is none: never a silent fall-back."""
+    """`cpu`, or the CUDA device of that number, counted on by a rank's number on its machine.
+
+    Raises InputError where there is none: never a silent fall-back.
+    """
     if name == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(name) >= count:
+    number = int(name) + ranks.get_local_rank()
+    if number >= count:
         have = f"CUDA devices 0 to {count - 1} are here" if count else "no CUDA device is here"
-        raise InputError(f"cuda_device {name}: {have}; pass cpu to run on the CPU")
-    torch.cuda.set_device(int(name))  # else helpers such as the thread that pins memory open the first one too
-    return torch.device("cuda", int(name))
+        local = f" and local rank {ranks.get_local_rank()}" if ranks.get_world_size() > 1 else ""
+        raise InputError(f"cuda_device {name}{local}: {have}; pass cpu to run on the CPU")
+    torch.cuda.set_device(number)  # else helpers such as the thread that pins memory open the first one too
+    return torch.device("cuda", number)
 
 
 def keep_freed_memory() -> None:
@@ -42,9 +48,9 @@ def keep_freed_memory() -> None:
 
 
 def device_label(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    cuda = device.type == "cuda"
+    label = f"{device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'})"
+    return label if ranks.get_world_size() == 1 else f"{ranks.get_world_size()} ranks, the first on {label}"
 
 
 def spare_memory(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Stage 1: the sound of every film as a 16 kHz mono wav.
 
     python data/extract_audio_tracks.py
+    torchrun --nproc-per-node=4 data/extract_audio_tracks.py
 
 Reads <ava-video-dir>/<video_id>.<ext>, writes <target-audios>/<video_id>.wav. Wavs that are there are kept.
 """
@@ -75,10 +76,14 @@ def main(args: argparse.Namespace) -> int:
             outcome.notes += [f"{film.name}: its sound is damaged ({complaint})" for complaint in complaints]
         advance(1)
 
+    def size(video_id: str) -> int:
+        film = films[video_id]
+        return film.stat().st_size if film.exists() else 0  # a link to nothing is listed with what failed
+
     with saved_settings(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args)):
-        outcome = run_jobs(extract, films, str, len(films), "film", args.workers, args.target_audios)
+        outcome = run_jobs(extract, films, str, lambda _: 1, "film", args.workers, args.target_audios, size)
     return report(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), distributed=True)

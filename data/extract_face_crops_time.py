@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
 from core.annotations import read_annotations
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import STE_inputs, annotation_csvs, data_inputs
@@ -57,11 +59,12 @@ def main(args: argparse.Namespace) -> int:
             with Film(path) as film:
                 cut_film(table, todo, film, output_dir, outcome, advance)
 
-    videos = range(len(table.video_ids))
+    videos, name = range(len(table.video_ids)), table.video_ids.__getitem__
+    rows_of = np.bincount(table.video, minlength=len(videos))
     rows = table.digest()
     before = rows if args.overwrite else setting_behind(output_dir, CFG, "rows") or rows
     with saved_settings(output_dir / CFG, {**vars(args), "rows": before}):  # the rows that crops were first cut for
-        outcome = run_jobs(extract, videos, table.video_ids.__getitem__, len(table), "row", args.workers, output_dir)
+        outcome = run_jobs(extract, videos, name, rows_of.__getitem__, "row", args.workers, output_dir)
     if rows != before and outcome.skipped:
         outcome.notes.append("the annotations are others than at first: where boxes have changed, pass --overwrite")
     after = "python STE_train.py 11 0" if args.split == "train" else f"python STE_forward.py 11 0 --split {args.split}"
@@ -69,4 +72,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), distributed=True)

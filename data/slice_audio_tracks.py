@@ -75,10 +75,10 @@ def main(args: argparse.Namespace) -> int:
     if existing and setting_behind(output_dir, CFG, "align") not in (None, align):
         raise InputError(f"{output_dir}: cut from sound made with another --align than there is now; pass --overwrite")
     with saved_settings(output_dir / CFG, {**vars(args), "align": align}):
-        count, name = len(first), table.video_ids.__getitem__
-        outcome = run_jobs(slice_film, videos, name, count, "track", args.workers, output_dir)
+        name, tracks = table.video_ids.__getitem__, np.bincount(table.track_video(), minlength=len(videos))
+        outcome = run_jobs(slice_film, videos, name, tracks.__getitem__, "track", args.workers, output_dir)
     return report(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    run(main, get_args_parser(), distributed=True)

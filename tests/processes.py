@@ -11,11 +11,12 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, reload
 from pathlib import Path
 from unittest import mock
@@ -107,6 +108,32 @@ class Running:
 def run(directory: Path, script: str, *args: object, trouble: Trouble | None = None):
     """Run a script to its end. `directory` holds what it prints."""
     return Running(directory, script, *args, trouble=trouble).wait()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start_ranks(
+    directory: Path, world_size: int, script: str, *args: object, troubles: dict[int, Trouble] | None = None
+) -> list[Running]:
+    """Start a script as torchrun would, once for every rank; `troubles` are of single ranks."""
+    place = (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(free_port())))
+    running = []
+    for rank in range(world_size):
+        trouble = (troubles or {}).get(rank, Trouble())
+        own = (("RANK", str(rank)), ("LOCAL_RANK", str(rank)), ("WORLD_SIZE", str(world_size)))
+        trouble = replace(trouble, environment=(*trouble.environment, *place, *own))
+        running.append(Running(directory, script, *args, trouble=trouble))
+    return running
+
+
+def run_ranks(directory: Path, world_size: int, script: str, *args: object, troubles: dict[int, Trouble] | None = None):
+    """Run a script with several ranks to the end of all. Returns what became of each."""
+    return [running.wait() for running in start_ranks(directory, world_size, script, *args, troubles=troubles)]
 
 
 def _child(args: list[str], out: Path, err: Path, trouble: Trouble) -> None:

@@ -1,0 +1,284 @@
+"""Ranks: the processes that do one stage together, on one machine or on many, as torchrun or srun starts them.
+
+Each is told who it is by its environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Without these a
+process is rank 0 of 1, and nothing in here starts, waits or imports torch.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import heapq
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from core.errors import InputError, RunError, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_WAIT = timedelta(days=1)  # for a rank with more to do; one that has died is noticed by its connection
+_CONNECT = timedelta(minutes=5)  # for all ranks to be started
+_LOST = "another rank has died or cannot be reached"
+_store: "torch.distributed.Store | None" = None  # what ranks note for each other beside the group
+_SECOND_SAY = 0.5  # seconds in which rank 0 alone tells a cause, as it may be that of all
+_LAST_SAY = 2  # seconds in which torchrun ends those who have only lost another, and names that one as the cause
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+Value = TypeVar("Value")
+
+
+# Who is who
+
+
+def get_rank() -> int:
+    """Number of this process among all, from 0."""
+    return _number("RANK", 0) if get_world_size() > 1 else 0
+
+
+def get_world_size() -> int:
+    """How many processes there are."""
+    return max(_number("WORLD_SIZE", 1), 1)
+
+
+def get_local_rank() -> int:
+    """Number of this process among those on its machine, from 0."""
+    return _number("LOCAL_RANK", 0) if get_world_size() > 1 else 0
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, which alone prints and writes what there is one of."""
+    return get_rank() == 0
+
+
+def _number(name: str, default: int) -> int:
+    return int(text) if _is_number(text := os.environ.get(name, "")) else default
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Meet the other ranks, and wait for them at the end; alone, nothing.
+
+    The group is of gloo, for small things between hosts; gradients on CUDA go through the one that `parallel` makes.
+    Raises InputError where the environment is not that of a rank.
+    """
+    global _store
+    told = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if told[name] and not _is_number(told[name]):
+            raise InputError(f"the environment variable {name} is {told[name]!r}, not a number; torchrun sets it")
+    if get_world_size() == 1:
+        yield
+        return
+    absent = [name for name in told if not told[name]]
+    if absent:
+        raise InputError(f"WORLD_SIZE is {told['WORLD_SIZE']}, but {absent[0]} is not set; torchrun sets all of them")
+    if get_rank() >= get_world_size():
+        raise InputError(f"RANK is {told['RANK']}, but WORLD_SIZE only {told['WORLD_SIZE']}")
+    from torch import distributed
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    place = f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}"
+    try:
+        store, rank, world_size = next(distributed.rendezvous("env://", timeout=_CONNECT))
+        _store = distributed.PrefixStore(_meet(store, rank, world_size), store)
+        distributed.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=_WAIT)
+    except ValueError as error:
+        raise InputError(f"MASTER_ADDR and MASTER_PORT are {place}: {error}") from None
+    except RuntimeError as error:
+        raise RunError(f"the {get_world_size()} ranks did not all meet at {place}: {_reason(error)}") from None
+    yield
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> str:
+    """A name for this start that all ranks agree on.
+
+    torchrun keeps one store through its restarts, and the addresses that dead ranks left in it lead nowhere. So each
+    rank says hello by a word of its own, rank 0 answers it with the name, and waits until all have heard.
+    """
+    if rank > 0:
+        word = secrets.token_hex(8)
+        store.set(f"hello/{rank}", word)
+        name = store.get(word).decode()
+        store.set(f"{name}/{rank}", "heard")
+        return name
+    name, waiting, end = str(store.add("starts", 1)), set(range(1, world_size)), time.monotonic() + _CONNECT.seconds
+    while waiting:
+        if time.monotonic() > end:
+            raise RuntimeError(f"no word of rank {min(waiting)} in {_CONNECT.seconds} s")
+        for other in sorted(waiting):
+            if store.check([f"hello/{other}"]):
+                store.set(store.get(f"hello/{other}").decode(), name)
+            if store.check([f"{name}/{other}"]):
+                waiting.remove(other)
+        time.sleep(0.01)
+    return name
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when the one that started it dies, however that may be."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# What ranks tell each other
+
+
+def on_main(function: Callable[..., Value]) -> Callable[..., Value]:
+    """The function called by rank 0 alone, and what it returns given to all; a decorator too."""
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        if get_world_size() == 1:
+            return function(*args, **options)
+        from torch import distributed
+
+        value = [function(*args, **options) if is_main_process() else None]
+        distributed.broadcast_object_list(value, src=0)
+        return value[0]
+
+    return call
+
+
+def all_gather(value: Value) -> list[Value]:
+    """The values of all ranks, by rank."""
+    if get_world_size() == 1:
+        return [value]
+    from torch import distributed
+
+    values: list = [None] * get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def share(lengths: Sequence[float]) -> list[int]:
+    """Which of some items, whose lengths these are, this rank is to take, in order."""
+    return sorted(on_main(deal)(lengths, get_world_size())[get_rank()])
+
+
+def deal(lengths: Sequence[float], hands: int) -> list[list[int]]:
+    """Items by their lengths into so many hands that end at about the same time.
+
+    The longest is given out first, each to the hand that holds the least so far.
+    """
+    result: list[list[int]] = [[] for _ in range(hands)]
+    loads = [(0.0, 0, hand) for hand in range(hands)]
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        load, count, hand = loads[0]
+        heapq.heapreplace(loads, (load + lengths[item], count + 1, hand))
+        result[hand].append(item)
+    return result
+
+
+def require_even_batch(batch_size: int) -> None:
+    """Raise InputError where the samples of a step cannot be split evenly over the ranks."""
+    world_size = get_world_size()
+    if rest := batch_size % world_size:
+        near = " or ".join(str(size) for size in (batch_size - rest, batch_size - rest + world_size) if size)
+        problem = f"a batch of {batch_size} over {world_size} ranks leaves a remainder of {rest}"
+        raise InputError(f"{problem}; pass --batch-size {near}, or start another number of ranks")
+
+
+def require_same(what: str, value: object) -> None:
+    """Raise InputError where the value, which has an `==`, is not the same on all ranks."""
+    values = all_gather(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            advice = "is every path on a disk that all machines share?"
+            raise InputError(f"rank {rank} sees other {what} than rank 0 ({other}, not {values[0]}); {advice}")
+
+
+# Networks
+
+
+def parallel(network: "nn.Module", device: "torch.device") -> "nn.Module":
+    """The network wrapped such that gradients are averaged over the ranks; alone, the network as it is.
+
+    On CUDA its batch norms become synchronised ones, in place; parameters and their names stay.
+    """
+    if get_world_size() == 1:
+        return network
+    from torch import distributed
+    from torch.nn import SyncBatchNorm
+    from torch.nn.parallel import DistributedDataParallel
+
+    if device.type != "cuda":
+        return DistributedDataParallel(network)
+    group = distributed.new_group(backend="nccl")
+    SyncBatchNorm.convert_sync_batchnorm(network, group)
+    return DistributedDataParallel(network, device_ids=[device.index], process_group=group)
+
+
+def share_buffers(network: "nn.Module") -> None:
+    """Give all ranks rank 0's buffers, what its batch norm has seen: they are not learned, so nothing else does."""
+    if get_world_size() == 1:
+        return
+    from torch import distributed
+
+    for buffer in network.buffers():
+        distributed.broadcast(buffer, 0, group=network.process_group)
+
+
+# Ends
+
+
+def tell(cause: str) -> bool:
+    """Note why this rank ends, for torchrun's summary too. Returns whether it is the first with this cause.
+
+    So what has befallen all ranks is said by one of them, and that one was lost only where it did not say why.
+    """
+    lost = cause.startswith(_LOST)
+    if get_world_size() > 1 and (lost or not is_main_process()):
+        time.sleep(_LAST_SAY if lost else _SECOND_SAY)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            extra = {"py_callstack": one_line(cause), "timestamp": str(int(time.time()))}  # the first is what is shown
+            json.dump({"message": {"message": one_line(cause), "extraInfo": extra}}, file)
+    if _store is None:
+        return True
+    key = _LOST if lost else hashlib.sha256(cause.encode(errors="replace")).hexdigest()
+    try:
+        causes = _store.add("causes", 0 if lost else 1)
+        return _store.add(key, 1) == 1 and not (lost and causes)
+    except RuntimeError:  # the rank that keeps the notes is gone
+        return True
+
+
+def leave(status: int) -> None:
+    """End this rank at once, as a device that waits for the others would hold up an orderly end; alone, nothing."""
+    if get_world_size() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_main_process():
+        time.sleep(2 * _SECOND_SAY)  # for those who ask whether their cause is told, as rank 0 may keep the notes
+    os._exit(status)
+
+
+def lost_rank(error: Exception) -> str | None:
+    """One line for what torch says where another rank has gone, None for anything else."""
+    text = str(error)
+    if get_world_size() == 1 or not ("gloo" in text or "NCCL" in text or type(error).__name__.startswith("Dist")):
+        return None
+    return f"{_LOST} ({_reason(error)}); if it left no line here, the system may have killed it: see torchrun's summary"
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, without the place in its source and its good wishes."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^\[[^]]*\] ", "", lines[0]).partition(". ")[0]
