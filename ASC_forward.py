@@ -80,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
                 require_finite(table, rows, logits, args.features_val_full)
                 write_predictions(output_dir, table, rows, logits)
             bar.update(len(rows))
+    ranks.wait_for_all()
     print(f"predictions of {len(table.video_ids)} videos: {output_dir}")
     print("next: python ASC_prediction_postprocessing.py")
 

@@ -99,6 +99,7 @@ def main(args: argparse.Namespace) -> None:
                         at = np.searchsorted(rows_of_video, rows)
                         logits[at], features[at] = joint, encoded
                         bar.update(len(rows))
+    ranks.wait_for_all()
     print(f"features of {len(done)} videos: {output_dir}")
     again = f"STE_forward.py {args.clip_length} {args.cuda_device} --split val --weights {args.weights}"
     print(f"next: python {again if args.split == 'train' else 'STE_postprocessing.py'}")

@@ -101,7 +101,7 @@ def process_group() -> Iterator[None]:
     except RuntimeError as error:
         raise RunError(f"the {get_world_size()} ranks did not all meet at {place}: {_reason(error)}") from None
     yield
-    distributed.barrier()
+    wait_for_all()
     distributed.destroy_process_group()
 
 
@@ -164,6 +164,11 @@ def all_gather(value: Value) -> list[Value]:
     values: list = [None] * get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def wait_for_all() -> None:
+    """Wait until all ranks have come here."""
+    all_gather(None)
 
 
 def share(lengths: Sequence[float]) -> list[int]:
