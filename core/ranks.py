@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_WAIT = timedelta(days=1)  # for a rank with more to do; one that has died is noticed by its connection
+# A rank that dies is noticed by its connection, at once. How long to wait for one whose machine is gone without a word:
+_WAIT = timedelta(days=1)  # where ranks have films of their own, which take what they take
+_STEP = timedelta(minutes=10)  # where they go in step
 _CONNECT = timedelta(minutes=5)  # for all ranks to be started
 _LOST = "another rank has died or cannot be reached"
 _store: "torch.distributed.Store | None" = None  # what ranks note for each other beside the group
@@ -222,9 +224,9 @@ def parallel(network: "nn.Module", device: "torch.device") -> "nn.Module":
     from torch.nn import SyncBatchNorm
     from torch.nn.parallel import DistributedDataParallel
 
+    group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=_STEP)
     if device.type != "cuda":
-        return DistributedDataParallel(network)
-    group = distributed.new_group(backend="nccl")
+        return DistributedDataParallel(network, process_group=group)
     SyncBatchNorm.convert_sync_batchnorm(network, group)
     return DistributedDataParallel(network, device_ids=[device.index], process_group=group)
 

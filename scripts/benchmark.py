@@ -4,6 +4,7 @@
     python scripts/benchmark.py --device 0          # the network stages on the first GPU
     python scripts/benchmark.py --stages crops annotations
     python scripts/benchmark.py --minutes 1 --clips 4 --contexts 500 --annotation-rows 50000      # a quick look
+    python scripts/benchmark.py --stages --ranks 2  # nothing but films shared by two ranks: ten minutes
 
 Stages are run through their command lines, from files on disk to files on disk, at three sizes. The rate is that of
 the largest, start-up and all, and beside it the rate at which further rows are done. The ceiling is measured just
@@ -11,12 +12,16 @@ before: the rate of a bare tool, or the rate of products of 4096 x 4096 matrices
 Growth is the cost of a further row between the larger sizes over that between the smaller ones: 1 where a stage is
 linear. Memory is what the processes of a stage hold together, the page cache not counted; where a function is measured
 and not a script (annotations, loader, opening, assembling), it is what the function adds.
+
+With --ranks the stages whose films ranks share are run once more, on four films, by one process and by so many ranks.
+Their ceiling is the rate at which the single process's seconds of CPU would be used up were every core always busy.
 """
 
 import argparse
 import multiprocessing
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -52,6 +57,7 @@ from core.util import device_label, get_device, input_dtype, keep_freed_memory
 from core.video import run_ffmpeg
 
 ROOT = Path(__file__).resolve().parents[1]
+CORES = os.cpu_count() or 1
 SCALES = (1, 4, 16)
 GFLOP = {"STE forward": 2.62, "STE training": 7.86, "ASC forward": 0.07, "ASC training": 0.21}  # a row
 FPS, FACES, TRACK_ROWS = 25, 2, 25  # of the film: two faces in every frame, a track a second
@@ -133,14 +139,17 @@ def watched(process: int, wait: Callable[[], object]) -> tuple[float, int]:
     return time.perf_counter() - start, max(peak)
 
 
-def measure_script(script: str, *args: object) -> tuple[float, int]:
+def measure_script(script: str, *args: object, ranks: int = 1) -> tuple[float, int]:
     """Run a script of the project; seconds and bytes. Raises RunError where it fails."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        output: list[str] = []
-        result = watched(process.pid, lambda: output.append(process.communicate()[0]))
+    torchrun = ("-m", "torch.distributed.run", f"--nproc-per-node={ranks}")
+    command = [sys.executable, *(torchrun if ranks > 1 else ()), str(ROOT / script), *map(str, args)]
+    threads = {"OMP_NUM_THREADS": str(max(CORES // ranks, 1))} if ranks > 1 else {}
+    output: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env={**os.environ, **threads}, **output) as process:
+        printed: list[str] = []
+        result = watched(process.pid, lambda: printed.append(process.communicate()[0]))
     if process.returncode:
-        last = "".join(output[0].strip().splitlines()[-1:])
+        last = "".join(printed[0].strip().splitlines()[-1:])
         raise RunError(f"{script}: exit status {process.returncode}: {last}")
     return result
 
@@ -242,7 +251,7 @@ def make_film(work: Path, minutes: int) -> Path:
     return path
 
 
-def film_csv(path: Path, rows: int, faces: int = FACES) -> Path:
+def film_csv(path: Path, rows: int, faces: int = FACES, video: str = "film") -> Path:
     """Annotations of the film's first rows: faces of 60 to 200 pixels side by side, who move to the right."""
     rng, lines = np.random.default_rng(0), []
     for track in range(-(-rows // (faces * TRACK_ROWS))):
@@ -252,7 +261,7 @@ def film_csv(path: Path, rows: int, faces: int = FACES) -> Path:
                 moment = round((track * TRACK_ROWS + position) / FPS, 2)
                 left = 0.05 + 0.45 * (face % FACES) + 0.005 * position
                 box = f"{left:.6f},0.2,{left + width:.6f},{0.2 + 2 * width:.6f}"
-                lines.append(f"film,{moment},{box},{label},film_{track:04d}:{face}\n")
+                lines.append(f"{video},{moment},{box},{label},{video}_{track:04d}:{face}\n")
     write_bytes(path, "".join(lines[:rows]).encode())
     return path
 
@@ -667,6 +676,83 @@ def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
     return [figure]
 
 
+# Ranks
+
+
+@dataclass
+class Shared:
+    """One line of the table of ranks: films shared by one process and by several ranks."""
+
+    stage: str
+    unit: str
+    size: int
+    seconds: dict[int, float] = field(default_factory=dict)  # by the number of ranks
+    cpu_seconds: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def ceiling(self) -> float:
+        """Units a second, were all cores busy with what the single process does and with nothing else."""
+        return self.size * CORES / self.cpu_seconds[1]
+
+    def rates(self) -> dict[int, float]:
+        return {ranks: self.size / seconds for ranks, seconds in self.seconds.items()}
+
+
+def cpu_seconds() -> float:
+    """Of all processes that have ended so far, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure_ranks(args: argparse.Namespace, work: Path) -> list[Shared]:
+    film = make_film(work, args.minutes)
+    root, videos = fresh(work / "shared"), [f"film{number}" for number in range(4)]
+    rows, encoded = FACES * FPS * 60 * args.minutes, SCALES[-1] * 2 * args.clips
+    for video in videos:
+        (root / "films").mkdir(exist_ok=True)
+        os.link(film, root / "films" / f"{video}{film.suffix}")
+        film_csv(root / "all" / f"{video}{OFFICIAL_SUFFIX}", rows, video=video)
+        film_csv(root / "some" / f"{video}{OFFICIAL_SUFFIX}", encoded, video=video)
+    films, wavs, slices, crops = (root / name for name in ("films", "wavs", "slices", "crops"))
+    store = make_store(work, 4 * SCALES[-1] * args.contexts)
+    every = ("--csv", root / "all", "--split", "train")
+    clips = ("--csv", root / "some", "--split", "train", "--audio-dir", slices, "--video-dir", crops)
+    networks = ("--weights", work / "STE.pth", "--output-dir", root / "features", "--precision", "bf16")
+    contexts = ("--features-val-full", store, "--weights", work / "ASC.pth", "--output-dir", root / "predictions")
+    tracks = 4 * rows // TRACK_ROWS
+    stages: list[tuple[str, str, int, tuple]] = [
+        ("sound of the films", "s of film", 4 * 60 * args.minutes, ("data/extract_audio_tracks.py",
+            "--ava-video-dir", films, "--target-audios", wavs)),
+        ("sound of the tracks", "tracks", tracks, ("data/slice_audio_tracks.py",
+            *every, "--ava-audio-dir", wavs, "--output-dir", slices)),
+        ("faces", "rows", 4 * rows, ("data/extract_face_crops_time.py",
+            *every, "--ava-video-dir", films, "--output-dir", crops)),
+        ("STE forward, bf16", "rows", 4 * encoded, ("STE_forward.py", CLIP_LENGTH, args.device, *clips, *networks)),
+        ("ASC forward, fp32", "rows", 4 * SCALES[-1] * args.contexts, ("ASC_forward.py",
+            *CONTEXT, args.device, *contexts)),
+    ]  # fmt: skip
+    result = []
+    for stage, unit, size, command in stages:
+        shared = Shared(stage, unit, size)
+        for ranks in (1, args.ranks):
+            before = cpu_seconds()
+            shared.seconds[ranks], _ = measure_script(*command, "--overwrite", ranks=ranks)
+            shared.cpu_seconds[ranks] = cpu_seconds() - before
+            print(f"  {stage}: {size} {unit} by {ranks} in {shared.seconds[ranks]:.2f} s", flush=True)
+        result.append(shared)
+    return result
+
+
+def markdown_of_ranks(shared: list[Shared], ranks: int) -> str:
+    head = ["stage", "size", "one process", f"{ranks} ranks", "ratio", "ceiling", f"share, {ranks} ranks"]
+    lines = [head, ["---"] * len(head)]
+    for line in shared:
+        one, several = (line.rates()[count] for count in (1, ranks))
+        rates = (f"{one:,.0f} {line.unit}/s", f"{several:,.0f}", f"{several / one:.2f}", f"{line.ceiling:,.0f}")
+        lines.append([line.stage, f"{line.size:,}", *rates, f"{several / line.ceiling:.2f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 # The table
 
 
@@ -693,7 +779,7 @@ def describe_machine(device: str) -> dict[str, object]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = [line.split(":")[1].strip() for line in lines if "model name" in line]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__}
-    return {"cpu": cpu[0] if cpu else platform.processor(), "cores": os.cpu_count(), "device": device, **versions}
+    return {"cpu": cpu[0] if cpu else platform.processor(), "cores": CORES, "device": device, **versions}
 
 
 STAGES = {
@@ -712,7 +798,8 @@ def get_args_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--device", type=device_name, default="cpu", help="number of the CUDA device, or cpu")
     parser.add_argument("--work", default="benchmark", help="directory for the data, which is kept and used again")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=tuple(STAGES), help="what to measure")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=tuple(STAGES), help="what to measure")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="measure films shared by so many ranks as well")
     parser.add_argument("--minutes", type=positive_int, default=10, help="length of the film")
     parser.add_argument("--clips", type=positive_int, default=64, help="clips at the smallest size of the STE stages")
     parser.add_argument("--contexts", type=positive_int, default=4000, help="rows at the smallest size of ASC")
@@ -742,7 +829,14 @@ def main(args: argparse.Namespace) -> None:
             figures += measure(args, work)
             stages = [figure.numbers() for figure in figures]
             write_json(result, {"machine": machine, "stages": stages, "settings": vars(args)})
-    print(markdown(figures))
+    if figures:
+        print(markdown(figures))
+    if args.ranks > 1:
+        shared = measure_ranks(args, work)
+        numbers = [{**asdict(line), "ceiling": line.ceiling} for line in shared]
+        stages = [figure.numbers() for figure in figures]
+        write_json(result, {"machine": machine, "stages": stages, "ranks": numbers, "settings": vars(args)})
+        print(markdown_of_ranks(shared, args.ranks))
     print(f"numbers: {result}")
 
 
