@@ -6,6 +6,7 @@ Ranks are processes of their own that meet over gloo, as torchrun starts them; w
 import functools
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -503,3 +504,71 @@ class TestTorchrun:
         os.kill(agent.process.pid, signal.SIGKILL)
         agent.wait()
         wait_for(lambda: not any(map(is_alive, processes)), 20)
+
+
+# Slurm
+
+SRUN = """#!/bin/bash
+# Start the command once for every task, as srun does, and end with the worst status.
+[[ $1 == --* ]] && shift
+status=0 jobs=()
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$((task % SLURM_NTASKS_PER_NODE)) "$@" & jobs+=($!)
+done
+for job in "${jobs[@]}"; do wait "$job" || status=$?; done
+exit $status
+"""
+PYTHON = """#!/bin/bash
+# Note who is to run what.
+echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR:$MASTER_PORT|$*" >> "$NOTES"
+"""
+
+
+class TestSlurm:
+    @pytest.fixture
+    def submit(self, tmp_path):
+        """Run a job file as sbatch would, on machines of two tasks each; what each rank would have run."""
+
+        def submit(name: str, nodes: int, tasks: int, **variables: str) -> list[tuple[str, list[str]]]:
+            programs = {"srun": SRUN, "scontrol": "#!/bin/bash\necho first\necho second\n", "python": PYTHON}
+            for program, text in programs.items():
+                write_text(tmp_path / "bin" / program, text).chmod(0o755)
+            write_text(tmp_path / ".venv" / "bin" / "activate", "")
+            environment = {
+                **os.environ,
+                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                "NOTES": str(tmp_path / "notes"),
+                "SLURM_JOB_ID": "40123",
+                "SLURM_JOB_NODELIST": "first,second",
+                "SLURM_NTASKS": str(nodes * tasks),
+                "SLURM_NTASKS_PER_NODE": str(tasks),
+                "SLURM_CPUS_PER_TASK": "4",
+                **variables,
+            }
+            path = ROOT / "docs" / "slurm" / name
+            subprocess.run(["bash", path], cwd=tmp_path, env=environment, check=True)
+            lines = (tmp_path / "notes").read_text().splitlines()
+            return [(who, command.split()) for who, command in (line.split("|") for line in lines)]
+
+        return submit
+
+    @pytest.mark.parametrize(
+        ("name", "nodes", "tasks", "scripts"),
+        [
+            ("train.sbatch", 2, 2, ["STE_train.py"]),
+            ("forward.sbatch", 1, 2, ["STE_forward.py"] * 2),
+            ("crops.sbatch", 2, 1, [DATA[0], DATA[1], DATA[2], DATA[1], DATA[2]]),
+        ],
+    )
+    def test_every_rank_is_told_who_it_is(self, submit, name, nodes, tasks, scripts):
+        ranks = nodes * tasks
+        noted = submit(name, nodes, tasks, WEIGHTS="ava/100.pth")
+        expected = sorted(f"{rank} {rank % tasks} {ranks} first:20123" for rank in range(ranks))
+        assert [noted[place][1][0] for place in range(0, len(noted), ranks)] == scripts
+        for place in range(0, len(noted), ranks):
+            who, commands = zip(*noted[place : place + ranks], strict=True)
+            assert sorted(who) == expected
+            assert all(command == commands[0] for command in commands)
+            script, *arguments = commands[0]
+            module = runpy.run_path(str(ROOT / script))
+            module["get_args_parser"]().parse_args(arguments)  # refuses by ending the process
