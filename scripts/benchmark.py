@@ -13,7 +13,8 @@ Growth is the cost of a further row between the larger sizes over that between t
 linear. Memory is what the processes of a stage hold together, the page cache not counted; where a function is measured
 and not a script (annotations, loader, opening, assembling), it is what the function adds.
 
-With --ranks the stages whose films ranks share are run once more, on four films, by one process and by so many ranks.
+With --ranks the stages whose films ranks share are run once more, on four films, by one process and by so many ranks,
+with as many films at a time in all as there are cores.
 Their ceiling is the rate at which the single process's seconds of CPU would be used up were every core always busy.
 """
 
@@ -736,7 +737,8 @@ def measure_ranks(args: argparse.Namespace, work: Path) -> list[Shared]:
         shared = Shared(stage, unit, size)
         for ranks in (1, args.ranks):
             before = cpu_seconds()
-            shared.seconds[ranks], _ = measure_script(*command, "--overwrite", ranks=ranks)
+            workers = ("--workers", max(CORES // ranks, 1)) if command[0].startswith("data/") else ()
+            shared.seconds[ranks], _ = measure_script(*command, *workers, "--overwrite", ranks=ranks)
             shared.cpu_seconds[ranks] = cpu_seconds() - before
             print(f"  {stage}: {size} {unit} by {ranks} in {shared.seconds[ranks]:.2f} s", flush=True)
         result.append(shared)
