@@ -714,31 +714,31 @@ def measure_ranks(args: argparse.Namespace, work: Path) -> list[Shared]:
         os.link(film, root / "films" / f"{video}{film.suffix}")
         film_csv(root / "all" / f"{video}{OFFICIAL_SUFFIX}", rows, video=video)
         film_csv(root / "some" / f"{video}{OFFICIAL_SUFFIX}", encoded, video=video)
-    films, wavs, slices, crops = (root / name for name in ("films", "wavs", "slices", "crops"))
-    store = make_store(work, 4 * SCALES[-1] * args.contexts)
-    every = ("--csv", root / "all", "--split", "train")
-    clips = ("--csv", root / "some", "--split", "train", "--audio-dir", slices, "--video-dir", crops)
-    networks = ("--weights", work / "STE.pth", "--output-dir", root / "features", "--precision", "bf16")
-    contexts = ("--features-val-full", store, "--weights", work / "ASC.pth", "--output-dir", root / "predictions")
-    tracks = 4 * rows // TRACK_ROWS
-    stages: list[tuple[str, str, int, tuple]] = [
-        ("sound of the films", "s of film", 4 * 60 * args.minutes, ("data/extract_audio_tracks.py",
-            "--ava-video-dir", films, "--target-audios", wavs)),
-        ("sound of the tracks", "tracks", tracks, ("data/slice_audio_tracks.py",
-            *every, "--ava-audio-dir", wavs, "--output-dir", slices)),
-        ("faces", "rows", 4 * rows, ("data/extract_face_crops_time.py",
-            *every, "--ava-video-dir", films, "--output-dir", crops)),
-        ("STE forward, bf16", "rows", 4 * encoded, ("STE_forward.py", CLIP_LENGTH, args.device, *clips, *networks)),
-        ("ASC forward, fp32", "rows", 4 * SCALES[-1] * args.contexts, ("ASC_forward.py",
-            *CONTEXT, args.device, *contexts)),
+    films, wavs, slices, crops, features = (root / name for name in ("films", "wavs", "slices", "crops", "features"))
+    contexts, predictions = 4 * SCALES[-1] * args.contexts, root / "predictions"
+    store = make_store(work, contexts)
+    every, some = (("--split", "train", "--csv", root / name) for name in ("all", "some"))
+    clips = (CLIP_LENGTH, args.device, *some, "--audio-dir", slices, "--video-dir", crops, "--precision", "bf16")
+    rows_of_store = (*CONTEXT, args.device, "--features-val-full", store, "--weights", work / "ASC.pth")
+    stages: list[tuple[str, str, int, str, tuple, str, Path]] = [
+        ("sound of the films", "s of film", 4 * 60 * args.minutes, "data/extract_audio_tracks.py",
+            ("--ava-video-dir", films), "--target-audios", wavs),
+        ("sound of the tracks", "tracks", 4 * rows // TRACK_ROWS, "data/slice_audio_tracks.py",
+            (*every, "--ava-audio-dir", wavs), "--output-dir", slices),
+        ("faces", "rows", 4 * rows, "data/extract_face_crops_time.py",
+            (*every, "--ava-video-dir", films), "--output-dir", crops),
+        ("STE forward, bf16", "rows", 4 * encoded, "STE_forward.py",
+            (*clips, "--weights", work / "STE.pth"), "--output-dir", features),
+        ("ASC forward, fp32", "rows", contexts, "ASC_forward.py", rows_of_store, "--output-dir", predictions),
     ]  # fmt: skip
     result = []
-    for stage, unit, size, command in stages:
+    for stage, unit, size, script, inputs, flag, output in stages:
         shared = Shared(stage, unit, size)
         for ranks in (1, args.ranks):
+            workers = ("--workers", max(CORES // ranks, 1)) if script.startswith("data/") else ()
+            fresh(output)
             before = cpu_seconds()
-            workers = ("--workers", max(CORES // ranks, 1)) if command[0].startswith("data/") else ()
-            shared.seconds[ranks], _ = measure_script(*command, *workers, "--overwrite", ranks=ranks)
+            shared.seconds[ranks], _ = measure_script(script, *inputs, *workers, flag, output, ranks=ranks)
             shared.cpu_seconds[ranks] = cpu_seconds() - before
             print(f"  {stage}: {size} {unit} by {ranks} in {shared.seconds[ranks]:.2f} s", flush=True)
         result.append(shared)
