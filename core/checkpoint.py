@@ -3,6 +3,7 @@
 import os
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 import torch
@@ -21,8 +22,8 @@ class TrainingRun:
 
     `<epoch>.pth` are bare state_dicts, epochs counted from 1; `last.ckpt` holds the rest; `<name>_logs.csv` a row per
     epoch; `<name>_cfg.json` the settings. An epoch is done once it is in `last.ckpt`, which has the log in it too, so
-    a run killed anywhere goes on from its last whole epoch. Of several ranks all read it and rank 0 alone writes; how
-    many they are may change from one start to the next.
+    a run killed anywhere goes on from its last whole epoch. Of several ranks, rank 0 reads and writes for all; how many
+    they are may change from one start to the next.
 
     Raises InputError where a run lies there already and `resume` is not set, or was started with other settings.
     """
@@ -30,9 +31,14 @@ class TrainingRun:
     def __init__(self, models_out: str | Path, name: str, settings: dict, resume: bool):
         self.name, self.settings = name, {**settings, "ranks": ranks.get_world_size()}
         self.directory = Path(models_out, name)
-        self.log: list[dict] = []
-        self.state: dict | None = None
-        self._lock = lock(self.directory) if self.directory.is_dir() and ranks.is_main_process() else None
+        self._lock: IO | None = None
+        self.state: dict | None = self._look(resume)
+        self.log: list[dict] = self.state["log"] if self.state else []
+
+    @ranks.on_main
+    def _look(self, resume: bool) -> dict | None:
+        """What lies there to go on from."""
+        self._lock = lock(self.directory) if self.directory.is_dir() else None
         names = (name for name in existing_files(self.directory) if not name.startswith("."))
         found = sorted(name for name in names if name == LAST or name.endswith(".pth"))
         if found and not resume:
@@ -40,13 +46,14 @@ class TrainingRun:
             raise InputError(f"{self.directory}: a run lies here already ({found[-1]}): {advice}")
         if found and LAST not in found and found != ["1.pth"]:  # which a run killed in its first epoch may leave
             raise InputError(f"{self.directory}: weights, but no {LAST} to go on from; choose another --models-out")
-        if LAST in found:
-            self.state = load_checkpoint(self.directory / LAST)
-            kinds = {"model": dict, "optimizer": dict, "scheduler": dict, "log": list, "settings": dict}
-            if not all(isinstance(self.state.get(key), kind) for key, kind in {**kinds, "rng": torch.Tensor}.items()):
-                raise self._broken()
-            self._check_settings(self.state["settings"])
-            self.log = self.state["log"]
+        if LAST not in found:
+            return None
+        state = load_checkpoint(self.directory / LAST)
+        kinds = {"model": dict, "optimizer": dict, "scheduler": dict, "log": list, "settings": dict}
+        if not all(isinstance(state.get(key), kind) for key, kind in {**kinds, "rng": torch.Tensor}.items()):
+            raise self._broken()
+        self._check_settings(state["settings"])
+        return state
 
     @property
     def epoch(self) -> int:
@@ -59,7 +66,7 @@ class TrainingRun:
         Raises InputError where it learned from other rows before, or where other ranks do.
         """
         rows = {f"{split}_rows": table.digest() for split, table in tables.items()}
-        ranks.require_same("epochs or rows", (self.epoch, rows))
+        ranks.require_same("rows", rows)
         self.settings = {**self.settings, **rows}
         for split in tables:
             before = (self.state or {"settings": {}})["settings"].get(f"{split}_rows", rows[f"{split}_rows"])

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -128,19 +129,20 @@ def run(
             status = main(args) or 0
     except (InputError, RunError) as error:
         status = _fail(error, 2 if isinstance(error, InputError) else 1)
-    except (MemoryError, RuntimeError) as error:
-        fault = _fault_of_the_machine(error)
-        if fault is None:
-            raise
-        status = _fail(fault, 1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         status = _fail(f"{place}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1)
+    except Exception as error:
+        fault = _fault_of_the_machine(error)
+        if fault is None:
+            if not distributed or ranks.get_world_size() == 1:
+                raise
+            traceback.print_exc()
+        status = _fail(fault or f"{type(error).__name__}: {error}", 1)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
         advice = "the same command goes on (training: add --resume; with --overwrite it begins anew)"
         if ranks.is_main_process():  # Ctrl-C comes to all
-            ranks.tell("interrupted")
             print(f"interrupted; what was finished is kept: {advice}", file=sys.stderr)
         status = 130
     if status and distributed:
@@ -151,12 +153,11 @@ def run(
 def _fail(message: object, status: int) -> int:
     line = one_line(message)
     if ranks.tell(line):
-        rank = "" if ranks.is_main_process() else f"rank {ranks.get_rank()}: "
-        print(f"error: {rank}{line}", file=sys.stderr)
+        ranks.say(line)
     return status
 
 
-def _fault_of_the_machine(error: MemoryError | RuntimeError) -> str | None:
+def _fault_of_the_machine(error: Exception) -> str | None:
     """One line for what torch says when memory ends or one of its processes dies, None for anything else."""
     reason = (str(error).strip().splitlines() or ["no more of it"])[0].rstrip(".: ")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -164,7 +165,7 @@ def _fault_of_the_machine(error: MemoryError | RuntimeError) -> str | None:
     if reason.startswith("DataLoader worker") and ("killed" in reason or "exited" in reason):
         advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
         return f"a process that reads data died ({reason}); {advice}"
-    return ranks.lost_rank(error)
+    return ranks.lost_rank(error) if isinstance(error, RuntimeError) else None
 
 
 def require_different(paths: dict[str, str | Path | None]) -> None:

@@ -15,6 +15,7 @@ import re
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
 _WAIT = timedelta(days=1)  # where ranks have films of their own, which take what they take
 _STEP = timedelta(minutes=10)  # where they go in step
 _CONNECT = timedelta(minutes=5)  # for all ranks to be started
+_EVER = timedelta(days=3650)
 _LOST = "another rank has died or cannot be reached"
+_group: "torch.distributed.ProcessGroup | None" = None  # of gloo, of all ranks
 _store: "torch.distributed.Store | None" = None  # what ranks note for each other beside the group
 _SECOND_SAY = 0.5  # seconds in which rank 0 alone tells a cause, as it may be that of all
+_NOTES_KEPT = 5  # seconds in which rank 0, which may keep the notes, waits for the others to ask for them
 _LAST_SAY = 2  # seconds in which torchrun ends those who have only lost another, and names that one as the cause
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 Value = TypeVar("Value")
@@ -76,7 +80,7 @@ def process_group() -> Iterator[None]:
     The group is of gloo, for small things between hosts; gradients on CUDA go through the one that `parallel` makes.
     Raises InputError where the environment is not that of a rank.
     """
-    global _store
+    global _group, _store
     told = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         if told[name] and not _is_number(told[name]):
@@ -89,6 +93,7 @@ def process_group() -> Iterator[None]:
         raise InputError(f"WORLD_SIZE is {told['WORLD_SIZE']}, but {absent[0]} is not set; torchrun sets all of them")
     if get_rank() >= get_world_size():
         raise InputError(f"RANK is {told['RANK']}, but WORLD_SIZE only {told['WORLD_SIZE']}")
+    import torch
     from torch import distributed
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -97,14 +102,41 @@ def process_group() -> Iterator[None]:
     try:
         store, rank, world_size = next(distributed.rendezvous("env://", timeout=_CONNECT))
         _store = distributed.PrefixStore(_meet(store, rank, world_size), store)
-        distributed.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=_WAIT)
+        distributed.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=_CONNECT)
+        _group = distributed.new_group(backend="gloo", timeout=_WAIT)
+        watched = distributed.new_group(backend="gloo", timeout=_EVER)
     except ValueError as error:
         raise InputError(f"MASTER_ADDR and MASTER_PORT are {place}: {error}") from None
     except RuntimeError as error:
         raise RunError(f"the {get_world_size()} ranks did not all meet at {place}: {_reason(error)}") from None
+    others = range(1, world_size) if rank == 0 else [0]
+    watchers = [threading.Thread(target=_watch, args=(other, watched), daemon=True) for other in others]
+    for watcher in watchers:
+        watcher.start()
     yield
     wait_for_all()
+    for other in others:
+        distributed.send(torch.zeros(1), other, group=watched)
+    for watcher in watchers:
+        watcher.join()
     distributed.destroy_process_group()
+
+
+def _watch(other: int, group: "torch.distributed.ProcessGroup") -> None:
+    """End this rank where another dies, whatever this one is at: rank 0 watches all, and all of them rank 0.
+
+    What is waited for comes at the orderly end, and an error where the connection breaks before.
+    """
+    import torch
+    from torch import distributed
+
+    try:
+        distributed.recv(torch.zeros(1), other, group=group)
+    except RuntimeError as error:
+        cause = lost_rank(error) or str(error)
+        if tell(cause):
+            say(cause)
+        leave(1)
 
 
 def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> str:
@@ -142,7 +174,7 @@ def end_with_parent() -> None:
 
 
 def on_main(function: Callable[..., Value]) -> Callable[..., Value]:
-    """The function called by rank 0 alone, and what it returns given to all; a decorator too."""
+    """The function called by rank 0 alone, and what it returns, or raises, given to all; a decorator too."""
 
     @functools.wraps(function)
     def call(*args, **options):
@@ -150,9 +182,16 @@ def on_main(function: Callable[..., Value]) -> Callable[..., Value]:
             return function(*args, **options)
         from torch import distributed
 
-        value = [function(*args, **options) if is_main_process() else None]
-        distributed.broadcast_object_list(value, src=0)
-        return value[0]
+        answer: list = [None, None]
+        if is_main_process():
+            try:
+                answer[0] = function(*args, **options)
+            except (InputError, RunError) as error:
+                answer[1] = error
+        distributed.broadcast_object_list(answer, src=0, group=_group)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
 
     return call
 
@@ -164,7 +203,7 @@ def all_gather(value: Value) -> list[Value]:
     from torch import distributed
 
     values: list = [None] * get_world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=_group)
     return values
 
 
@@ -206,8 +245,7 @@ def require_same(what: str, value: object) -> None:
     values = all_gather(value)
     for rank, other in enumerate(values):
         if other != values[0]:
-            advice = "is every path on a disk that all machines share?"
-            raise InputError(f"rank {rank} sees other {what} than rank 0 ({other}, not {values[0]}); {advice}")
+            raise InputError(f"rank {rank} sees other {what} than rank 0; is every path on a disk that all share?")
 
 
 # Networks
@@ -258,12 +296,20 @@ def tell(cause: str) -> bool:
             json.dump({"message": {"message": one_line(cause), "extraInfo": extra}}, file)
     if _store is None:
         return True
-    key = _LOST if lost else hashlib.sha256(cause.encode(errors="replace")).hexdigest()
+    key = "lost" if lost else hashlib.sha256(cause.encode(errors="replace")).hexdigest()
     try:
         causes = _store.add("causes", 0 if lost else 1)
-        return _store.add(key, 1) == 1 and not (lost and causes)
+        first = _store.add(key, 1) == 1
+        _store.add("asked", 1)
+        return first and not (lost and causes)
     except RuntimeError:  # the rank that keeps the notes is gone
         return True
+
+
+def say(cause: str) -> None:
+    """Print why this rank ends."""
+    rank = "" if is_main_process() else f"rank {get_rank()}: "
+    print(f"error: {rank}{cause}", file=sys.stderr, flush=True)
 
 
 def leave(status: int) -> None:
@@ -272,16 +318,20 @@ def leave(status: int) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_main_process():
-        time.sleep(2 * _SECOND_SAY)  # for those who ask whether their cause is told, as rank 0 may keep the notes
+    if is_main_process() and _store is not None and _store.add("causes", 0):
+        end = time.monotonic() + _NOTES_KEPT
+        while _store.add("asked", 0) < get_world_size() and time.monotonic() < end:
+            time.sleep(0.05)
     os._exit(status)
 
 
 def lost_rank(error: Exception) -> str | None:
-    """One line for what torch says where another rank has gone, None for anything else."""
+    """One line for what torch says where ranks cannot speak any more, mostly for a dead one; None for anything else."""
     text = str(error)
     if get_world_size() == 1 or not ("gloo" in text or "NCCL" in text or type(error).__name__.startswith("Dist")):
         return None
+    if "NCCL" in text and not re.search("remote|closed|reset|time", text, re.IGNORECASE):
+        return f"NCCL failed: {text.strip().splitlines()[-1]} (NCCL_DEBUG=INFO tells more)"
     return f"{_LOST} ({_reason(error)}); if it left no line here, the system may have killed it: see torchrun's summary"
 
 

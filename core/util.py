@@ -28,8 +28,10 @@ def get_device(name: str) -> torch.device:
     number = int(name) + ranks.get_local_rank()
     if number >= count:
         have = f"CUDA devices 0 to {count - 1} are here" if count else "no CUDA device is here"
-        local = f" and local rank {ranks.get_local_rank()}" if ranks.get_world_size() > 1 else ""
-        raise InputError(f"cuda_device {name}{local}: {have}; pass cpu to run on the CPU")
+        advice = "pass cpu to run on the CPU"
+        if local := ranks.get_local_rank():
+            have, advice = f"for local rank {local} {have}", "start fewer ranks, each of which sees all devices"
+        raise InputError(f"cuda_device {name}: {have}; {advice}")
     torch.cuda.set_device(number)  # else helpers such as the thread that pins memory open the first one too
     return torch.device("cuda", number)
 

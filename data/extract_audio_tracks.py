@@ -77,8 +77,10 @@ def main(args: argparse.Namespace) -> int:
         advance(1)
 
     def size(video_id: str) -> int:
-        film = films[video_id]
-        return film.stat().st_size if film.exists() else 0  # a link to nothing is listed with what failed
+        try:
+            return films[video_id].stat().st_size
+        except OSError:  # it is listed with what failed
+            return 0
 
     with saved_settings(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args)):
         outcome = run_jobs(extract, films, str, lambda _: 1, "film", args.workers, args.target_audios, size)
