@@ -318,10 +318,11 @@ def leave(status: int) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_main_process() and _store is not None and _store.add("causes", 0):
-        end = time.monotonic() + _NOTES_KEPT
-        while _store.add("asked", 0) < get_world_size() and time.monotonic() < end:
-            time.sleep(0.05)
+    with contextlib.suppress(RuntimeError):
+        if is_main_process() and _store is not None and _store.add("causes", 0):
+            end = time.monotonic() + _NOTES_KEPT
+            while _store.add("asked", 0) < get_world_size() and time.monotonic() < end:
+                time.sleep(0.05)
     os._exit(status)
 
 
@@ -330,7 +331,7 @@ def lost_rank(error: Exception) -> str | None:
     text = str(error)
     if get_world_size() == 1 or not ("gloo" in text or "NCCL" in text or type(error).__name__.startswith("Dist")):
         return None
-    if "NCCL" in text and not re.search("remote|closed|reset|time", text, re.IGNORECASE):
+    if "NCCL" in text and not re.search("remote|closed|reset|timed out|timeout", text, re.IGNORECASE):
         return f"NCCL failed: {text.strip().splitlines()[-1]} (NCCL_DEBUG=INFO tells more)"
     return f"{_LOST} ({_reason(error)}); if it left no line here, the system may have killed it: see torchrun's summary"
 

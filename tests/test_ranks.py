@@ -371,6 +371,33 @@ def test_devices_are_counted_on_by_local_rank(monkeypatch):
     assert get_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "[x.cc:1] Connection closed by peer [::1]:9. See gloo/transport/tcp",
+            "another rank has died or cannot be reached",
+        ),
+        ("NCCL error in: x.cpp:1, remote process exited or there was a network error", "another rank has died"),
+        (
+            "NCCL error in: x.cpp:1, unhandled system error\nLast error:\nno space on /dev/shm",
+            "NCCL failed: no space on /dev",
+        ),
+        (
+            "NCCL error: CUDA driver version is insufficient for CUDA runtime version",
+            "NCCL failed: NCCL error: CUDA dri",
+        ),
+        ("shapes do not match", None),
+    ],
+)
+def test_what_torch_says_of_other_ranks_is_told_apart(monkeypatch, said, told):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = ranks.lost_rank(RuntimeError(said))
+    assert line is None if told is None else line.startswith(told)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert ranks.lost_rank(RuntimeError(said)) is None
+
+
 # Death
 
 
