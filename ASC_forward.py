@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
     store = FeatureStore(args.features_val_full)
     table = store.table
-    ranks.require_same("features", table.digest())
+    ranks.require_same("features", table.digest)
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
     done = results.done(table, sources=store.files)
     results.begin(table.video_ids)

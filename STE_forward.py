@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     results = ResultDirectory(output_dir, "STE_forward_cfg.json", settings, decisive, (".csv", ".npy"), args.overwrite)
 
     table = read_annotations(args.csv)
-    ranks.require_same("annotations", table.digest())
+    ranks.require_same("annotations", table.digest)
     audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
     done = results.done(table, args.skip_missing)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")

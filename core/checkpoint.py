@@ -66,7 +66,7 @@ class TrainingRun:
         Raises InputError where it learned from other rows before, or where other ranks do.
         """
         rows = {f"{split}_rows": table.digest() for split, table in tables.items()}
-        ranks.require_same("rows", rows)
+        ranks.require_same("rows", lambda: rows)
         self.settings = {**self.settings, **rows}
         for split in tables:
             before = (self.state or {"settings": {}})["settings"].get(f"{split}_rows", rows[f"{split}_rows"])

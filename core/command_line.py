@@ -151,9 +151,7 @@ def run(
 
 
 def _fail(message: object, status: int) -> int:
-    line = one_line(message)
-    if ranks.tell(line):
-        ranks.say(line)
+    ranks.fail(one_line(message), status)
     return status
 
 

@@ -160,7 +160,7 @@ def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missin
 
     Missing ones are dropped and counted with `skip_missing`; without it they are an InputError.
     """
-    ranks.require_same("annotations", table.digest())
+    ranks.require_same("annotations", table.digest)
     missing = ranks.on_main(find_missing)(table, audio_dir, video_dir)
     if not missing.rows.any():
         return table

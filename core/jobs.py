@@ -50,10 +50,10 @@ def run_jobs(
     The job fills its outcome. One that raises InputError or ValueError is a failure of that item alone; anything else
     ends the run. Failures and notes are listed in files of the directory, those of a run that ends early too. Several
     ranks share the items by their length (that in units, if no other is given), and all return the outcome of all;
-    where their run ends early, what is listed is rank 0's.
+    where one of them dies, nothing is listed.
     """
     items = list(items)
-    ranks.require_same("films", [name(item) for item in items])
+    ranks.require_same("films", lambda: [name(item) for item in items])
     mine = ranks.share([(length or units)(item) for item in items])
     outcomes = {number: Outcome() for number in mine}
     stop = threading.Event()

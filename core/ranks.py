@@ -7,8 +7,8 @@ process is rank 0 of 1, and nothing in here starts, waits or imports torch.
 import contextlib
 import ctypes
 import functools
-import hashlib
 import heapq
+import inspect
 import json
 import os
 import re
@@ -19,9 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from core.errors import InputError, RunError, one_line
+from core.errors import InputError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -34,10 +34,11 @@ _CONNECT = timedelta(minutes=5)  # for all ranks to be started
 _EVER = timedelta(days=3650)
 _LOST = "another rank has died or cannot be reached"
 _group: "torch.distributed.ProcessGroup | None" = None  # of gloo, of all ranks
-_store: "torch.distributed.Store | None" = None  # what ranks note for each other beside the group
-_SECOND_SAY = 0.5  # seconds in which rank 0 alone tells a cause, as it may be that of all
-_NOTES_KEPT = 5  # seconds in which rank 0, which may keep the notes, waits for the others to ask for them
-_LAST_SAY = 2  # seconds in which torchrun ends those who have only lost another, and names that one as the cause
+_watched: "torch.distributed.ProcessGroup | None" = None  # where a rank says that it ends, and with which status
+_ending = threading.Lock()
+_AFTER_RANK_0 = 0.5  # seconds in which rank 0 alone says a cause, as it may be that of all
+_AFTER_TORCHRUN = 2  # seconds in which torchrun ends those who have only lost another, and names that one as the cause
+_AFTER_WATCHERS = 10  # seconds in which those who watch find out more than an operation that failed
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 Value = TypeVar("Value")
 
@@ -80,7 +81,7 @@ def process_group() -> Iterator[None]:
     The group is of gloo, for small things between hosts; gradients on CUDA go through the one that `parallel` makes.
     Raises InputError where the environment is not that of a rank.
     """
-    global _group, _store
+    global _group, _watched
     told = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         if told[name] and not _is_number(told[name]):
@@ -90,10 +91,10 @@ def process_group() -> Iterator[None]:
         return
     absent = [name for name in told if not told[name]]
     if absent:
-        raise InputError(f"WORLD_SIZE is {told['WORLD_SIZE']}, but {absent[0]} is not set; torchrun sets all of them")
+        problem = f"WORLD_SIZE is {told['WORLD_SIZE']}, but {absent[0]} is not set"
+        raise InputError(f"{problem}; start this with torchrun, which sets all of them, or unset WORLD_SIZE")
     if get_rank() >= get_world_size():
         raise InputError(f"RANK is {told['RANK']}, but WORLD_SIZE only {told['WORLD_SIZE']}")
-    import torch
     from torch import distributed
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -101,42 +102,56 @@ def process_group() -> Iterator[None]:
     place = f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}"
     try:
         store, rank, world_size = next(distributed.rendezvous("env://", timeout=_CONNECT))
-        _store = distributed.PrefixStore(_meet(store, rank, world_size), store)
-        distributed.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=_CONNECT)
+        store = distributed.PrefixStore(_meet(store, rank, world_size), store)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_CONNECT)
+        _watched = distributed.new_group(backend="gloo", timeout=_EVER)
+        watchers = [threading.Thread(target=_watch, args=(other,), daemon=True) for other in _others()]
+        for watcher in watchers:
+            watcher.start()
         _group = distributed.new_group(backend="gloo", timeout=_WAIT)
-        watched = distributed.new_group(backend="gloo", timeout=_EVER)
     except ValueError as error:
         raise InputError(f"MASTER_ADDR and MASTER_PORT are {place}: {error}") from None
     except RuntimeError as error:
         raise RunError(f"the {get_world_size()} ranks did not all meet at {place}: {_reason(error)}") from None
-    others = range(1, world_size) if rank == 0 else [0]
-    watchers = [threading.Thread(target=_watch, args=(other, watched), daemon=True) for other in others]
-    for watcher in watchers:
-        watcher.start()
     yield
     wait_for_all()
-    for other in others:
-        distributed.send(torch.zeros(1), other, group=watched)
+    for other in _others():
+        _send(0, other)
     for watcher in watchers:
         watcher.join()
+    _watched = None
     distributed.destroy_process_group()
 
 
-def _watch(other: int, group: "torch.distributed.ProcessGroup") -> None:
-    """End this rank where another dies, whatever this one is at: rank 0 watches all, and all of them rank 0.
+def _others() -> Sequence[int]:
+    """Whom this rank watches: rank 0 all, and all of them rank 0."""
+    return range(1, get_world_size()) if is_main_process() else [0]
 
-    What is waited for comes at the orderly end, and an error where the connection breaks before.
+
+def _watch(other: int) -> None:
+    """End this rank when another one ends, whatever this one is at.
+
+    The other sends its status, 0 at the orderly end of all; it has said why. Where the connection breaks, it has not.
     """
     import torch
     from torch import distributed
 
+    status = torch.zeros(1, dtype=torch.int64)
     try:
-        distributed.recv(torch.zeros(1), other, group=group)
+        distributed.recv(status, other, group=_watched)
     except RuntimeError as error:
-        cause = lost_rank(error) or str(error)
-        if tell(cause):
-            say(cause)
-        leave(1)
+        time.sleep(_AFTER_TORCHRUN)
+        _end(lost_rank(error) or str(error) if get_rank() < 2 else None, 1)  # rank 1 speaks for all who lost rank 0
+    if status.item():
+        _end(None, int(status.item()), told_by=other)
+
+
+def _send(status: int, other: int) -> None:
+    import torch
+    from torch import distributed
+
+    with contextlib.suppress(RuntimeError):  # it may be gone
+        distributed.send(torch.tensor([status]), other, group=_watched)
 
 
 def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> str:
@@ -186,7 +201,7 @@ def on_main(function: Callable[..., Value]) -> Callable[..., Value]:
         if is_main_process():
             try:
                 answer[0] = function(*args, **options)
-            except (InputError, RunError) as error:
+            except (InputError, RunError, OSError) as error:
                 answer[1] = error
         distributed.broadcast_object_list(answer, src=0, group=_group)
         if answer[1] is not None:
@@ -240,9 +255,9 @@ def require_even_batch(batch_size: int) -> None:
         raise InputError(f"{problem}; pass --batch-size {near}, or start another number of ranks")
 
 
-def require_same(what: str, value: object) -> None:
-    """Raise InputError where the value, which has an `==`, is not the same on all ranks."""
-    values = all_gather(value)
+def require_same(what: str, value: Callable[[], object]) -> None:
+    """Raise InputError where the value that the function gives is not the same on all ranks; alone, nothing."""
+    values = all_gather(value()) if get_world_size() > 1 else []
     for rank, other in enumerate(values):
         if other != values[0]:
             raise InputError(f"rank {rank} sees other {what} than rank 0; is every path on a disk that all share?")
@@ -262,9 +277,10 @@ def parallel(network: "nn.Module", device: "torch.device") -> "nn.Module":
     from torch.nn import SyncBatchNorm
     from torch.nn.parallel import DistributedDataParallel
 
-    group = distributed.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=_STEP)
     if device.type != "cuda":
-        return DistributedDataParallel(network, process_group=group)
+        return DistributedDataParallel(network, process_group=distributed.new_group(backend="gloo", timeout=_STEP))
+    bound = "device_id" in inspect.signature(distributed.new_group).parameters  # else NCCL takes it from the tensors
+    group = distributed.new_group(backend="nccl", timeout=_STEP, **({"device_id": device} if bound else {}))
     SyncBatchNorm.convert_sync_batchnorm(network, group)
     return DistributedDataParallel(network, device_ids=[device.index], process_group=group)
 
@@ -282,48 +298,50 @@ def share_buffers(network: "nn.Module") -> None:
 # Ends
 
 
-def tell(cause: str) -> bool:
-    """Note why this rank ends, for torchrun's summary too. Returns whether it is the first with this cause.
+def fail(cause: str, status: int) -> None:
+    """Say why this rank ends; one of several ends then, and all others with it, who say nothing.
 
-    So what has befallen all ranks is said by one of them, and that one was lost only where it did not say why.
+    What rank 0 says first is not said again, as it is mostly the cause of all.
     """
-    lost = cause.startswith(_LOST)
-    if get_world_size() > 1 and (lost or not is_main_process()):
-        time.sleep(_LAST_SAY if lost else _SECOND_SAY)
+    if get_world_size() > 1:
+        if cause.startswith(_LOST):
+            time.sleep(_AFTER_WATCHERS)
+        elif not is_main_process():
+            time.sleep(_AFTER_RANK_0)
+        if _watched is not None:
+            _end(cause, status)
+    _say(cause)
+
+
+def leave(status: int) -> None:
+    """End one of several ranks, and all others with it; alone, nothing."""
+    if _watched is not None:
+        if not is_main_process():
+            time.sleep(_AFTER_WATCHERS)  # rank 0 leaves too, and ends this one
+        _end(None, status)
+
+
+def _say(cause: str) -> None:
+    """Print it, and note it for torchrun's summary."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with contextlib.suppress(OSError), open(path, "w") as file:
-            extra = {"py_callstack": one_line(cause), "timestamp": str(int(time.time()))}  # the first is what is shown
-            json.dump({"message": {"message": one_line(cause), "extraInfo": extra}}, file)
-    if _store is None:
-        return True
-    key = "lost" if lost else hashlib.sha256(cause.encode(errors="replace")).hexdigest()
-    try:
-        causes = _store.add("causes", 0 if lost else 1)
-        first = _store.add(key, 1) == 1
-        _store.add("asked", 1)
-        return first and not (lost and causes)
-    except RuntimeError:  # the rank that keeps the notes is gone
-        return True
-
-
-def say(cause: str) -> None:
-    """Print why this rank ends."""
+            extra = {"py_callstack": cause, "timestamp": str(int(time.time()))}  # the first is what is shown
+            json.dump({"message": {"message": cause, "extraInfo": extra}}, file)
     rank = "" if is_main_process() else f"rank {get_rank()}: "
     print(f"error: {rank}{cause}", file=sys.stderr, flush=True)
 
 
-def leave(status: int) -> None:
-    """End this rank at once, as a device that waits for the others would hold up an orderly end; alone, nothing."""
-    if get_world_size() == 1:
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with contextlib.suppress(RuntimeError):
-        if is_main_process() and _store is not None and _store.add("causes", 0):
-            end = time.monotonic() + _NOTES_KEPT
-            while _store.add("asked", 0) < get_world_size() and time.monotonic() < end:
-                time.sleep(0.05)
-    os._exit(status)
+def _end(cause: str | None, status: int, told_by: int | None = None) -> NoReturn:
+    """End this rank at once, as a device that waits for the others would hold up an orderly end."""
+    with _ending:  # for good: no other thread comes after
+        if cause is not None:
+            _say(cause)
+        for other in _others():
+            if other != told_by:
+                _send(status, other)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def lost_rank(error: Exception) -> str | None:

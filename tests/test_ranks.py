@@ -371,6 +371,30 @@ def test_devices_are_counted_on_by_local_rank(monkeypatch):
     assert get_device("cpu") == torch.device("cpu")
 
 
+def test_gradients_travel_on_the_device_of_the_network(monkeypatch):
+    """NCCL would take the device of the local rank, which is another one where counting does not begin at 0."""
+    made: dict[str, dict] = {}
+
+    def new_group(backend=None, timeout=None, device_id=None):
+        made["group"] = {"backend": backend, "device": device_id}
+        return "group"
+
+    def wrap(network, **options):
+        made["parallel"] = options
+        return network
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "new_group", new_group)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", wrap)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    before = {name: id(value) for name, value in network.named_parameters()}
+    ranks.parallel(network, torch.device("cuda", 3))
+    assert made["group"] == {"backend": "nccl", "device": torch.device("cuda", 3)}
+    assert made["parallel"] == {"device_ids": [3], "process_group": "group"}
+    assert isinstance(network[1], torch.nn.SyncBatchNorm)
+    assert {name: id(value) for name, value in network.named_parameters()} == before  # the optimizer's
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -451,7 +475,8 @@ class TestDeath:
         ended = run_ranks(tmp_path / "printed", 3, script)
         assert time.monotonic() - began < 60
         assert [result.returncode for result in ended] == [1, -signal.SIGKILL, 1]
-        assert "another rank has died or cannot be reached" in errors(ended)[0]
+        (line,) = errors(ended)
+        assert "another rank has died or cannot be reached" in line
 
     def test_what_rank_0_finds_is_said_once_and_ends_all_alike(self, root, tmp_path):
         """A crop that is missing: the others know of it from rank 0 alone."""
@@ -463,6 +488,14 @@ class TestDeath:
         (line,) = errors(ended)
         assert "1 of 63 crops" in line
         assert [result.returncode for result in ended] == [2, 2, 2]
+
+    def test_a_full_disk_under_rank_0_is_said_once(self, root, tmp_path):
+        arguments = command("ASC_train.py", root, tmp_path / "out")
+        arguments += ["--batch-size", 6]
+        ended = run_ranks(tmp_path / "printed", 3, *arguments, troubles={0: Trouble(file_size=1 << 20)})
+        (line,) = errors(ended)
+        assert "1.pth: File too large" in line
+        assert [result.returncode for result in ended] == [1, 1, 1]
 
     def test_a_bug_in_one_rank_ends_all_with_its_traceback(self, tmp_path):
         script = write_text(
