@@ -565,7 +565,7 @@ class TestTorchrun:
         assert agent.wait() == 0, (tmp_path / "log").read_text()
         resumed = re.findall(r"resuming after epoch (\d+)", (tmp_path / "log").read_text())
         assert len(resumed) == 1
-        assert 3 <= int(resumed[0]) < 16
+        assert 2 <= int(resumed[0]) < 16  # the third epoch may have been killed between its weights and last.ckpt
         script, *arguments = command("ASC_train.py", root, tmp_path / "whole")
         succeed(run_ranks(tmp_path / "printed", 2, script, *arguments, "--epochs", 16))
         assert last_weights(tmp_path / "out") == last_weights(tmp_path / "whole")
