@@ -19,10 +19,9 @@ from core.command_line import Parser, describe, device_name, odd_positive, posit
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
 from core.files import setting_behind
-from core.inference import predict
-from core.io import FeatureStore, require_finite, write_predictions
+from core.inference import predict_films
+from core.io import FeatureStore
 from core.models import active_speakers_context
-from core.progress import progress
 from core.results import ResultDirectory
 from core.util import device_label, get_device, keep_freed_memory, load_weights
 
@@ -68,19 +67,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     keep_freed_memory()
     counts = np.bincount(table.video, minlength=len(done))
-    mine = ranks.share(np.where(done, 0, counts))
-    with progress(total=int(counts[mine].sum()), unit="row") as bar:
-        for video in mine:
-            rows = table.rows_of_video(video)
-            if not done[video]:
-                store.require_finite(video)
-                starts = range(0, len(rows), args.batch_size)
-                parts = (rows[start : start + args.batch_size] for start in starts)
-                batches = ((part, dataset.__getitems__([(0, row) for row in part])["features"]) for part in parts)
-                logits = np.concatenate([output for _, output in predict(model, batches, device)])
-                require_finite(table, rows, logits, args.features_val_full)
-                write_predictions(output_dir, table, rows, logits)
-            bar.update(len(rows))
+    mine = [video for video in ranks.share(np.where(done, 0, counts)) if not done[video]]
+    predict_films(model, dataset, mine, output_dir, device, batch_size=args.batch_size)
     ranks.wait_for_all()
     print(f"predictions of {len(table.video_ids)} videos: {output_dir}")
     print("next: python ASC_prediction_postprocessing.py")

@@ -10,7 +10,6 @@ the same command goes on where it was. Several ranks share the videos.
 """
 
 import argparse
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,11 @@ from core.command_line import (
     worker_count,
 )
 from core.config import STE_forward_params, STE_inputs, annotation_csvs
-from core.dataset import ClipReader, STETrackDataset, clip_batches, drop_missing, item_loader
-from core.inference import encode
-from core.io import writing_features
+from core.dataset import ClipReader, drop_missing
+from core.inference import encode_films
 from core.models import short_term_encoder
-from core.progress import progress
 from core.results import ResultDirectory
-from core.util import device_label, get_device, input_dtype, keep_freed_memory, load_weights
+from core.util import device_label, get_device, keep_freed_memory, load_weights
 
 
 def get_args_parser() -> Parser:
@@ -86,20 +83,10 @@ def main(args: argparse.Namespace) -> None:
     mine = ranks.share(np.bincount(table.video, minlength=len(done)))
     table = table.keep(np.isin(table.video, mine))
     if len(table):
-        dataset = STETrackDataset(ClipReader(table, audio_dir, video_dir, args.clip_length))
-        dtype = input_dtype(args.precision)
         keep_freed_memory()
-        loader = item_loader(dataset, args.workers, device)
-        with progress(total=len(table), unit="row") as bar:
-            for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
-                rows_of_video = table.rows_of_video(video)
-                with writing_features(output_dir, table, rows_of_video, args.text_features) as (logits, features):
-                    pieces = (piece for _, piece in group)
-                    batches = clip_batches(pieces, args.batch_size, device, dtype)
-                    for rows, joint, encoded in encode(model, batches, device, args.precision):
-                        at = np.searchsorted(rows_of_video, rows)
-                        logits[at], features[at] = joint, encoded
-                        bar.update(len(rows))
+        reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
+        options = {name: getattr(args, name) for name in ("batch_size", "workers", "precision", "text_features")}
+        encode_films(model, reader, output_dir, device, **options)
     ranks.wait_for_all()
     print(f"features of {len(done)} videos: {output_dir}")
     again = f"STE_forward.py {args.clip_length} {args.cuda_device} --split val --weights {args.weights}"

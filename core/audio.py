@@ -1,6 +1,5 @@
 """From the wav of a track to the MFCCs of its clips, as the released weights heard them."""
 
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -24,17 +23,6 @@ _CLIPS_AT_ONCE = 128  # bounds the memory of a long track: about 40 MB
 def slice_bounds(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First sample and the one after the last of the sound between two times in seconds, any common shape."""
     return (np.asarray(first) * SAMPLE_RATE).astype(np.int64), (np.asarray(last) * SAMPLE_RATE).astype(np.int64)
-
-
-def shift_sound(pieces: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
-    """Sound in pieces (n,) int16 from some seconds on; where they are negative, after as much silence."""
-    samples = round(seconds * SAMPLE_RATE)
-    if samples < 0:
-        yield np.zeros(-samples, np.int16)
-    for piece in pieces:
-        cut = min(max(samples, 0), len(piece))
-        samples -= cut
-        yield piece[cut:]
 
 
 def fit_clip(samples: np.ndarray, clip_length: int) -> np.ndarray:

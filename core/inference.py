@@ -1,12 +1,68 @@
-"""The networks over batches: predictions on the host, without the device waiting for them. Call without gradients."""
+"""The networks over batches and over films, without the device waiting for the host. Call without gradients."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from core.util import autocast
+from core.dataset import ASCDataset, ClipReader, STETrackDataset, clip_batches, item_loader
+from core.io import require_finite, write_predictions, writing_features
+from core.progress import progress
+from core.util import autocast, input_dtype
+
+
+def encode_films(
+    encoder: nn.Module,
+    reader: ClipReader,
+    output_dir: Path,
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int,
+    precision: str,
+    text_features: bool = False,
+) -> None:
+    """Write predictions and features of every row of the reader's table, `<video_id>.csv` and `.npy` a film."""
+    table, dataset = reader.table, STETrackDataset(reader)
+    loader = item_loader(dataset, workers, device)
+    with progress(total=len(table), unit="row") as bar:
+        for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
+            rows_of_video = table.rows_of_video(video)
+            with writing_features(output_dir, table, rows_of_video, text_features) as (logits, features):
+                batches = clip_batches((piece for _, piece in group), batch_size, device, input_dtype(precision))
+                for rows, joint, encoded in encode(encoder, batches, device, precision):
+                    at = np.searchsorted(rows_of_video, rows)
+                    logits[at], features[at] = joint, encoded
+                    bar.update(len(rows))
+
+
+def predict_films(
+    network: nn.Module,
+    dataset: ASCDataset,
+    videos: Sequence[int],
+    output_dir: Path,
+    device: torch.device,
+    *,
+    batch_size: int,
+) -> None:
+    """Write the context network's predictions of every row of some films, `<video_id>.csv` each."""
+    store, table = dataset.store, dataset.store.table
+    rows_of = {video: table.rows_of_video(video) for video in videos}
+    with progress(total=sum(map(len, rows_of.values())), unit="row") as bar:
+        for video, rows in rows_of.items():
+            store.require_finite(video)
+            parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+            batches = ((part, dataset.__getitems__([(0, row) for row in part])["features"]) for part in parts)
+            outputs = []
+            for part, output in predict(network, batches, device):
+                outputs.append(output)
+                bar.update(len(part))
+            logits = np.concatenate(outputs)
+            require_finite(table, rows, logits, str(store.directory))
+            write_predictions(output_dir, table, rows, logits)
 
 
 def encode(

@@ -210,6 +210,7 @@ class FeatureStore:
     """
 
     def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
         files = _csv_files(directory, "what STE_forward.py writes, <video_id>.csv and .npy")
         videos = setting_behind(directory, "STE_forward_cfg.json", "videos")
         if isinstance(videos, int) and videos != len(files):

@@ -8,23 +8,20 @@ Reads <ava-video-dir>/<video_id>.<ext>, writes <target-audios>/<video_id>.wav. W
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
-from core.audio import shift_sound
 from core.command_line import Parser, describe, positive_int, require_directory, run
-from core.config import MAX_PICTURE_DELAY_SECONDS, data_inputs
+from core.config import data_inputs
 from core.errors import InputError
 from core.files import existing_files, setting_behind
-from core.io import wav_path, write_wav
+from core.io import wav_path
 from core.jobs import Outcome, report, run_jobs
 from core.results import saved_settings
-from core.video import film_sound, find_films, picture_delay
+from core.sound import extract_sound
+from core.video import find_films
 
 
 def get_args_parser() -> Parser:
@@ -40,13 +37,6 @@ def get_args_parser() -> Parser:
     parser.add_argument("--workers", type=positive_int, default=4, help="films at a time")
     parser.add_argument("--overwrite", action="store_true", help="make wavs that are there again")
     return parser
-
-
-def watched(pieces: Iterator[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
-    """The same pieces, until the run is stopped."""
-    for piece in pieces:
-        advance(0)
-        yield piece
 
 
 def main(args: argparse.Namespace) -> int:
@@ -65,15 +55,7 @@ def main(args: argparse.Namespace) -> int:
         if wav.name in existing:
             outcome.skipped += 1
         else:
-            delay = picture_delay(film)
-            if abs(delay) >= MAX_PICTURE_DELAY_SECONDS and not args.align:
-                apart = f"{abs(delay):.2f} s {'after' if delay > 0 else 'before'} its sound"
-                outcome.notes.append(f"{film.name}: its picture begins {apart}; --align puts them together")
-            complaints: list[str] = []
-            with closing(film_sound(film, complaints)) as sound:  # ends ffmpeg, whatever happens
-                write_wav(wav, watched(shift_sound(sound, delay if args.align else 0.0), advance))
-            outcome.done += 1
-            outcome.notes += [f"{film.name}: its sound is damaged ({complaint})" for complaint in complaints]
+            extract_sound(film, wav, args.align, outcome, advance)
         advance(1)
 
     def size(video_id: str) -> int:

@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from core.annotations import read_annotations
-from core.audio import slice_bounds
 from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
-from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_inputs, annotation_csvs, data_inputs
+from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.errors import InputError
 from core.files import existing_files, setting_behind
-from core.io import read_wav, wav_length, wav_path, write_wav
+from core.io import wav_path
 from core.jobs import Outcome, report, run_jobs
 from core.results import saved_settings
+from core.sound import slice_sound
 
 CFG = "slice_audio_tracks_cfg.json"
 
@@ -44,31 +44,13 @@ def main(args: argparse.Namespace) -> int:
     describe(vars(args))
     audio_dir = require_directory(args.ava_audio_dir, "the films' wavs: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv)
-    first, last = table.track_spans()
     output_dir = Path(args.output_dir, args.split)
     found = existing_files(output_dir)
     existing = set() if args.overwrite else found
 
     def slice_film(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
         wav = wav_path(audio_dir, table.video_ids[video])
-        length = wav_length(wav)
-        for track in np.unique(table.entity[table.rows_of_video(video)]):
-            target = wav_path(output_dir, table.entity_ids[track])
-            start, stop = slice_bounds(first[track], last[track])
-            size = 44 + 2 * (min(stop, length) - start)  # a slice of another size is of another span
-            if target.name in existing and target.stat().st_size == size:
-                outcome.skipped += 1
-            elif not 0 <= start < max(length, 1) or (stop > start and length == 0):
-                outcome.failures.append(
-                    f"{table.entity_ids[track]}: begins at {first[track]} s, outside the sound of {wav}"
-                )
-            elif stop - length > MAX_MISSING_SECONDS * SAMPLE_RATE:
-                heard = f"the sound of {wav} ends at {length / SAMPLE_RATE:.2f} s"
-                outcome.failures.append(f"{table.entity_ids[track]}: ends at {last[track]} s, but {heard}")
-            else:
-                write_wav(target, [read_wav(wav, start, stop)])
-                outcome.done += 1
-            advance(1)
+        slice_sound(table, video, wav, output_dir, existing, outcome, advance)
 
     videos = range(len(table.video_ids))
     align = setting_behind(audio_dir, "extract_audio_tracks_cfg.json", "align")
