@@ -6,15 +6,15 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from core.config import SAMPLE_RATE
 from core.errors import InputError
+from core.files import replacing
 
 # What a film may be, and where it may be: one local file. A playlist posing as a film opens nothing else.
 PROTOCOLS = "file"
@@ -32,6 +32,7 @@ TIMED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".flv")  # and those that tell when
 
 MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
 _BLOCK_BYTES = 1 << 20
+_SCENE_WIDTH = 320  # pixels of a frame in which a cut is looked for: fine enough to see it, and fast
 _NO_STREAM = "does not contain any stream"  # ffmpeg, where a film lacks what is asked of it
 _CLOCK_STEP = 0.002  # seconds; matroska rounds times to 0.001: what is further off than that shows another frame rate
 _LONGEST_FRAME = 60.0  # seconds; frames that are over by then are not looked at
@@ -52,26 +53,32 @@ def ffmpeg_path() -> str:
 
 def run_ffmpeg(*arguments: str) -> bytes:
     """Run ffmpeg without a shell, return what it wrote to stdout. Raises ValueError with its last line if it fails."""
-    with _ffmpeg(*arguments) as output:
-        return output.read()
+    with _ffmpeg(*arguments) as process:
+        return process.stdout.read()
 
 
 @contextlib.contextmanager
-def _ffmpeg(*arguments: str, complaints: list[str] | None = None) -> Iterator[IO[bytes]]:
-    """ffmpeg's stdout. Whatever ends the block, the process is gone afterwards: a pipe nobody reads ends it too.
+def _ffmpeg(
+    *arguments: str, feed: bool = False, complaints: list[str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """ffmpeg with a pipe from its stdout, and one to its stdin if it is to be fed.
 
-    The last line that it printed and ended well all the same is added to the complaints.
+    Whatever ends the block, the process is gone afterwards: a pipe nobody reads ends it too. The last line that it
+    printed and ended well all the same is added to the complaints. Raises ValueError with its last line if it fails.
     """
     command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y", *arguments]
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        stdin = subprocess.PIPE if feed else subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=errors)
         try:
-            yield process.stdout
+            yield process
         except BaseException:
             process.kill()
             raise
         finally:
-            process.stdout.close()
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
             status = process.wait()
         errors.seek(0)
         lines = [re.sub(r"^\[[^]]*\] *", "", line) for line in errors.read().decode(errors="replace").splitlines()]
@@ -104,8 +111,8 @@ def film_sound(film: Path, complaints: list[str] | None = None) -> Iterator[np.n
     sound = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
     heard = False
     try:
-        with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1", complaints=complaints) as output:
-            while block := output.read(_BLOCK_BYTES):
+        with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1", complaints=complaints) as process:
+            while block := process.stdout.read(_BLOCK_BYTES):
                 heard = True
                 yield np.frombuffer(block, "<i2")
     except ValueError as error:
@@ -136,6 +143,67 @@ def _first_moment(*arguments: str) -> float | None:
     return float(moments[0] * Fraction(unit)) if moments else None
 
 
+def has_sound(film: Path) -> bool:
+    """Whether there is sound in the film. Raises ValueError for what is no file."""
+    return _first_moment(*_source(film), "-map", "0:a:0") is not None
+
+
+def scene_scores(film: Path) -> Iterator[tuple[float, float]]:
+    """How much each frame differs from the one before it: ffmpeg's scene score, 0 to 1, and the frame's time.
+
+    Times are in seconds from the first frame, as those of `Film`. Raises ValueError where there is no picture or no
+    film.
+    """
+    with Film(film) as opened:
+        fps = opened.fps
+    scores = f"scale={_SCENE_WIDTH}:-2:flags=fast_bilinear,select='gte(scene,0)',metadata=mode=print:file=-"
+    with _ffmpeg(*_source(film), "-map", "0:V:0", "-vf", scores, "-f", "null", "-") as process:
+        time, zero, count = 0.0, None, 0
+        for line in process.stdout:
+            if found := re.search(rb"pts_time:(-?[\d.]+)", line):
+                moment = float(found[1])
+                zero = moment if zero is None else zero
+                time = moment - zero if is_timed(film) else count / fps
+            elif found := re.search(rb"scene_score=([\d.]+)", line):
+                count += 1
+                yield time, float(found[1])
+
+
+def sound_with_picture(film: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A film's own sound for `write_film`: where it comes from, and what has it begin with the film's first frame."""
+    delay = picture_delay(film)
+    shift = f",atrim=start={delay:.6f},asetpts=PTS-STARTPTS" if delay > 0 else f",adelay={-1000 * delay:.0f}:all=1"
+    return _source(film), ("-af", f"aresample=async=1:first_pts=0{shift if delay else ''}")
+
+
+def write_film(
+    path: Path, images: Iterable[np.ndarray], size: tuple[int, int], fps: float, sound: Sequence[str], *options: str
+) -> None:
+    """Encode BGR images (H, W, 3) uint8 of a size (W, H) to H.264 and their sound to AAC, as browsers play it.
+
+    `sound` are ffmpeg's arguments that name its source, and `options` are further ones of the output. An odd size is
+    made even by repeating the last row or column. The film has its name only once it is whole. Raises ValueError
+    where ffmpeg fails.
+    """
+    width, height = (side + side % 2 for side in size)
+    frames = ("-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{width}x{height}", "-r", f"{fps:.6g}", "-i", "pipe:0")
+    codecs = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-c:a", "aac")
+    with replacing(Path(os.path.abspath(path))) as film:
+        output = ("-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1", *codecs, *options, f"file:{film}")
+        # Where the pipe breaks ffmpeg gave up, and what it printed is the reason.
+        with _ffmpeg(*frames, *sound, *output, feed=True) as process, contextlib.suppress(BrokenPipeError):
+            for image in images:
+                if (width, height) != tuple(size):
+                    more = (0, height - size[1], 0, width - size[0])
+                    image = cv2.copyMakeBorder(image, *more, cv2.BORDER_REPLICATE)
+                process.stdin.write(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420))
+
+
+def is_timed(film: Path) -> bool:
+    """Whether the film's container tells when each frame is shown; in the others frames are counted."""
+    return film.suffix.lower() in TIMED_SUFFIXES
+
+
 def find_films(directory: Path) -> dict[str, Path]:
     """video_id -> path of every film in the directory. Raises InputError where one id has two films."""
     films: dict[str, Path] = {}
@@ -157,7 +225,7 @@ class Film:
     def __init__(self, path: Path):
         _require_file(path)
         self.path = path
-        self._timed, self._seekable = (path.suffix.lower() in kinds for kinds in (TIMED_SUFFIXES, SEEKABLE_SUFFIXES))
+        self._timed, self._seekable = is_timed(path), path.suffix.lower() in SEEKABLE_SUFFIXES
         self._open()
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         width, height = self.size
@@ -186,6 +254,12 @@ class Film:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, as the film is shown: a rotation it asks for is done."""
         return int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+    @property
+    def frame_count(self) -> int | None:
+        """How many frames the film says it has, None where it does not say."""
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        return count if count > 0 else None
 
     def frames(self, moments: np.ndarray, seek_gap: float) -> Iterator[np.ndarray | None]:
         """Yield the BGR image (H, W, 3) uint8 on show at each of the increasing times (n,) in seconds.

@@ -16,9 +16,7 @@ The same arguments give the same films. Finished films are kept: the same comman
 """
 
 import argparse
-import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -36,14 +34,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.annotations import LABELS
 from core.command_line import Parser, positive_float, positive_int, run, seed
 from core.errors import InputError, RunError
-from core.files import existing_files, replacing, write_bytes, write_json
+from core.files import existing_files, write_bytes, write_json
 from core.progress import progress
-from core.video import ffmpeg_path
+from core.video import write_film
 
 FPS = 25
 SEGMENT_SECONDS = 60  # AVA numbers tracks within segments of this length: <video_id>_0900_0960:3
 HEAD_HEIGHT = 1.32  # in head units, which faces are drawn in: origin at the centre, x right, y down, 1 = the width
 MOUTH_Y = 0.29
+# ffmpeg with one thread and no version strings: the same arguments give the same bytes.
+SAME_BYTES = ("-threads", "1", "-flags:v", "+bitexact", "-b:a", "96k", "-flags:a", "+bitexact", "-fflags", "+bitexact")
 ID_LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 VOWELS = np.array(  # formants 1 to 3 in Hz, how far the mouth opens (0 to 1), how wide it spreads (1 = at rest)
     [
@@ -428,30 +428,6 @@ def draw_frames(film: Film) -> Iterator[np.ndarray]:
 # ---- Films and annotations
 
 
-def write_film(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int], sound: np.ndarray, rate: int) -> None:
-    """Encode frames and sound; the film has its name only once it is whole. Raises RunError where ffmpeg fails."""
-    with replacing(path.absolute()) as film, tempfile.TemporaryDirectory() as directory:
-        wav = Path(directory, "sound.wav")
-        wavfile.write(wav, rate, np.rint(sound * 32767).astype(np.int16))
-        command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y"]
-        command += ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}", "-r", str(FPS)]
-        command += ["-i", "pipe:0", "-i", f"file:{wav}", "-map", "0:v", "-map", "1:a", "-map_metadata", "-1"]
-        # One thread and no version strings: the same arguments give the same bytes.
-        command += ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-threads", "1", "-flags:v", "+bitexact"]
-        command += ["-c:a", "aac", "-b:a", "96k", "-flags:a", "+bitexact", "-fflags", "+bitexact", f"file:{film}"]
-        encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            with contextlib.suppress(BrokenPipeError):  # ffmpeg gave up: what it says below is the reason
-                for image in frames:
-                    encoder.stdin.write(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420))
-            problem = encoder.communicate()[1].decode(errors="replace").strip()
-        finally:
-            encoder.kill()
-            encoder.wait()
-        if encoder.returncode:
-            raise RunError(f"{path}: ffmpeg: {problem.splitlines()[-1] if problem else encoder.returncode}")
-
-
 def label_frames(track: Track) -> np.ndarray:
     """(frames,) of indices into LABELS."""
     labels, times = np.zeros(len(track.times), dtype=int), track.times
@@ -486,7 +462,13 @@ def make_film(path: Path, csv: Path, film: Film, frames: int) -> None:
     film.shots = plan_shots(film, frames)
     sample_rate = int(film.rng.choice([16000, 44100, 48000]))
     sound = make_sound(film, sample_rate)
-    write_film(path, draw_frames(film), film.scenario.size, sound, sample_rate)
+    with tempfile.TemporaryDirectory() as directory:
+        wav = Path(directory, "sound.wav")
+        wavfile.write(wav, sample_rate, np.rint(sound * 32767).astype(np.int16))
+        try:
+            write_film(path, draw_frames(film), film.scenario.size, FPS, ("-i", f"file:{wav}"), *SAME_BYTES)
+        except ValueError as error:
+            raise RunError(f"{path}: {error}") from None
     write_bytes(csv, "".join(annotation_lines(path.stem, film)).encode())
 
 
