@@ -76,6 +76,16 @@ def positive_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value
+
+
 def device_name(text: str) -> str:
     if text != "cpu" and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"must be the number of a CUDA device or cpu, not {text!r}")

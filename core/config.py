@@ -101,6 +101,28 @@ ASC_forward_params = {
     "seed": 0,
 }
 
+# Films of your own, without annotations
+tracking_params = {
+    "cut_score": 0.15,  # ffmpeg's scene score, 0 to 1, from which on a change of picture is a cut
+    "detector_side": 640,  # pixels of the longer side of what the face detector sees; faces from about 10 are found
+    "detect_every": 3,  # rows; boxes between are interpolated
+    "weakest_face": 0.5,  # detection score, 0 to 1, that keeps a track going
+    "clear_face": 0.7,  # and the one that it must reach once
+    "least_overlap": 0.25,  # intersection over union of where a face was expected and where it is
+    "longest_gap": 0.8,  # seconds out of sight after which a face is a new track
+    "shortest_track": 1.0,  # seconds; what is shorter is dropped
+}
+
+own_video_params = {
+    "face_detector": os.path.join(_models, "face_detection_yunet_2023mar.onnx"),
+    "clip_length": 11,
+    "clips": 11,
+    "time_stride": 4,
+    "speakers": 3,
+    "threshold": 0.5,  # score from which on a face counts as speaking
+    "smoothing": 11,  # rows of a median filter along tracks; 0: none
+}
+
 postprocessing_params = {
     "ground_truth": _csv_val,
     "ste_predictions_csv": os.path.join(DATA_ROOT, "results", "ste_predictions_val.csv"),

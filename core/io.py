@@ -401,14 +401,22 @@ def join_keys(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.Da
     )
 
 
+def official_frame(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+    """Some rows in the official form's eight columns."""
+    frame = join_keys(table, rows)
+    for column, name in enumerate(BOX_COLUMNS):
+        frame.insert(2 + column, name, table.box[rows, column])
+    frame.insert(6, "label", np.array(LABELS, object)[table.label[rows]])
+    return frame
+
+
 def write_scores(path: str | Path, ground_truth: str | Path, table: FaceTable, scores: np.ndarray) -> None:
     """The official form without header: final predictions with scores (N,), and the ground truth in the same order."""
-    frame = join_keys(table)
-    for column, name in enumerate(BOX_COLUMNS):
-        frame.insert(2 + column, name, list(map(str, table.box[:, column].tolist())))  # spelt once for both files
-    frame.insert(6, "label", LABELS[SPEAKING_AUDIBLE])
-    write_csv(path, frame.assign(score=scores), header=False)
-    write_csv(ground_truth, frame.assign(label=np.array(LABELS, object)[table.label]), header=False)
+    frame = official_frame(table)
+    for name in BOX_COLUMNS:
+        frame[name] = list(map(str, frame[name].tolist()))  # spelt once for both files
+    write_csv(path, frame.assign(label=LABELS[SPEAKING_AUDIBLE], score=scores), header=False)
+    write_csv(ground_truth, frame, header=False)
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:

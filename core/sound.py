@@ -34,17 +34,17 @@ def shift_sound(pieces: Iterable[np.ndarray], seconds: float, until: float = 0.0
 
 
 def extract_sound(
-    film: Path, wav: Path, align: bool, outcome: Outcome, advance: Callable[[int], None], seconds: float = 0.0
+    film: Path, wav: Path, align: bool, outcome: Outcome, heard: Callable[[int], None], seconds: float = 0.0
 ) -> None:
     """Write the sound of a film, of at least so many seconds; with `align` it begins with the film's first frame.
 
-    What should be known of it becomes a note of the outcome. Raises ValueError where there is no sound or no film.
+    `heard` is told how many samples come, and may end it all by raising. What should be known of the film becomes a
+    note of the outcome. Raises ValueError where there is no sound or no film.
     """
 
     def watched(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same pieces, until the run is stopped."""
         for piece in pieces:
-            advance(0)
+            heard(len(piece))
             yield piece
 
     delay = picture_delay(film)

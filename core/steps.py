@@ -1,0 +1,61 @@
+"""Work in steps, each of which is done once: a step is redone where what it depends on has changed."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from core.errors import InputError
+from core.files import existing_files, lock, write_json
+
+
+class Steps:
+    """The steps of one piece of work, in one order.
+
+    What a step depends on is what it names and all that the steps before it depend on. `steps.json` in the directory
+    holds how far the work has come, so that the same work goes on where it was, however it ended; of other work only
+    what is equal is kept. Raises InputError where another process works there, or where other things lie there.
+    """
+
+    def __init__(self, directory: Path, overwrite: bool = False):
+        self.directory, self.path = directory, directory / "steps.json"
+        if directory.is_dir() and existing_files(directory) and not self.path.is_file():
+            raise InputError(f"{directory}: holds files that were not made here; choose another directory")
+        self._lock = lock(directory)
+        self._state: dict[str, dict] = {} if overwrite else self._read()
+        self._depends: list = []
+
+    def _read(self) -> dict[str, dict]:
+        try:
+            state = json.loads(self.path.read_text()) if self.path.exists() else {}
+            return {name: {"key": str(step["key"]), "done": bool(step["done"])} for name, step in state.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise InputError(f"{self.path}: not a file of steps; pass --overwrite to begin anew") from None
+
+    def do(self, name: str, depends: object, makes: list[Path], work: Callable[[], None]) -> None:
+        """Do a step unless it is done.
+
+        `depends` is plain data. `makes` are the files and directories that are there once the step is done; what lies
+        there from other work is removed first, and what an interrupted run of the same step has made is left to it.
+        """
+        self._depends.append([name, depends])
+        key = hashlib.blake2b(json.dumps(self._depends, sort_keys=True).encode(), digest_size=16).hexdigest()
+        before = self._state.get(name, {"key": "", "done": False})
+        if before == {"key": key, "done": True} and all(path.exists() for path in makes):
+            print(f"{name}: done already")
+            return
+        if before["key"] != key:
+            for path in makes:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        self._note(name, key, False)
+        print(f"{name}:")
+        work()
+        self._note(name, key, True)
+
+    def _note(self, name: str, key: str, done: bool) -> None:
+        self._state[name] = {"key": key, "done": done}
+        write_json(self.path, self._state)
