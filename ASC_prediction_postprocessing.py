@@ -1,9 +1,11 @@
-"""Stage 9: final predictions and official mAP of the context network.
+"""Stage 9: final predictions and evaluation of the context network.
 
     python ASC_prediction_postprocessing.py
+    python ASC_prediction_postprocessing.py --plots ava/results/asc --json ava/results/asc.json
 
 Joins the logits to the ground truth by (video, timestamp, entity), writes one csv in the official form with a score
-per row, the ground truth in the same order beside it, and prints the mAP.
+per row and the ground truth in the same order beside it, and reports on them as scripts/evaluate.py does; the official
+mAP comes last.
 """
 
 from core.command_line import Parser, run

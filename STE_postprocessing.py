@@ -1,9 +1,11 @@
-"""Stage 6: final predictions and official mAP of the short-term encoder.
+"""Stage 6: final predictions and evaluation of the short-term encoder.
 
     python STE_postprocessing.py
+    python STE_postprocessing.py --plots ava/results/ste --json ava/results/ste.json
 
 Joins the logits to the ground truth by (video, timestamp, entity), writes one csv in the official form with a score
-per row, the ground truth in the same order beside it, and prints the mAP.
+per row and the ground truth in the same order beside it, and reports on them as scripts/evaluate.py does; the official
+mAP comes last.
 """
 
 from core.command_line import Parser, run

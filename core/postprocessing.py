@@ -3,14 +3,15 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from core.annotations import SPEAKING_AUDIBLE, read_annotations
+from core import report
+from core.annotations import read_annotations
 from core.command_line import Parser, describe, odd_window, require_different
 from core.config import postprocessing_params
-from core.evaluation import average_precision, join, smooth_tracks, speaking_score
+from core.evaluation import join, smooth_tracks, speaking_score
 from core.files import write_json
 from core.io import read_logits, write_scores
+
+SETTINGS = "postprocessing_cfg.json"  # in the directory of the pictures
 
 
 def make_parser(description: str, flag: str, default: str, content: str, predictions_csv: str) -> Parser:
@@ -22,29 +23,34 @@ def make_parser(description: str, flag: str, default: str, content: str, predict
     parser.add_argument("--predictions-csv", default=predictions_csv, help="file to write")
     parser.add_argument("--ground-truth-csv", default=defaults["ground_truth_csv"], help="file to write")
     parser.add_argument("--smoothing", type=odd_window, default=0, help="rows of a median filter along tracks; 0: none")
+    report.add_report_arguments(parser)
     return parser
 
 
 def postprocess(args: argparse.Namespace, directory: str) -> None:
-    """Join a directory's logits to the ground truth, smooth and score them, write both csv files, print the mAP."""
+    """Join a directory's logits to the ground truth, smooth and score them, write both csv files, report on them."""
     describe(vars(args))
     settings = Path(args.predictions_csv).with_suffix(".json")
     written = {"--predictions-csv": args.predictions_csv, "--ground-truth-csv": args.ground_truth_csv}
-    require_different(
-        {**written, "the settings beside --predictions-csv": settings, "--ground-truth": args.ground_truth}
-    )
-    for flag, path in written.items():
-        require_different({f"the directory of {flag}": Path(path).parent, "the directory of the logits": directory})
+    outputs = {**written, "the settings beside --predictions-csv": settings}
+    report.require_no_overwriting(args, {}, outputs, SETTINGS)
+    places = {
+        f"the directory of {flag}": Path(path).parent for flag, path in {**written, "--json": args.json}.items() if path
+    }
+    for flag, path in {**places, "--plots": args.plots}.items():
+        require_different({flag: path, "the directory of the logits": directory})
     table = read_annotations(args.ground_truth)
     logits = join(read_logits(directory), table, directory)[["logit_0", "logit_1"]].to_numpy()
     if args.smoothing > 1:
         logits = smooth_tracks(logits, table, args.smoothing)
-    scores = speaking_score(logits)
-    precision = average_precision(scores, table.label == SPEAKING_AUDIBLE)
-    write_scores(args.predictions_csv, args.ground_truth_csv, table, scores)
-    write_json(settings, {**vars(args), "mAP": precision})
+    scores = {Path(args.predictions_csv).stem: speaking_score(logits)}
+    numbers = report.compute(scores, table, args.ava_video_dir)
+    write_scores(args.predictions_csv, args.ground_truth_csv, table, *scores.values())
+    write_json(settings, {**vars(args), "mAP": numbers["mAP"]})
     print(f"{len(table)} rows: {args.predictions_csv}, ground truth beside it: {args.ground_truth_csv}")
-    print(f"official mAP: {100 * precision:.2f} (chance {100 * np.mean(table.label == SPEAKING_AUDIBLE):.2f})")
+    report.show(numbers)
+    report.save(numbers, scores, table, args, SETTINGS)
+    print(f"official mAP: {100 * numbers['mAP']:.2f} (chance {100 * numbers['chance']:.2f})")
     print(
         f"next: python scripts/evaluate.py --predictions {args.predictions_csv} --ground-truth {args.ground_truth_csv}"
     )

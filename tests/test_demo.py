@@ -37,14 +37,19 @@ def test_ends_with_a_table_and_a_picture(demo):
     root, output = demo
     saved = json.loads((root / "results" / "val.json").read_text())
     ste, asc = (saved["predictions"][f"{name}_predictions_val"]["mAP"] for name in ("ste", "asc"))
-    table = output[output.index("official mAP (%)") :]
+    table = output[output.rindex("official mAP (%)") :]
+    assert "face width (pixels)" in table
     assert f"{100 * saved['positives'] / saved['rows']:.2f}" in table
     assert f"{100 * ste:.2f}" in table
     assert f"{100 * asc:.2f}" in table
-    (picture,) = (root / "results").glob("scores_*.png")
-    image = cv2.imread(str(picture))
-    assert min(image.shape[:2]) > 150
-    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20  # something is drawn
+    worst = saved["predictions"]["asc_predictions_val"]["worst"]
+    assert 1 <= len(worst) <= 5
+    scores = {path.name for path in (root / "results").glob("scores_*.png")}
+    assert scores == {f"scores_{video}.png" for video in worst}
+    for name in (*scores, "precision_recall.png", "breakdown.png", "score_histograms.png"):
+        image = cv2.imread(str(root / "results" / name))
+        assert min(image.shape[:2]) > 150
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20  # something is drawn
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

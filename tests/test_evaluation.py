@@ -1,17 +1,21 @@
 """Average precision as the official tool has it, the join by key, smoothing, and the scripts that lead there."""
 
+import itertools
 import json
 import math
 import re
 import runpy
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import GOLDEN, assert_refused, run_script
+from conftest import GOLDEN, ROOT, assert_refused, run_script
+from films import make_film
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mini import (
@@ -32,12 +36,15 @@ from mini import (
 )
 from PIL import Image
 
+from core import config, plots
 from core.annotations import FaceTable, read_annotations
 from core.errors import InputError
 from core.evaluation import (
     average_precision,
+    breakdown,
     faces_group,
     join,
+    ranking_errors,
     roc_auc,
     smooth_tracks,
     speaking_score,
@@ -146,6 +153,27 @@ class TestAreaUnderTheCurve:
     @pytest.mark.parametrize("label", [0, 1])
     def test_of_one_class_is_undefined(self, label):
         assert math.isnan(roc_auc(*arrays([1, 2], [label, label])))
+
+
+class TestRankingErrors:
+    def test_by_hand(self):
+        """Positives at 3 and 1, others at 4, 3 and 0: the tie counts half."""
+        errors = ranking_errors(*arrays([3, 1, 4, 3, 0], [1, 1, 0, 0, 0]))
+        assert errors.tolist() == pytest.approx([(1 + 1 / 2) / 3, 2 / 3, 1, (1 + 1 / 2) / 2, 0])
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.one_of(untied, tied), st.data())
+    def test_their_mean_over_either_class_is_what_auc_lacks(self, scores, data):
+        positive = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+        assume(any(positive) and not all(positive))
+        scores, positive = arrays(scores, positive)
+        errors, lacking = ranking_errors(scores, positive), 1 - roc_auc(scores, positive)
+        assert errors[positive].mean() == pytest.approx(lacking, abs=1e-12)
+        assert errors[~positive].mean() == pytest.approx(lacking, abs=1e-12)
+
+    @pytest.mark.parametrize("label", [0, 1])
+    def test_of_one_class_there_are_none(self, label):
+        assert ranking_errors(*arrays([1, 2], [label, label])).tolist() == [0, 0]
 
 
 def test_score_is_the_softmax_of_class_1_even_far_out():
@@ -276,6 +304,21 @@ class TestSmoothing:
 
 
 class TestBreakdowns:
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=40))
+    def test_each_group_by_itself(self, rows):
+        """Whatever the order of the rows, and also of groups without rows or without positives."""
+        group, label, score = (np.array(column) for column in zip(*rows, strict=True))
+        table = FaceTable([], [], group, group, score.astype(float), label)
+        found = breakdown(score / 7, table, group, "abcd")
+        assert list(found) == list("abcd")
+        for index, name in enumerate("abcd"):
+            mine = [(value / 7, which == 1) for own, which, value in rows if own == index]
+            positives = sum(truth for _, truth in mine)
+            assert (found[name]["rows"], found[name]["positives"]) == (len(mine), positives)
+            expected = plain_average_precision(*zip(*mine, strict=True)) if positives else None
+            assert found[name]["mAP"] == (expected if expected is None else pytest.approx(expected, abs=1e-12))
+
     def test_faces_in_the_frame(self, tmp_path):
         """Counted per film and moment, also where a track has begun or ended."""
         tracks = [Track(f"a:{i}", "00", 10.0 + 0.04 * (i == 4)) for i in range(5)]
@@ -365,6 +408,36 @@ class TestPostProcessing:
         ):
             assert_refused(stage.run(FACES, flag, path), "both")
             assert digests(stage.root) == inputs
+
+    @pytest.mark.parametrize("name", ["STE_forward_cfg.json", "one.csv"])
+    def test_writes_nothing_among_the_logits(self, stage, name):
+        """A stage that goes on there would take it for its own."""
+        stage.run()
+        before = digests(stage.root)
+        assert_refused(stage.run(FACES, "--json", stage.root / "out_logits" / name), "both", "--json")
+        assert_refused(stage.run(FACES, "--plots", stage.root / "out_logits"), "both", "--plots")
+        assert digests(stage.root) == before
+
+    def test_report_equals_that_of_the_evaluation(self, stage):
+        """Numbers, tables and pictures are those that scripts/evaluate.py makes of the file that is written."""
+        ours, theirs = stage.root / "ours", stage.root / "theirs"
+        result = stage.run(FACES, "--plots", ours, "--json", stage.root / "ours.json")
+        assert result.returncode == 0, result.stderr
+        again = run_here(
+            "scripts/evaluate.py", "--predictions", stage.predictions, "--ground-truth", stage.truth,
+            "--plots", theirs, "--json", stage.root / "theirs.json",
+        )  # fmt: skip
+        assert again.returncode == 0, again.stderr
+        mine, other = (read_json(stage.root / f"{name}.json") for name in ("ours", "theirs"))
+        assert mine.pop("settings")["smoothing"] == 0
+        assert other.pop("settings")["plots"] == str(theirs)
+        assert mine == other
+        tables = again.stdout[again.stdout.index("official mAP (%)") : again.stdout.index("numbers: ")]
+        assert tables in result.stdout
+        pictures = digests(ours, "*.png")
+        assert pictures == digests(theirs, "*.png")
+        assert set(files_under(ours)) - set(pictures) == {"postprocessing_cfg.json"}
+        assert printed_map(result.stdout) == pytest.approx(100 * expected_map(), abs=0.00501)
 
     def test_small_scores_keep_their_digits(self, stage):
         """Scores of 1e-12 and the like: nine digits after the zeros, not after the point."""
@@ -506,6 +579,159 @@ class TestEvaluate:
             assert groups[str(count)]["mAP"] == pytest.approx(expected_map(faces=mine), abs=1e-12)
         assert groups["more"]["mAP"] is None
 
+    def evaluate(self, tmp_path, *predictions: Path, truth: Path, more: tuple = ()) -> tuple[dict, str]:
+        """The numbers of some files, and what was printed."""
+        numbers = tmp_path / "numbers.json"
+        result = run_here(self.SCRIPT, "--predictions", *predictions, "--ground-truth", truth, "--json", numbers, *more)
+        assert result.returncode == 0, result.stderr
+        return read_json(numbers), result.stdout
+
+    def test_chance_and_shares(self, files, tmp_path):
+        numbers, output = self.evaluate(tmp_path, files["first"], truth=files["truth"])
+        count = sum(face.label == 1 for face in FACES)
+        assert (numbers["rows"], numbers["positives"]) == (len(FACES), count)
+        assert numbers["chance"] == pytest.approx(count / len(FACES), abs=1e-12)
+        assert re.search(rf"^share of positive rows +{100 * count / len(FACES):.2f} +50\.00$", output, re.M)
+        shares = next(line for line in output.splitlines() if re.match(r"share of positive rows.*none", line))
+        groups = numbers["predictions"]["first"]["faces in the frame"].values()
+        assert shares.split()[4:] == [f"{100 * g['positives'] / g['rows']:.2f}" for g in groups if g["rows"]] + ["none"]
+
+    @staticmethod
+    def films(count: int, silent: int = 0) -> list[Face]:
+        """Videos of 20 rows; of the first `silent` ones nobody is heard."""
+        labels = ["".join(str((video * 7 + row) % 9 % 3) for row in range(20)) for video in range(count)]
+        tracks = [Track(f"film{i}:1", text, 10.0, f"film{i}") for i, text in enumerate(labels)]
+        tracks[:silent] = [Track(t.entity, t.labels.replace("1", "2"), 10.0, t.video) for t in tracks[:silent]]
+        return faces_of(tracks)
+
+    def test_ap_of_each_video(self, tmp_path):
+        """By the definition; none of those where nobody is heard, which are counted and named."""
+        faces = self.films(9, silent=2)
+        truth = write_annotations(tmp_path / "truth.csv", faces)
+        # rows of a video stand apart
+        path = self.write_scores(tmp_path / "p.csv", sorted(faces, key=lambda face: face.time), score_of)
+        numbers, output = self.evaluate(tmp_path, path, truth=truth)
+        assert list(numbers["videos"]) == [f"film{i}" for i in range(9)]
+        expected = {}
+        for video, found in numbers["videos"].items():
+            mine = [face for face in faces if face.video == video]
+            positives = sum(face.label == 1 for face in mine)
+            assert (found["rows"], found["positives"]) == (20, positives)
+            if positives:
+                expected[video] = expected_map(faces=mine)
+                assert found["AP"] == {"p": pytest.approx(expected[video], abs=1e-12)}
+            else:
+                assert found["AP"] == {"p": None}
+        assert len(expected) == 7
+        worst = sorted(expected, key=expected.get)
+        assert numbers["predictions"]["p"]["worst"] == worst[:5]
+        named = re.findall(r"^(film\d) +(\d+) +(\d+) +(\S+)$", output, re.M)
+        counts = {video: found["positives"] for video, found in numbers["videos"].items()}
+        assert named == [(v, "20", str(counts[v]), f"{100 * expected[v]:.2f}") for v in worst[:5]]
+        values = [100 * expected[video] for video in worst]
+        summary = re.search(r"^AP \(%\) by video, 7 videos .*\np +(\S+) +(\S+) +(\S+)$", output, re.M)
+        assert summary.groups() == tuple(f"{value:.2f}" for value in (values[0], values[3], values[6]))
+        assert "2 of 9 videos have no positive rows and so no AP: film0, film1\n" in output
+
+    def test_worst_videos_of_two_files(self, tmp_path):
+        """Those of either, in the order of the last file, each file's own marked."""
+        faces = self.films(12)
+        truth = write_annotations(tmp_path / "truth.csv", faces)
+        paths = [
+            self.write_scores(tmp_path / "first.csv", faces, score_of),
+            self.write_scores(tmp_path / "second.csv", faces, self.other_score),
+        ]
+        numbers, output = self.evaluate(tmp_path, *paths, truth=truth)
+        first, second = (numbers["predictions"][name]["worst"] for name in ("first", "second"))
+        assert first != second
+        lines = [line.split() for line in output.splitlines() if re.match(r"film\d+ ", line)]
+        assert {line[0] for line in lines} == {*first, *second}
+        assert [float(line[4].lstrip("*")) for line in lines] == sorted(float(line[4].lstrip("*")) for line in lines)
+        for column, own in ((3, first), (4, second)):
+            assert [line[0] for line in lines if line[column].startswith("*")] == [x[0] for x in lines if x[0] in own]
+
+    def test_one_video_is_enough(self, tmp_path):
+        faces = faces_of(CAST[:3])
+        truth = write_annotations(tmp_path / "truth.csv", faces)
+        path = self.write_scores(tmp_path / "p.csv", faces, score_of)
+        numbers, output = self.evaluate(tmp_path, path, truth=truth, more=("--plots", tmp_path / "plots"))
+        assert numbers["videos"]["one"]["AP"]["p"] == numbers["mAP"]
+        assert numbers["predictions"]["p"]["worst"] == ["one"]
+        assert "no positive rows" not in output
+
+    def test_auc_of_rows_that_all_speak_is_null(self, tmp_path):
+        """NaN is no JSON."""
+        faces = faces_of([Track("a", "111")])
+        truth = write_annotations(tmp_path / "truth.csv", faces)
+        path = self.write_scores(tmp_path / "p.csv", faces, score_of)
+        more = ("--plots", tmp_path / "plots")
+        numbers, output = self.evaluate(tmp_path, path, truth=truth, more=more)
+        assert (numbers["mAP"], numbers["auc"], numbers["chance"]) == (1, None, 1)
+        assert "NaN" not in (tmp_path / "numbers.json").read_text()
+        assert re.search(r"^p +100\.00 +none$", output, re.M)
+
+    def test_breakdown_by_width_of_the_film(self, files, tmp_path, monkeypatch):
+        """Films of 128 pixels, faces of a quarter and of three quarters of it. In the configured place they are found
+        unasked; where one is missing the breakdown is left out, with the reason, unless it was asked for.
+        """
+        lines = [official_line(face, (0.1, 0.1, 0.85 if face.entity == "one:1" else 0.35, 0.5)) for face in FACES]
+        write_text(files["truth"], "".join(lines))
+        for video in ("one", "two"):
+            (tmp_path / "films").mkdir(exist_ok=True)
+            make_film(tmp_path / "films" / f"{video}.mp4", seconds=0.2)
+        asked = ("--ava-video-dir", tmp_path / "films")
+        numbers, output = self.evaluate(tmp_path, files["first"], truth=files["truth"], more=asked)
+        groups = numbers["predictions"]["first"]["face width (pixels)"]
+        assert {name: group["rows"] for name, group in groups.items()} == {"< 64": 10, "64 to 128": 7, "> 128": 0}
+        wide = [face for face in FACES if face.entity == "one:1"]
+        assert groups["64 to 128"]["mAP"] == pytest.approx(expected_map(faces=wide), abs=1e-12)
+        assert "no breakdown" not in output
+
+        monkeypatch.setitem(config.data_inputs, "ava_video_dir", str(tmp_path / "films"))
+        unasked, output = self.evaluate(tmp_path, files["first"], truth=files["truth"])
+        assert unasked["predictions"] == numbers["predictions"]
+        (tmp_path / "films" / "two.mp4").unlink()
+        without, output = self.evaluate(tmp_path, files["first"], truth=files["truth"])
+        assert list(without["left out"]) == ["face width (pixels)"]
+        (reason,) = re.findall(r"^no breakdown by face width .*", output, re.M)
+        assert f"{tmp_path / 'films'}: no film two" in reason
+        assert "--ava-video-dir" in reason
+        command = ("--predictions", files["first"], "--ground-truth", files["truth"], *asked)
+        assert_refused(run_here(self.SCRIPT, *command), tmp_path / "films", "no film two")
+        write_text(tmp_path / "films" / "two.mp4", "no film\n")
+        assert_refused(run_here(self.SCRIPT, *command), "two.mp4")
+        without, output = self.evaluate(tmp_path, files["first"], truth=files["truth"])
+        assert "two.mp4: cannot be opened" in output
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            ("--json {root}/truth.csv", "--ground-truth"),
+            ("--json {root}/second.csv", "number 2"),
+            ("--ground-truth {root}/official --json {root}/official/one-activespeaker.csv", "--ground-truth"),
+            ("--json {root}/plots/evaluate_cfg.json --plots {root}/plots", "settings"),
+            ("--json {root}/plots/breakdown.png --plots {root}/plots", "pictures"),
+            ("--predictions {root}/plots/a.png --plots {root}/plots", "pictures"),
+            ("--ava-video-dir {root}/films --json {root}/films/one.mp4", "films"),
+        ],
+    )
+    def test_never_writes_over_what_it_reads(self, files, tmp_path, flags, words):
+        for video in ("one", "two"):
+            faces = [face for face in FACES if face.video == video]
+            write_annotations(tmp_path / "official" / f"{video}-activespeaker.csv", faces)
+            write_text(tmp_path / "films" / f"{video}.mp4", "a film\n")
+        (tmp_path / "plots").mkdir()
+        shutil.copy(files["first"], tmp_path / "plots" / "a.png")
+        before = digests(tmp_path)
+        both = ["--predictions", files["first"], files["second"], "--ground-truth", files["truth"]]
+        result = run_here(self.SCRIPT, *both, *flags.format(root=tmp_path).split())
+        assert_refused(result, "both", words)
+        assert digests(tmp_path) == before
+
+    def test_pictures_need_a_directory(self, files, tmp_path):
+        command = ("--predictions", files["first"], "--ground-truth", files["truth"], "--plots", files["second"])
+        assert_refused(run_here(self.SCRIPT, *command), files["second"], "expected a directory")
+
     def test_pictures_can_be_read(self, files, tmp_path):
         plots = tmp_path / "plots"
         both = ["--predictions", files["first"], files["second"]]
@@ -514,12 +740,29 @@ class TestEvaluate:
         made = files_under(plots)
         assert "evaluate_cfg.json" in made
         pictures = [name for name in made if name.endswith(".png")]
-        assert len(pictures) == len(made) - 1 >= 3
+        assert len(pictures) == len(made) - 1
+        assert set(pictures) == {
+            "precision_recall.png", "breakdown.png", "score_histograms.png", "scores_one.png", "scores_two.png"
+        }  # fmt: skip
         for name in pictures:
             assert str(plots / name) in result.stdout
             with Image.open(plots / name) as picture:
                 assert min(picture.size) >= 200
                 assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+    def test_pictures_of_the_last_files_worst_videos(self, tmp_path):
+        faces = self.films(7)
+        truth = write_annotations(tmp_path / "truth.csv", faces)
+        first = self.write_scores(tmp_path / "first.csv", faces, score_of)
+        second = self.write_scores(tmp_path / "second.csv", faces, self.other_score)
+        numbers, _ = self.evaluate(tmp_path, first, second, truth=truth, more=("--plots", tmp_path / "plots"))
+        worst = numbers["predictions"]["second"]["worst"]
+        assert len(worst) == 5
+        assert {path.name for path in (tmp_path / "plots").glob("scores_*")} == {f"scores_{v}.png" for v in worst}
+
+    def test_matplotlib_is_loaded_for_pictures_only(self):
+        check = "import sys, core.report, core.postprocessing; sys.exit('matplotlib' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
 
     def test_numbers_do_not_depend_on_the_order_of_rows(self, files, tmp_path):
         order = np.random.default_rng(2).permutation(len(FACES))
@@ -544,3 +787,142 @@ class TestEvaluate:
         write_annotations(files["truth"], [face._replace(label=0) for face in FACES])
         result = run_here(self.SCRIPT, "--predictions", files["first"], "--ground-truth", files["truth"])
         assert_refused(result, "SPEAKING_AUDIBLE")
+
+
+class TestPictures:
+    """What is drawn, looked at before it becomes pixels."""
+
+    @pytest.fixture
+    def figures(self, monkeypatch) -> dict:
+        """name -> figure of every picture from here on, which is drawn but not written."""
+        made = {}
+
+        def save(figure, path: Path) -> Path:
+            figure.canvas.draw()
+            made[path.name] = figure
+            plots.plt.close(figure)
+            return path
+
+        monkeypatch.setattr(plots, "_save", save)
+        return made
+
+    @staticmethod
+    def table(tmp_path, faces: list[Face]) -> FaceTable:
+        return read_annotations(write_annotations(tmp_path / "t.csv", faces))
+
+    @staticmethod
+    def texts(figure) -> list[str]:
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    def lanes(self, figures, tmp_path, faces: list[Face], scores: np.ndarray):
+        table = self.table(tmp_path, faces)
+        plots.plot_scores(Path("lanes.png"), 0, {"p": scores}, table, {"p": "p"})
+        return figures["lanes.png"]
+
+    def test_a_pause_of_a_track_is_not_bridged(self, figures, tmp_path):
+        times = [1.0, 1.04, 1.5, 2.1, 2.14, 5.0]  # pauses of 0.46, 0.6 and 2.86 s
+        faces = [Face("film", "a", time, index % 2) for index, time in enumerate(times)]
+        axes = self.lanes(figures, tmp_path, faces, np.arange(6) / 10).axes[0]
+        drawn = [line.get_xdata().tolist() for line in axes.lines]
+        assert drawn == [[1.0, 1.04, 1.5], [2.1, 2.14], [5.0]]
+        assert [line.get_marker() for line in axes.lines] == ["None", "None", "."]
+        assert [line.get_ydata().tolist() for line in axes.lines] == [[0, 0.1, 0.2], [0.3, 0.4], [0.5]]
+
+    def test_the_truth_is_shaded_row_by_row(self, figures, tmp_path):
+        """A row reaches half way to its neighbours, and as far beyond the ends."""
+        faces = [Face("film", "a", time, label) for time, label in ((1, 0), (1.1, 1), (1.2, 1), (1.4, 2))]
+        axes = self.lanes(figures, tmp_path, faces, np.arange(4) / 10).axes[0]
+        shades = [[path.get_extents().intervalx.tolist() for path in found.get_paths()] for found in axes.collections]
+        assert [len(spans) for spans in shades] == [1, 1, 1]
+        expected = [(0.95, 1.05), (1.05, 1.3), (1.3, 1.45)]
+        assert [pytest.approx(span) for span in expected] == [spans[0] for spans in shades]
+        assert self.texts(figures["lanes.png"]) == ["not speaking", "speaking, audible", "speaking, not audible", "p"]
+
+    def test_the_faces_with_the_largest_errors_in_the_order_of_time(self, figures, tmp_path):
+        """Twenty faces; the right ones are scored right, the wrong ones, begun last first, wrong."""
+        tracks = [Track(f"face{i:02}", "01", 100.0 - i) for i in range(20)]
+        faces = faces_of(tracks)
+        right = {f"face{i:02}" for i in (0, 3, 4, 8, 9, 13, 17, 19)}
+        scores = np.array([face.label if face.entity in right else 1 - face.label for face in faces], float)
+        figure = self.lanes(figures, tmp_path, faces, scores)
+        shown = [axes.get_title(loc="left").split()[0] for axes in figure.axes]
+        assert shown == [f"face{i:02}" for i in reversed(range(20)) if f"face{i:02}" not in right]
+        assert len(shown) == plots.MAX_LANES
+        assert "12 faces with the largest errors, 8 left out" in figure.get_suptitle()
+        assert {axes.get_title(loc="left").split("error ")[1] for axes in figure.axes} == {"80 %"}  # 12 and 4 of 20
+
+    def test_time_without_faces_is_left_out(self, figures, tmp_path):
+        """Two faces that meet have one axis of time, one much later its own."""
+        tracks = [Track("a", "01" * 50, 10.0), Track("b", "01" * 50, 12.0), Track("c", "01" * 50, 900.0)]
+        figure = self.lanes(figures, tmp_path, faces_of(tracks), np.zeros(300))
+        limits = [axes.get_xlim() for axes in figure.axes]
+        assert limits[0] == limits[1]
+        assert 9.9 < limits[0][0] < 10 < 15.96 < limits[0][1] < 16.1
+        assert 899.9 < limits[2][0] < 900 < 903.96 < limits[2][1] < 904.1
+        assert [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes] == [False, True, True]
+
+    def test_curve_of_precision_and_recall(self, figures, tmp_path):
+        table = self.table(tmp_path, faces_of([Track("a", "0101")]))
+        scores = {"one": np.array([0.1, 0.9, 0.8, 0.7]), "_two": np.array([0.0, 1.0, 0.0, 1.0])}
+        plots.plot_precision_recall(Path("p.png"), scores, table, {"one": "first", "_two": "_second"})
+        one, two, chance = figures["p.png"].axes[0].lines
+        assert one.get_xdata().tolist() == [0.5, 0.5, 1, 1]
+        assert one.get_ydata().tolist() == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2])
+        assert two.get_ydata().tolist() == [1, 0.5]
+        assert set(chance.get_ydata()) == {0.5}
+        assert [text.strip() for text in self.texts(figures["p.png"])][:2] == ["first", "_second"]
+
+    def test_a_long_curve_is_thinned_without_being_moved(self, figures, tmp_path):
+        rng = np.random.default_rng(0)
+        positive = rng.random(50_000) < 0.3
+        table = FaceTable(["film"], ["a"], *np.zeros((2, 50_000), np.int32), np.arange(50_000.0), positive.astype(int))
+        scores = rng.normal(size=50_000) + positive
+        plots.plot_precision_recall(Path("p.png"), {"p": scores}, table, {"p": "p"})
+        line = figures["p.png"].axes[0].lines[0]
+        assert len(line.get_xdata()) < 5000
+        area = np.sum(np.diff(line.get_xdata(), prepend=0) * line.get_ydata())
+        assert area == pytest.approx(average_precision(scores, positive), abs=1e-3)
+        assert line.get_xdata()[-1] == 1
+
+    def test_histograms_count_each_label_for_itself(self, figures, tmp_path):
+        table = self.table(tmp_path, faces_of([Track("a", "00001122")]))
+        scores = np.array([0.01, 0.01, 0.01, 0.99, 0.99, 0.5, 0.02, 0.02])
+        plots.plot_histograms(Path("h.png"), {"p": scores}, table, {"p": "p"})
+        heights = [patch.get_data().values for patch in figures["h.png"].axes[0].patches]
+        assert [height.sum() for height in heights] == pytest.approx([100, 100, 100])
+        assert [height[0] for height in heights] == pytest.approx([75, 0, 100])
+        assert [height[-1] for height in heights] == pytest.approx([25, 50, 0])
+        assert [text.split("(")[1] for text in self.texts(figures["h.png"])] == ["4 rows)", "2 rows)", "2 rows)"]
+
+    def test_bars_with_and_without_a_value(self, figures):
+        result = {"1": {"rows": 4, "positives": 1, "mAP": 0.5}, "more": {"rows": 0, "positives": 0, "mAP": None}}
+        plots.plot_breakdown(Path("b.png"), {"faces": {"a": result, "b": result}}, {"a": "A", "b": "B"})
+        (axes,) = figures["b.png"].axes
+        assert [bar.get_height() for bars in axes.containers for bar in bars] == [50, 0, 50, 0]
+        assert [text.get_text() for text in axes.texts] == ["50.0", "none"] * 2
+        assert [lines.get_segments()[0][0][1] for lines in axes.collections] == [25]
+        assert self.texts(figures["b.png"]) == ["A", "B", "chance: share of positive rows"]
+
+    @pytest.mark.filterwarnings("ignore:Glyph")  # which the real _save keeps to itself
+    @pytest.mark.parametrize("count", [1, 6])
+    def test_nothing_overlaps_and_odd_names_are_drawn(self, figures, tmp_path, count):
+        """Legends below the panels and within the picture, whatever the files are called and however many they are."""
+        names = ["a" * 90, "_under", "$x^$ \\frac", "日本語", "%d {0}", "plain"][:count]
+        faces = faces_of([Track("b" * 90, "0120", 1.0), Track("c", "10", 900.0)])
+        lines = (f"{official_line(face._replace(label=1)).strip()},{100 * score_of(face) - 50}\n" for face in faces)
+        text, truth = "".join(lines), write_annotations(tmp_path / "t.csv", faces)
+        paths = [write_text(tmp_path / f"{name}.csv", text) for name in names]
+        result = run_here("scripts/evaluate.py", "--predictions", *paths, "--ground-truth", truth, "--plots", tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert len(figures) == 4
+        for name, figure in figures.items():
+            box = figure.legends[0].get_window_extent()
+            assert box.x0 >= 0, name
+            assert box.x1 <= figure.bbox.x1, name
+            panels = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()]
+            assert all(panel.y0 >= box.y1 for panel in panels), name
+            assert all(not one.overlaps(other) for one, other in itertools.combinations(panels, 2)), name
+            shown = [text for text in self.texts(figure) if "chance" not in text and "speaking" not in text]
+            if name != "score_histograms.png":
+                assert len(shown) == count
+                assert all("(ranks)" in text for text in shown)
