@@ -45,6 +45,8 @@ def make_inputs(root: Path, tracks: list[Track] = TRACKS) -> Path:
     write_store(root / "features", faces_of(tracks), noise_features)
     scored = (f"{official_line(face).rstrip()},{index % 7 / 7}\n" for index, face in enumerate(faces_of(tracks)))
     write_text(root / "predictions.csv", "".join(scored))
+    logged = (f"{epoch},{0.1**epoch},{epoch / 7},{epoch / 9}\n" for epoch in range(1, 4))
+    write_text(root / "run_logs.csv", f"epoch,learning_rate,train_ap,val_ap\n{''.join(logged)}")
     torch.manual_seed(0)
     torch.save(short_term_encoder(1).state_dict(), root / "STE.pth")
     torch.save(active_speakers_context(3, 2).state_dict(), root / "ASC.pth")
@@ -80,6 +82,7 @@ def command(script: str, root: Path, out: Path) -> list[object]:
             *("--predictions", root / "predictions.csv", "--ground-truth", root / "val.csv"),
             *("--plots", out, "--json", out / "numbers.json"),
         ),
+        "scripts/plot_training.py": (root / "run_logs.csv", "--output", out / "training.png"),
         "ASC_forward.py": (3, 2, 2, "cpu", *stores[2:], "--weights", root / "ASC.pth", "--output-dir", out),
     }
     return [script, *arguments[script]]

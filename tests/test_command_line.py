@@ -32,7 +32,8 @@ from core import config
 from core.models import ASC_Net, TwoStreamResNet
 
 TRAINING = "--models-out --epochs --batch-size --learning-rate --workers --precision --resume --seed"
-POSTPROCESSING = "--ground-truth --predictions-csv --ground-truth-csv --smoothing"
+REPORT = "--ava-video-dir --plots --json"
+POSTPROCESSING = f"--ground-truth --predictions-csv --ground-truth-csv --smoothing {REPORT}"
 COMMANDS = {
     "data/extract_audio_tracks.py": ("", "--ava-video-dir --target-audios --align --workers --overwrite"),
     "data/slice_audio_tracks.py": ("", "--csv --ava-audio-dir --output-dir --split --workers --overwrite"),
@@ -56,7 +57,8 @@ COMMANDS = {
         "--features-val-full --weights --output-dir --batch-size --seed --overwrite",
     ),
     "ASC_prediction_postprocessing.py": ("", f"--predictions-dir {POSTPROCESSING}"),
-    "scripts/evaluate.py": ("", "--predictions --ground-truth --ava-video-dir --plots --json"),
+    "scripts/evaluate.py": ("", f"--predictions --ground-truth {REPORT}"),
+    "scripts/plot_training.py": ("LOG", "--output"),
 }
 ON_A_DEVICE = {"STE_train.py": "11", "STE_forward.py": "11", "ASC_train.py": "11 4 3", "ASC_forward.py": "11 4 3"}
 every_script = pytest.mark.parametrize("script", COMMANDS)
@@ -112,7 +114,7 @@ class TestDefaults:
         numbers = [args[name] for name in COMMANDS[script][0].split()]
         assert numbers == [*map(int, positionals.split()), "0"]
 
-    @pytest.mark.parametrize("script", sorted(set(COMMANDS) - set(ON_A_DEVICE)))
+    @pytest.mark.parametrize("script", sorted(set(COMMANDS) - {*ON_A_DEVICE, "scripts/plot_training.py"}))
     def test_the_other_scripts_need_nothing(self, script):
         parser_of(script).parse_args([])
 
@@ -227,6 +229,7 @@ VALID = {
     "ASC_prediction_postprocessing.py": "--predictions-dir {root}/predictions --ground-truth {root}/val.csv "
     "--predictions-csv {out}/predictions.csv --ground-truth-csv {out}/truth.csv",
     "scripts/evaluate.py": "--predictions {root}/scores.csv --ground-truth {root}/val.csv --json {out}/numbers.json",
+    "scripts/plot_training.py": "--output {out}/training.png {root}/run_logs.csv",
 }
 
 
@@ -252,6 +255,8 @@ def root(tmp_path_factory) -> Path:
     write_store(root / "features_short", FACES)
     np.save(root / "features_short" / "two.npy", np.zeros((1, 1024), np.float32))
     write_text(root / "predictions_broken" / "one.csv", "one:1,10.0,0.5\n")
+    write_text(root / "run_logs.csv", "epoch,learning_rate,val_ap\n1,0.1,0.5\n")
+    write_text(root / "broken_logs.csv", "epoch,learning_rate,val_ap\n1,0.1,0.5\n2,0.1,high\n")
 
     write_text(root / "text.pth", "not weights\n")
     torch.save([1, 2], root / "list.pth")
@@ -305,6 +310,9 @@ BROKEN = [
     ("STE_postprocessing.py", "--forward-dir {root}/empty", "empty"),
     ("STE_postprocessing.py", "--ground-truth {root}/nothing.csv", "nothing.csv"),
     ("STE_postprocessing.py", "--ground-truth {root}/more.csv", "three:1"),
+    ("STE_postprocessing.py", "--ava-video-dir {root}/nowhere", "nowhere"),
+    ("STE_postprocessing.py", "--ava-video-dir {root}/empty", "no film one"),
+    ("STE_postprocessing.py", "--plots {root}/val.csv", "val.csv"),
     ("ASC_train.py", "--features-train-full {root}/nowhere", "nowhere"),
     ("ASC_train.py", "--features-val-full {root}/empty", "empty"),
     ("ASC_train.py", "--features-val-full {root}/features_short", "two.npy"),
@@ -325,6 +333,11 @@ BROKEN = [
     ("scripts/evaluate.py", "--predictions {root}/val.csv", "val.csv, line 1"),
     ("scripts/evaluate.py", "--ground-truth {root}/more.csv", "three:1"),
     ("scripts/evaluate.py", "--ava-video-dir {root}/nowhere", "nowhere"),
+    ("scripts/evaluate.py", "--ava-video-dir {root}/empty", "no film one"),
+    ("scripts/plot_training.py", "{root}/nothing.csv", "nothing.csv"),
+    ("scripts/plot_training.py", "{root}/broken_logs.csv", "broken_logs.csv, line 3"),
+    ("scripts/plot_training.py", "{root}/empty", "empty"),
+    ("scripts/plot_training.py", "--output {out}/training.jpg", "training.jpg"),
 ]
 
 

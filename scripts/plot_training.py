@@ -1,0 +1,108 @@
+"""Draw what training runs have logged: losses, AUC and AP of every epoch, of one run or of several beside each other.
+
+    python scripts/plot_training.py ava/models/ste_encoder
+    python scripts/plot_training.py one/ste_encoder other/ste_encoder --output runs.png
+
+Vertical lines are where the learning rate changed, stars at the epoch of the best AP in validation.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pandas as pd
+
+from core.command_line import Parser, describe, require_different, run
+from core.errors import InputError, one_line
+from core.files import existing_files, write_json
+from core.plots import best_text, is_curve, plot_training
+from core.report import display_names, labels_of
+from core.tables import first_fields, read_table, scan
+
+PICTURE, SETTINGS = "training.png", "plot_training_cfg.json"
+MAX_EPOCH = 10**9
+
+
+def get_args_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "logs",
+        nargs="+",
+        metavar="LOG",
+        help="<name>_logs.csv as training writes it, or a run's directory; several are compared",
+    )
+    parser.add_argument("--output", help=f"picture to write, a .png (default: {PICTURE} beside the first log)")
+    return parser
+
+
+def find_log(path: Path) -> Path:
+    """The log itself, or the one that lies in a run's directory. Raises InputError."""
+    if not path.is_dir():
+        return path
+    found = sorted(name for name in existing_files(path) if name.endswith("_logs.csv"))
+    if len(found) != 1:
+        raise InputError(f"{path}: {len(found)} logs in this directory, expected one <name>_logs.csv")
+    return path / found[0]
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """Columns epoch, learning_rate, train_<metric> and val_<metric>, NaN where a metric was none.
+
+    Raises InputError with file and line.
+    """
+    names = first_fields(path)
+    curves = [name for name in names if is_curve(name)]
+    if "epoch" not in names or not curves:
+        scan(path)  # says more of files that are no tables
+        lacks = "train_<metric> or val_<metric>" if "epoch" in names else "epoch"
+        raise InputError(f"{path}, line 1: no column {lacks}; the header is {','.join(names)[:200]!r}")
+    log = read_table(path, {"epoch": "number", "learning_rate": "number", **dict.fromkeys(curves, "text")})
+    for name in curves:
+        log[name] = [_number(text, f"{path}, line {line}: {name}") for line, text in log[name].items()]
+    odd = (log["epoch"] % 1 != 0) | (log["epoch"].diff().fillna(log["epoch"]) < 1) | (log["epoch"] > MAX_EPOCH)
+    for name, bad in (("epoch", odd), ("learning_rate", log["learning_rate"] < 0)):
+        if bad.any():
+            line, expected = bad.idxmax(), "a whole number above the one before" if name == "epoch" else "at least 0"
+            raise InputError(f"{path}, line {line}: {name} is {log[name][line]:g}, expected {expected}")
+    return log.astype({"epoch": int}).reset_index(drop=True)
+
+
+def _number(text: str, place: str) -> float:
+    try:
+        value = float(text) if text else math.nan
+        if text and not (text.isascii() and math.isfinite(value)):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"{place} is {text[:40]!r}, not a number") from None
+    return value
+
+
+def run_names(paths: list[Path]) -> list[str]:
+    """What the runs are called: as their logs, without the ending if they differ without it."""
+    labels = list(labels_of(display_names(list(map(str, paths)))).values())
+    short = [label.removesuffix(".csv").removesuffix("_logs") for label in labels]
+    return next(names for names in (short, labels, list(map(str, paths))) if len(set(names)) == len(names))
+
+
+def main(args: argparse.Namespace) -> None:
+    describe(vars(args))
+    paths = [find_log(Path(log)) for log in args.logs]
+    output = Path(args.output) if args.output is not None else paths[0].with_name(PICTURE)
+    if output.suffix != ".png":
+        raise InputError(f"{output}: --output must end with .png")
+    settings = output.with_name(SETTINGS)
+    logs = {f"LOG (number {number})": path for number, path in enumerate(paths, 1)}
+    require_different({**logs, "--output": output, "the settings beside --output": settings})
+    runs = {name: read_log(path) for name, path in zip(run_names(paths), paths, strict=True)}
+    for name, log in runs.items():
+        print(f"{name}: {len(log)} epochs, {best_text(log)}")
+    plot_training(output, runs)
+    write_json(settings, vars(args))
+    print(one_line(f"picture: {output}"))
+
+
+if __name__ == "__main__":
+    run(main, get_args_parser())
