@@ -8,12 +8,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from core.annotations import FaceTable
-from core.plots import COLOURS, _save
+from core.plots import COLOURS, GAP_SECONDS, save, short
 from core.speakers import segments, short_name, track_step
 
 LANES = 16  # on a page
 FACE = (96, 96)  # pixels
-_GAP = 0.5  # seconds; over longer ones no line is drawn
 
 
 def plot_timeline(
@@ -34,7 +33,7 @@ def plot_timeline(
     pages = [tracks[start : start + LANES] for start in range(0, len(tracks), LANES)] or [[]]
     paths = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, len(pages) + 1))]
     for number, (page, target) in enumerate(zip(pages, paths, strict=True), 1):
-        title = f"Who speaks when: {table.video_ids[0]}"
+        title = f"Who speaks when: {short(table.video_ids[0])}"
         title += f" (page {number} of {len(pages)})" if len(pages) > 1 else ""
         _plot_page(target, title, page, table, scores, threshold, seconds if len(pages) == 1 else None, thumbnail)
     return paths
@@ -63,7 +62,7 @@ def _plot_page(path, title, tracks, table, scores, threshold, seconds, thumbnail
         lane.axvspan(own[0], own[-1] + track_step(own), color="grey", alpha=0.12, linewidth=0, label="in the picture")
         for part in segments(own, values, threshold):
             lane.axvspan(part.start, part.end, color=COLOURS[2], alpha=0.35, linewidth=0, label="speaks")
-        breaks = np.flatnonzero(np.diff(own) > _GAP) + 1
+        breaks = np.flatnonzero(np.diff(own) > GAP_SECONDS) + 1
         lane.plot(
             np.insert(own, breaks, np.nan),
             np.insert(values, breaks, np.nan),
@@ -72,7 +71,7 @@ def _plot_page(path, title, tracks, table, scores, threshold, seconds, thumbnail
             label="score",
         )
         lane.axhline(threshold, color="black", linewidth=0.7, linestyle=":", label=f"threshold {threshold:g}")
-        face.set_title(short_name(table, track), fontsize=8, pad=1)
+        lane.set_title(f"track {short_name(table, track)}", fontsize=8, pad=1, loc="left")
     named = {}
     for lane in lanes[:, 1]:
         handles, labels = lane.get_legend_handles_labels()
@@ -81,4 +80,4 @@ def _plot_page(path, title, tracks, table, scores, threshold, seconds, thumbnail
         figure.legend(named.values(), named.keys(), loc="outside upper right", ncols=4, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     lanes[-1, 1].set_xlabel("time (s)", fontsize=9)
-    _save(figure, path)
+    save(figure, path)

@@ -55,7 +55,8 @@ def main(args: argparse.Namespace) -> int:
         if wav.name in existing:
             outcome.skipped += 1
         else:
-            extract_sound(film, wav, args.align, outcome, lambda _: advance(0))  # which ends it where the run is stopped
+            # Between pieces of sound the bar stands still, but a run that is stopped ends here.
+            extract_sound(film, wav, args.align, outcome, lambda _: advance(0))
         advance(1)
 
     def size(video_id: str) -> int:

@@ -18,9 +18,9 @@ import pandas as pd
 from core.command_line import Parser, describe, require_different, run
 from core.errors import InputError, one_line
 from core.files import existing_files, write_json
-from core.plots import best_text, is_curve, plot_training
 from core.report import display_names, labels_of
 from core.tables import first_fields, read_table, scan
+from core.training_plots import best_text, is_curve, plot_training
 
 PICTURE, SETTINGS = "training.png", "plot_training_cfg.json"
 MAX_EPOCH = 10**9

@@ -803,7 +803,7 @@ class TestPictures:
             plots.plt.close(figure)
             return path
 
-        monkeypatch.setattr(plots, "_save", save)
+        monkeypatch.setattr(plots, "save", save)
         return made
 
     @staticmethod
@@ -903,7 +903,7 @@ class TestPictures:
         assert [lines.get_segments()[0][0][1] for lines in axes.collections] == [25]
         assert self.texts(figures["b.png"]) == ["A", "B", "chance: share of positive rows"]
 
-    @pytest.mark.filterwarnings("ignore:Glyph")  # which the real _save keeps to itself
+    @pytest.mark.filterwarnings("ignore:Glyph")  # which the real save keeps to itself
     @pytest.mark.parametrize("count", [1, 6])
     def test_nothing_overlaps_and_odd_names_are_drawn(self, figures, tmp_path, count):
         """Legends below the panels and within the picture, whatever the files are called and however many they are."""

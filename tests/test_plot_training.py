@@ -10,7 +10,7 @@ from conftest import assert_refused
 from mini import digests, files_under, run_here, write_text
 from PIL import Image
 
-from core import plots
+from core import plots, training_plots
 from core.checkpoint import TrainingRun
 
 SCRIPT = "scripts/plot_training.py"
@@ -45,10 +45,10 @@ def figures(monkeypatch) -> list:
     def save(figure, path: Path) -> Path:
         figure.canvas.draw()
         made.append(figure)
-        plots.plt.close(figure)
+        training_plots.plt.close(figure)
         return path
 
-    monkeypatch.setattr(plots, "_save", save)
+    monkeypatch.setattr(training_plots, "save", save)
     return made
 
 
