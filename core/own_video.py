@@ -93,7 +93,7 @@ class OwnVideo:
                 table = face_table(self.video_id, find_tracks(film, self.timeline, detector))
             write_csv(self.csv, official_frame(table), header=False)
 
-        self._do("faces", [detector.digest, tracking_params], [self.csv], work)
+        self._do("tracks", [detector.digest, tracking_params], [self.csv], work)
 
     def take_tracks(self, source: str) -> None:
         """Tracks of faces out of annotations. Raises InputError where these have none of this film."""
@@ -103,7 +103,8 @@ class OwnVideo:
             raise InputError(f"{source}: rows of {named}, but none of {self.video_id}, as the film is called")
         rows = table.rows_of_video(table.video_ids.index(self.video_id))
         frame = official_frame(table, rows)
-        self._do("tracks", table.keep(rows).digest(), [self.csv], lambda: write_csv(self.csv, frame, header=False))
+        given = ["given", table.keep(rows).digest()]
+        self._do("tracks", given, [self.csv], lambda: write_csv(self.csv, frame, header=False))
 
     @cached_property
     def found(self) -> FaceTable:
@@ -195,8 +196,10 @@ class OwnVideo:
 
         def work() -> None:
             tracks = describe_tracks(self.table, scores, threshold, self.size)
-            write_tracks(self.tracks_csv, self.table, scores, threshold)
-            write_bytes(self._written, sha256(self.tracks_csv).encode())
+            coming = self.work / self.tracks_csv.name
+            write_tracks(coming, self.table, scores, threshold)
+            write_bytes(self._written, sha256(coming).encode())  # known before it is there, whenever this is killed
+            coming.replace(self.tracks_csv)
             facts = self.timeline.facts()
             video = {
                 "id": self.video_id,
@@ -228,6 +231,9 @@ class OwnVideo:
         """Say who speaks, and where it all lies. Returns the exit status: 1 where some rows could not be cut."""
         tracks = json.loads(self.speakers_json.read_text())["tracks"]
         speaking = sorted((t for t in tracks if t["speaking"]), key=lambda t: -t["speaking_seconds"])
+        if not tracks:
+            print(f"no faces were found in {self.timeline.seconds:.1f} s of film")
+            return 0
         print(f"{len(tracks)} tracks in {self.timeline.seconds:.1f} s of film, {len(speaking)} of them speak")
         for track in speaking[:SHOWN]:
             spoken = f"speaks {track['speaking_seconds']:.1f} s of {track['end'] - track['start']:.1f} s"
