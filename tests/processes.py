@@ -23,7 +23,10 @@ from unittest import mock
 
 from conftest import ROOT
 
-LIBRARIES = ("core.crops", "core.dataset", "core.evaluation", "core.models", "core.optimization", "core.postprocessing")
+LIBRARIES = (
+    *("core.crops", "core.dataset", "core.evaluation", "core.models", "core.optimization", "core.own_video"),
+    *("core.postprocessing", "core.timeline"),
+)
 
 
 @dataclass(frozen=True)
