@@ -1,7 +1,7 @@
-"""Face tracks of a film that has no annotations: shots, detections, and what links them."""
+"""Face tracks of a film that has no annotations: detections, and what links them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -12,60 +12,11 @@ from core.annotations import NOT_SPEAKING, FaceTable
 from core.config import tracking_params
 from core.errors import InputError
 from core.progress import progress
+from core.shots import Shots
 from core.util import sha256
-from core.video import Film, scene_scores
-
-# The steps between rows of AVA are 0.03 to 0.05 s; what the networks make of others, nobody has measured.
-SLOWEST_ROWS, USUAL_ROWS, FASTEST_ROWS = 20.0, 25.0, 100 / 3  # a second
+from core.video import Film
 
 _LEAST_PIXELS = 2  # of a side of a box: what is smaller can round to nothing
-
-
-def row_rate(fps: float) -> float:
-    """Rows a second for a film of so many frames a second, near the 25 that the networks were trained on.
-
-    The film's own rate, or every n-th frame of a faster film; 25 where neither is within what AVA has.
-    """
-    rate = fps / max(1, round(fps / USUAL_ROWS))
-    return rate if SLOWEST_ROWS <= rate <= FASTEST_ROWS else USUAL_ROWS
-
-
-@dataclass
-class Timeline:
-    """When a film is looked at: `times` (R,) in seconds from its first frame, and `shot` (R,), which rises at cuts."""
-
-    seconds: float  # length of the film
-    fps: float  # of the film, on the average
-    rate: float  # of the times, a second
-    cuts: list[float]  # seconds from the first frame; each is the time of the first frame after it
-    times: np.ndarray = field(init=False)
-    shot: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        count = max(1, round(self.seconds * self.rate))
-        self.times = np.round(np.arange(count) / self.rate, 2)  # with two decimals, as AVA has them
-        # A time belongs to the nearest frame, as it does where films are read.
-        self.shot = np.searchsorted(self.cuts, self.times + 0.5 / self.fps, side="right")
-
-    def facts(self) -> dict:
-        """What it is made from."""
-        return {name: getattr(self, name) for name in ("seconds", "fps", "rate", "cuts")}
-
-
-def find_shots(film: Path) -> Timeline:
-    """Look through a film for its length and its cuts. Raises ValueError where it has no picture."""
-    with Film(film) as opened:
-        fps, frames = opened.fps, opened.frame_count
-    cuts, last, before = [], None, 0.0
-    with progress(total=frames, desc="shots", unit="frame") as bar:
-        for time, score in scene_scores(film):
-            if last is not None and score >= tracking_params["cut_score"] and score > 2 * before:
-                cuts.append(time)
-            last, before = time, score
-            bar.update()
-    if last is None:
-        raise ValueError("no frame can be read")
-    return Timeline(last + 1 / fps, fps, row_rate(fps), cuts)
 
 
 class FaceDetector:
@@ -81,9 +32,8 @@ class FaceDetector:
         try:
             self._network = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), low, 0.3, 5000)
             self.detect(np.zeros((320, 320, 3), np.uint8))
-        except cv2.error as error:
-            reason = str(error).strip().splitlines()[-1][:120]
-            raise InputError(f"{weights}: not a YuNet face detector that OpenCV can run ({reason})") from None
+        except cv2.error:
+            raise InputError(f"{weights}: not a YuNet face detector that OpenCV can run") from None
 
     def detect(self, image: np.ndarray) -> np.ndarray:
         """Faces in a BGR image (H, W, 3) uint8: (n, 5) float64, x1 y1 x2 y2 as shares of the frame, and a score."""
@@ -98,7 +48,8 @@ class FaceDetector:
             return np.empty((0, 5))
         corner, sides, score = found[:, :2], found[:, 2:4], found[:, 14:15]
         boxes = np.concatenate((corner, corner + sides), axis=1) / np.tile(size, 2)
-        return np.concatenate((boxes, score), axis=1).astype(np.float64)
+        faces = np.concatenate((boxes, score), axis=1).astype(np.float64)
+        return faces[np.isfinite(faces).all(axis=1)]
 
 
 @dataclass
@@ -133,8 +84,9 @@ def link(sightings: list[tuple[float, np.ndarray]]) -> list[Track]:
     """
     params = tracking_params
     tracks: list[Track] = []
+    open_tracks: list[Track] = []
     for time, faces in sightings:
-        open_tracks = [track for track in tracks if time - track.times[-1] <= params["longest_gap"]]
+        open_tracks = [track for track in open_tracks if time - track.times[-1] <= params["longest_gap"]]
         free = set(range(len(faces)))
         if open_tracks and len(faces):
             expected = np.stack([track.expected(time) for track in open_tracks])
@@ -146,7 +98,9 @@ def link(sightings: list[tuple[float, np.ndarray]]) -> list[Track]:
                     track.boxes.append(faces[column, :4])
                     track.scores.append(float(faces[column, 4]))
                     free.remove(column)
-        tracks += [Track([time], [faces[column, :4]], [float(faces[column, 4])]) for column in sorted(free)]
+        new = [Track([time], [faces[column, :4]], [float(faces[column, 4])]) for column in sorted(free)]
+        tracks += new
+        open_tracks += new
     return [
         track
         for track in tracks
@@ -163,27 +117,27 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-12)
 
 
-def find_tracks(film: Film, timeline: Timeline, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def find_tracks(film: Film, shots: Shots, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the tracks of a film, shot by shot: times (n,) in seconds, boxes (n, 4) as shares of the frame.
 
-    Faces are looked for in every few of the timeline's rows, and in the first and last of a shot; between them boxes
-    are interpolated. No more than a shot's detections are held.
+    Faces are looked for in every few rows, and in the first and last of a shot; between them boxes are interpolated. No
+    more than a shot's detections are held.
     """
-    rows = np.arange(len(timeline.times))
-    first = np.append(True, np.diff(timeline.shot) != 0)
+    rows = np.arange(len(shots.times))
+    first = np.append(True, np.diff(shots.shot) != 0)
     begin = np.maximum.accumulate(np.where(first, rows, 0))
     looked = rows[((rows - begin) % tracking_params["detect_every"] == 0) | np.append(first[1:], True)]
     sightings: list[tuple[float, np.ndarray]] = []
-    shot = 0
-    images = film.frames(timeline.times[looked], seek_gap=float("inf"))
+    shot = shots.shot[0]
+    images = film.frames(shots.times[looked], seek_gap=float("inf"))
     for row in progress(looked, desc="faces", unit="frame"):
         image = next(images, None)
-        if timeline.shot[row] != shot:
-            yield from _whole(link(sightings), timeline, film.size)
-            sightings, shot = [], timeline.shot[row]
+        if shots.shot[row] != shot:
+            yield from _whole(link(sightings), shots, film.size)
+            sightings, shot = [], shots.shot[row]
         if image is not None:
-            sightings.append((timeline.times[row], detector.detect(image)))
-    yield from _whole(link(sightings), timeline, film.size)
+            sightings.append((shots.times[row], detector.detect(image)))
+    yield from _whole(link(sightings), shots, film.size)
 
 
 def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -> FaceTable:
@@ -197,11 +151,11 @@ def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -
     return FaceTable([video_id], names, np.zeros(len(entity), np.int32), entity, times, label, boxes)
 
 
-def _whole(tracks: list[Track], timeline: Timeline, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A row at every time of the timeline from a track's first to its last, within the frame."""
+def _whole(tracks: list[Track], shots: Shots, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A row at every time of the shots' from a track's first to its last, within the frame."""
     for track in tracks:
-        start, end = np.searchsorted(timeline.times, (track.times[0], track.times[-1]))
-        times = timeline.times[start : end + 1]
+        start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
+        times = shots.times[start : end + 1]
         boxes = track.box_at(times).clip(0, 1).round(6)
         inside = ((boxes[:, 2:] - boxes[:, :2]) * size >= _LEAST_PIXELS).all(axis=1)  # not out of the frame
         if inside.any():

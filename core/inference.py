@@ -28,7 +28,7 @@ def encode_films(
     """Write predictions and features of every row of the reader's table, `<video_id>.csv` and `.npy` a film."""
     table, dataset = reader.table, STETrackDataset(reader)
     loader = item_loader(dataset, workers, device)
-    with progress(total=len(table), unit="row") as bar:
+    with progress(total=len(table), desc="encoder", unit="row") as bar:
         for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
             rows_of_video = table.rows_of_video(video)
             with writing_features(output_dir, table, rows_of_video, text_features) as (logits, features):
@@ -51,7 +51,7 @@ def predict_films(
     """Write the context network's predictions of every row of some films, `<video_id>.csv` each."""
     store, table = dataset.store, dataset.store.table
     rows_of = {video: table.rows_of_video(video) for video in videos}
-    with progress(total=sum(map(len, rows_of.values())), unit="row") as bar:
+    with progress(total=sum(map(len, rows_of.values())), desc="context", unit="row") as bar:
         for video, rows in rows_of.items():
             store.require_finite(video)
             parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))

@@ -89,8 +89,8 @@ def run_jobs(
         for _, outcome in sorted(outcomes.items()):
             result.add(outcome)
         if ranks.is_main_process():
-            _list(result.failures, Path(directory, FAILURES))
-            _list([*_kept_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
+            write_list(result.failures, Path(directory, FAILURES))
+            write_list([*_kept_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
     return result
 
 
@@ -100,7 +100,8 @@ def _kept_notes(result: Outcome, path: Path) -> list[str]:
     return [line for line in before if line not in set(map(one_line, result.notes))]
 
 
-def _list(lines: list[str], path: Path) -> None:
+def write_list(lines: list[str], path: Path) -> None:
+    """A file of lines, or none where there are none."""
     if lines:
         write_bytes(path, "".join(f"{one_line(line)}\n" for line in lines).encode())
     else:

@@ -21,14 +21,16 @@ def colour(score: float) -> tuple[int, ...]:
 def rows_on_show(table: FaceTable, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which rows are to be marked at the increasing times (T,): pairs (place among the times, row), sorted by time.
 
-    A track is shown from half a row before its first to half a row after its last, by the nearest of its rows; in a
-    gap of more than two rows it is not.
+    A track is shown from half a row before its first to half a row after its last, by the nearest of its rows, and not
+    in a pause.
     """
     places, shown = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for track in range(len(table.entity_ids)):
         rows = table.rows_of_track(track)
+        if not len(rows):
+            continue
         own = table.timestamp[rows]
-        reach = max(track_step(own), float(np.median(np.diff(times))) if len(times) > 1 else 0.0) / 2 + 1e-6
+        reach = max(track_step(own), track_step(times)) / 2 + 1e-6
         first, last = np.searchsorted(times, own[0] - reach), np.searchsorted(times, own[-1] + reach)
         here = np.arange(first, last)
         nearest = np.searchsorted((own[1:] + own[:-1]) / 2, times[here])

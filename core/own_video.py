@@ -14,83 +14,106 @@ from core.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
 from core.config import SAMPLE_RATE, tracking_params
 from core.crops import cut_film, rows_to_cut
 from core.dataset import ASCDataset, ClipReader, drop_missing
-from core.errors import InputError
+from core.errors import InputError, RunError, one_line
 from core.evaluation import join, smooth_tracks, speaking_score
-from core.faces import FaceDetector, Timeline, face_table, find_shots, find_tracks
-from core.files import existing_files, write_bytes, write_csv, write_json
+from core.faces import FaceDetector, face_table, find_tracks
+from core.files import existing_files, setting_behind, write_bytes, write_csv, write_json
 from core.inference import encode_films, predict_films
 from core.io import FeatureStore, crop_path, official_frame, read_crop, read_logits, wav_path
-from core.jobs import FAILURES, Outcome
+from core.jobs import FAILURES, Outcome, write_list
 from core.overlay import marked_frames
 from core.progress import progress
+from core.shots import FASTEST_ROWS, SLOWEST_ROWS, Shots, find_shots
 from core.sound import extract_sound, slice_sound
-from core.speakers import SCHEMA_VERSION, describe_tracks, write_rttm, write_tracks
+from core.speakers import SCHEMA_VERSION, describe_tracks, track_step, write_rttm, write_tracks
 from core.steps import Steps
 from core.tables import check_name
 from core.util import sha256
 from core.video import Film, has_sound, sound_with_picture, write_film
 
-SHOWN = 10  # tracks, on the screen
 SPLIT = "val"  # what the film's rows are filed under, so that the numbered stages find them too
+CFG = "detect_speakers_cfg.json"
+SHOWN = 10  # tracks, on the screen
+# Plays everywhere: the index comes first, and the colours are said to be what OpenCV makes of them (BT.601).
+FOR_BROWSERS = ("-movflags", "+faststart", "-bsf:v")
+COLOURS = "h264_metadata=matrix_coefficients=6:colour_primaries=6:transfer_characteristics=6:video_full_range_flag=0"
 
 
 class OwnVideo:
     """A film, and the directory of what is found in it.
 
     `<output_dir>/work` is laid out as ASC_DATA_ROOT is, and keeps what each step made: see `core.steps.Steps`. The
-    methods are called in the order they stand in. Raises InputError where the film cannot be opened or has no sound,
-    and where the directory holds what must not be written over.
+    steps are called in the order they stand in. Raises InputError where the film cannot be opened or has no sound, and
+    where the directory holds what must not be written over.
     """
 
-    def __init__(self, path: Path, output_dir: Path, overwrite: bool):
-        self.path, self.output_dir, self.work = path, output_dir, output_dir / "work"
-        self.video_id = check_name(path.stem, str(path))
+    def __init__(self, film: Path, output_dir: Path, settings: dict):
+        self.film, self.output_dir, self.work = film, output_dir, output_dir / "work"
+        self.video_id = film.stem
+        check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(film))
         try:
-            with Film(path) as film:
-                self.size = film.size
-            sound = has_sound(path)
+            with Film(film) as opened:
+                self.size, self._pixel_aspect = opened.size, opened.pixel_aspect
+            sound = has_sound(film)
         except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{film}: {error}") from None
         if not sound:
-            raise InputError(f"{path}: it has no sound, and who speaks is a question of what is heard")
-        self._steps = Steps(self.work, overwrite)
-        self.shots = self.work / "shots.json"
+            raise InputError(f"{film}: it has no sound, and who speaks is a question of what is heard")
+        names = ("tracks.csv", "speakers.json", "speakers.rttm", "timeline.png", f"{self.video_id}_speakers.mp4")
+        self.tracks_csv, self.speakers_json, self.rttm, self.timeline, self.marked_film = (
+            output_dir / name for name in names
+        )
+        self.failures = output_dir / FAILURES
+        self._digest_of_tracks = output_dir / ".tracks.sha256"
+        self._steps = Steps(output_dir, [*names, "work"], settings["overwrite"])
+        self._require_own_results()
+        write_json(output_dir / CFG, settings)
+        self._shots_json = self.work / "shots.json"
         self.csv = self.work / "csv" / SPLIT / f"{self.video_id}{OFFICIAL_SUFFIX}"
         self.wav = wav_path(self.work / "audio_tracks", self.video_id)
         places = ("instance_wavs_time", "instance_crops_time", "ste_features")
         self.slices, self.crops, self.features = (self.work / name / SPLIT for name in places)
         self.predictions = self.work / "asc_predictions"
-        self.film, self.speakers_json = output_dir / f"{self.video_id}_speakers.mp4", output_dir / "speakers.json"
-        self.tracks_csv, self._written = output_dir / "tracks.csv", self.work / "tracks.sha256"
-        if self.tracks_csv.exists() and (not self._written.exists() or sha256(self.tracks_csv) != self._sum()):
-            advice = "move it elsewhere, from where --tracks takes it, or choose another --output-dir"
-            raise InputError(f"{self.tracks_csv}: not as it was written here, so it is not written over; {advice}")
+
+    def _require_own_results(self) -> None:
+        """Raise InputError where the results of another film, or tracks that somebody has corrected, would be lost."""
+        before = setting_behind(self.output_dir, CFG, "video")
+        if before is not None and Path(str(before)).stem != self.video_id:
+            raise InputError(f"{self.output_dir}: holds what was found in {before}; choose another --output-dir")
+        made = self._digest_of_tracks.read_text() if self._digest_of_tracks.exists() else ""
+        if self.tracks_csv.exists() and sha256(self.tracks_csv) != made:
+            raise InputError(
+                f"{self.tracks_csv}: changed since it was written; move it elsewhere, so that it is not written over "
+                "(--tracks can read it there)"
+            )
 
     def _do(self, name: str, depends: object, makes: list[Path], work: Callable[[], None]) -> None:
-        """A step in which a film that breaks is the user's."""
+        """A step that reads the film, whose faults are the user's."""
         try:
             self._steps.do(name, depends, makes, work)
         except ValueError as error:
-            raise InputError(f"{self.path}: {error}") from None
+            raise InputError(f"{self.film}: {error}") from None
 
     # Rows
 
-    def find_shots(self) -> None:
+    def look_for_shots(self) -> None:
         """Where the film is cut, and how long it is."""
-        found = self.path.stat()
-        identity = [self.path.name, found.st_size, found.st_mtime_ns]
-        self._do("shots", identity, [self.shots], lambda: write_json(self.shots, find_shots(self.path).facts()))
+        found = self.film.stat()
+        depends = [self.film.name, found.st_size, found.st_mtime_ns, tracking_params["cut_score"]]
+        self._do(
+            "shots", depends, [self._shots_json], lambda: write_json(self._shots_json, find_shots(self.film).facts())
+        )
 
     @cached_property
-    def timeline(self) -> Timeline:
-        return Timeline(**json.loads(self.shots.read_text()))
+    def shots(self) -> Shots:
+        return Shots(**json.loads(self._shots_json.read_text()))
 
-    def find_faces(self, detector: FaceDetector) -> None:
+    def look_for_faces(self, detector: FaceDetector) -> None:
         """Tracks of faces, by detection."""
 
         def work() -> None:
-            with Film(self.path) as film:
-                table = face_table(self.video_id, find_tracks(film, self.timeline, detector))
+            with Film(self.film) as film:
+                table = face_table(self.video_id, find_tracks(film, self.shots, detector))
             write_csv(self.csv, official_frame(table), header=False)
 
         self._do("tracks", [detector.digest, tracking_params], [self.csv], work)
@@ -101,13 +124,17 @@ class OwnVideo:
         if self.video_id not in table.video_ids:
             named = ", ".join(table.video_ids[:3])
             raise InputError(f"{source}: rows of {named}, but none of {self.video_id}, as the film is called")
-        rows = table.rows_of_video(table.video_ids.index(self.video_id))
-        frame = official_frame(table, rows)
-        given = ["given", table.keep(rows).digest()]
-        self._do("tracks", given, [self.csv], lambda: write_csv(self.csv, frame, header=False))
+        table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
+        frame = official_frame(table)
+        self._do("tracks", ["given", table.digest()], [self.csv], lambda: write_csv(self.csv, frame, header=False))
+        steps = [track_step(times) for _, times in frame.groupby("entity_id")["frame_timestamp"] if len(times) > 1]
+        rate = 1 / float(np.median(steps)) if steps else SLOWEST_ROWS
+        if not SLOWEST_ROWS * 0.99 <= rate <= FASTEST_ROWS * 1.01:
+            usual = f"the networks were trained on {SLOWEST_ROWS:.0f} to {FASTEST_ROWS:.0f}"
+            print(f"note: {source} has {rate:.0f} rows a second; {usual}")
 
     @cached_property
-    def found(self) -> FaceTable:
+    def all_rows(self) -> FaceTable:
         """All rows of the film, which may be none."""
         return read_annotations(self.csv) if self.csv.stat().st_size else face_table(self.video_id, [])
 
@@ -117,10 +144,11 @@ class OwnVideo:
         """The sound of the whole film, from its first frame to its last."""
 
         def work() -> None:
-            seconds = self.timeline.seconds
-            samples = round(seconds * SAMPLE_RATE)
+            outcome, samples = Outcome(), round(self.shots.seconds * SAMPLE_RATE)
             with progress(total=samples, desc="sound", unit=" samples", unit_scale=True) as bar:
-                extract_sound(self.path, self.wav, True, Outcome(), bar.update, seconds)
+                extract_sound(self.film, self.wav, True, outcome, bar.update, self.shots.seconds)
+            for note in outcome.notes:
+                print(one_line(f"note: {note}"))
 
         self._do("sound", None, [self.wav], work)
 
@@ -128,30 +156,32 @@ class OwnVideo:
         """The sound and the crops of every track; what cannot be cut is listed."""
 
         def work() -> None:
-            table, rows, outcome = self.found, np.arange(len(self.found)), Outcome()
+            table, rows, outcome = self.all_rows, np.arange(len(self.all_rows)), Outcome()
             with progress(total=len(table.entity_ids), desc="slices", unit="track") as bar:
                 slice_sound(table, 0, self.wav, self.slices, existing_files(self.slices), outcome, bar.update)
             todo = rows_to_cut(table, rows, self.crops)
             bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
-            with bar, Film(self.path) as film:
+            with bar, Film(self.film) as film:
                 cut_film(table, todo, film, self.crops, outcome, bar.update)
-            listed = self.output_dir / FAILURES
-            listed.unlink(missing_ok=True)
-            if outcome.failures:
-                write_bytes(listed, "".join(f"{line}\n" for line in outcome.failures).encode())
+            write_list(outcome.failures, self.failures)
 
         self._do("crops", None, [self.slices, self.crops], work)
 
     @cached_property
-    def table(self) -> FaceTable:
+    def cut_rows(self) -> FaceTable:
         """The rows that could be cut."""
-        return drop_missing(self.found, self.slices, self.crops, skip_missing=True)
+        if not len(self.all_rows):
+            return self.all_rows
+        try:
+            return drop_missing(self.all_rows, self.slices, self.crops, skip_missing=True)
+        except InputError:
+            raise InputError(f"{self.film}: none of the rows can be cut out of it; {self.failures} says why") from None
 
     def encode(self, encoder: nn.Module, digest: str, clip_length: int, device: torch.device, **options) -> None:
         """Features by the short-term encoder, whose weights have this digest; options of `encode_films`."""
 
         def work() -> None:
-            reader = ClipReader(self.table, self.slices, self.crops, clip_length)
+            reader = ClipReader(self.cut_rows, self.slices, self.crops, clip_length)
             encode_films(encoder, reader, self.features, device, **options)
 
         self._steps.do("encoder", [digest, clip_length, options["precision"]], [self.features], work)
@@ -168,84 +198,95 @@ class OwnVideo:
         self._steps.do("context", [digest, *shape, seed], [self.predictions], work)
 
     def scores(self, smoothing: int) -> np.ndarray:
-        """(N,) of the rows of the table: logits through a median filter along tracks, then softmax."""
-        if not len(self.table):
+        """(N,) of the rows that were cut: logits through a median filter along tracks, then softmax."""
+        table = self.cut_rows
+        if not len(table):
             return np.empty(0)
-        logits = join(read_logits(self.predictions), self.table, str(self.predictions))
+        try:
+            logits = join(read_logits(self.predictions), table, str(self.predictions))
+        except InputError as error:
+            raise InputError(f"{error}: {self.work} has changed since; pass --overwrite") from None
         logits = logits[["logit_0", "logit_1"]].to_numpy()
-        return speaking_score(smooth_tracks(logits, self.table, smoothing) if smoothing else logits)
+        return speaking_score(smooth_tracks(logits, table, smoothing) if smoothing else logits)
 
     # What is written for people
 
-    def write_film(self, scores: np.ndarray, smoothing: int) -> None:
-        """The film with boxes and scores, at the rate of the rows."""
-
-        def work() -> None:
-            times = self.timeline.times
-            source, shift = sound_with_picture(self.path)
-            with Film(self.path) as film:
-                images = progress(film.frames(times, float("inf")), total=len(times), desc="film", unit="frame")
-                marked = marked_frames(images, self.size, times, self.table, scores)
-                write_film(self.film, marked, self.size, self.timeline.rate, source, *shift, "-movflags", "+faststart")
-
-        self._do("film", smoothing, [self.film], work)
-
     def write_results(self, scores: np.ndarray, threshold: float, settings: dict) -> None:
         """tracks.csv, speakers.json, speakers.rttm and timeline.png; settings are what all that depends on."""
-        rttm, timeline = self.output_dir / "speakers.rttm", self.output_dir / "timeline.png"
 
         def work() -> None:
-            tracks = describe_tracks(self.table, scores, threshold, self.size)
+            tracks = describe_tracks(self.cut_rows, scores, threshold, self.size)
             coming = self.work / self.tracks_csv.name
-            write_tracks(coming, self.table, scores, threshold)
-            write_bytes(self._written, sha256(coming).encode())  # known before it is there, whenever this is killed
+            write_tracks(coming, self.cut_rows, scores, threshold)
+            write_bytes(self._digest_of_tracks, sha256(coming).encode())  # known before it is there, whatever happens
             coming.replace(self.tracks_csv)
-            facts = self.timeline.facts()
             video = {
                 "id": self.video_id,
-                "file": self.path.name,
-                "seconds": round(facts["seconds"], 3),
-                "frame_rate": round(facts["fps"], 3),
+                "file": self.film.name,
+                "seconds": round(self.shots.seconds, 3),
+                "frame_rate": round(self.shots.fps, 3),
                 "width": self.size[0],
                 "height": self.size[1],
-                "rows_per_second": round(facts["rate"], 3),
-                "cuts": [round(cut, 3) for cut in facts["cuts"]],
+                "rows_per_second": round(self.shots.rate, 3),
+                "cuts": [round(cut, 3) for cut in self.shots.cuts],
             }
             content = {"schema_version": SCHEMA_VERSION, "video": video, "settings": settings, "tracks": tracks}
             write_json(self.speakers_json, content)
-            write_rttm(rttm, self.video_id, tracks)
+            write_rttm(self.rttm, self.video_id, tracks)
             from core.timeline import plot_timeline  # matplotlib takes a second, and a second run may not need it
 
-            plot_timeline(timeline, self.table, scores, threshold, self.timeline.seconds, self.thumbnail)
+            for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # of more tracks than there are now
+                page.unlink()
+            plot_timeline(self.timeline, self.cut_rows, scores, threshold, self.shots.seconds, self.thumbnail)
 
-        self._steps.do("results", settings, [self.tracks_csv, self.speakers_json, rttm, timeline], work)
+        makes = [self.tracks_csv, self.speakers_json, self.rttm, self.timeline]
+        self._steps.do("results", settings, makes, work, leads_on=False)
+
+    def write_marked_film(self, scores: np.ndarray, smoothing: int) -> None:
+        """The film with boxes and scores, at the rate of the rows. Raises RunError where it cannot be encoded."""
+
+        def work() -> None:
+            times = self.shots.times
+            source, shift = sound_with_picture(self.film)
+            wide, high = self._pixel_aspect
+            options = (*shift, *FOR_BROWSERS, f"{COLOURS}:sample_aspect_ratio={wide}/{high}")
+            with Film(self.film) as film:
+                images = progress(film.frames(times, float("inf")), total=len(times), desc="film", unit="frame")
+                marked = marked_frames(images, self.size, times, self.cut_rows, scores)
+                write_film(self.marked_film, marked, self.size, self.shots.rate, source, *options)
+                read = images.n / self.shots.rate
+            if read < self.shots.seconds - 1:
+                print(f"note: only {read:.1f} of {self.shots.seconds:.1f} s of the picture can be read")
+
+        try:
+            self._steps.do("film", smoothing, [self.marked_film], work, leads_on=False)
+        except ValueError as error:
+            raise RunError(f"{self.marked_film}: cannot be made ({error}); all other results are there") from None
 
     def thumbnail(self, track: int) -> Image.Image:
         """The largest crop of a track."""
-        rows = self.table.rows_of_track(track)
-        sides = self.table.box[rows, 2:] - self.table.box[rows, :2]
+        rows = self.cut_rows.rows_of_track(track)
+        sides = self.cut_rows.box[rows, 2:] - self.cut_rows.box[rows, :2]
         row = rows[sides.prod(axis=1).argmax()]
-        return read_crop(crop_path(self.crops, self.table.entity_ids[track], self.table.timestamp[row]))
+        return read_crop(crop_path(self.crops, self.cut_rows.entity_ids[track], self.cut_rows.timestamp[row]))
 
     def report(self) -> int:
         """Say who speaks, and where it all lies. Returns the exit status: 1 where some rows could not be cut."""
         tracks = json.loads(self.speakers_json.read_text())["tracks"]
         speaking = sorted((t for t in tracks if t["speaking"]), key=lambda t: -t["speaking_seconds"])
         if not tracks:
-            print(f"no faces were found in {self.timeline.seconds:.1f} s of film")
+            self.failures.unlink(missing_ok=True)
+            print(f"no faces were found in {self.shots.seconds:.1f} s of film")
             return 0
-        print(f"{len(tracks)} tracks in {self.timeline.seconds:.1f} s of film, {len(speaking)} of them speak")
+        print(f"{len(tracks)} tracks in {self.shots.seconds:.1f} s of film, {len(speaking)} of them speak")
         for track in speaking[:SHOWN]:
             spoken = f"speaks {track['speaking_seconds']:.1f} s of {track['end'] - track['start']:.1f} s"
             print(f"  {track['id']}: {spoken}, first at {track['speaking'][0]['start']:.2f} s")
         if len(speaking) > SHOWN:
             print(f"  and {len(speaking) - SHOWN} more: {self.speakers_json}")
-        print(f"look at {self.film} and {self.output_dir / 'timeline.png'}")
-        if lost := len(self.found) - len(self.table):
-            print(f"{lost} of {len(self.found)} rows could not be cut: {self.output_dir / FAILURES}")
+        print(f"look at {self.marked_film} and {self.timeline}")
+        if lost := len(self.all_rows) - len(self.cut_rows):
+            print(f"{lost} of {len(self.all_rows)} rows could not be cut: {self.failures} says why")
             return 1
-        print(f"next: correct {self.tracks_csv} where it is wrong, as a copy, and give it to --tracks or to training")
+        print(f"next: where {self.tracks_csv} is wrong, correct a copy of it and give it to --tracks, or to training")
         return 0
-
-    def _sum(self) -> str:
-        return self._written.read_text()

@@ -177,7 +177,7 @@ def show(numbers: dict) -> None:
     labels = labels_of(list(predictions))
     print(f"{numbers['rows']} rows of {len(videos)} videos, {numbers['positives']} positive")
     lines = [[labels[name], _percent(own["mAP"]), _percent(own["auc"])] for name, own in predictions.items()]
-    chance = ["share of positive rows", _percent(numbers["chance"]), "50.00"]
+    chance = ["chance", _percent(numbers["chance"]), "50.00"]
     _print_table([["official mAP (%)", "mAP", "AUC"], chance, *lines])
     for title in (BY_FACES, BY_WIDTH):
         if title in numbers["left out"]:

@@ -10,6 +10,7 @@ from core.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
 from core.files import write_bytes, write_csv
 from core.io import official_frame
 
+_ROW_SECONDS = 0.04
 SCHEMA_VERSION = 1  # of speakers.json: see docs/speakers.schema.json
 
 
@@ -23,8 +24,13 @@ class Segment:
 
 
 def track_step(times: np.ndarray) -> float:
-    """Seconds from a row of a track to the next: the median of times (n,); 0 for a single row."""
-    return float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    """Seconds from a row of a track to the next: the median of times (n,); AVA's for a single row."""
+    return float(np.median(np.diff(times))) if len(times) > 1 else _ROW_SECONDS
+
+
+def begins_anew(times: np.ndarray) -> np.ndarray:
+    """(n,) whether a row of a track, times (n,), is the first or follows a pause: more than twice the usual step."""
+    return np.append(True, np.diff(times) > 2 * track_step(times))
 
 
 def short_name(table: FaceTable, track: int) -> str:
@@ -35,11 +41,10 @@ def short_name(table: FaceTable, track: int) -> str:
 def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[Segment]:
     """Stretches of a track, times and scores (n,), whose scores are at least the threshold.
 
-    A row lasts until the next one; rows that are apart by more than twice the usual step do not touch.
+    A row lasts for the usual step; a pause of the track ends a segment.
     """
-    step = track_step(times)
+    step, apart = track_step(times), begins_anew(times)
     speaks = scores >= threshold
-    apart = np.append(True, np.diff(times) > 2 * step)
     begins = np.flatnonzero(speaks & (apart | np.append(True, ~speaks[:-1])))
     ends = np.flatnonzero(speaks & (np.append(apart[1:], True) | np.append(~speaks[1:], True)))
     return [

@@ -7,22 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import InputError
-from core.files import existing_files, lock, write_json
+from core.files import lock, write_json
 
 
 class Steps:
-    """The steps of one piece of work, in one order.
+    """The steps of one piece of work, in one order, all of whose results lie in one directory.
 
-    What a step depends on is what it names and all that the steps before it depend on. `steps.json` in the directory
-    holds how far the work has come, so that the same work goes on where it was, however it ended; of other work only
-    what is equal is kept. Raises InputError where another process works there, or where other things lie there.
+    What a step depends on is what it names and all that the steps before it depend on. A file in the directory holds
+    how far the work has come, so that the same work goes on where it was, however it ended; of other work only what is
+    equal is kept. Raises InputError where another process works there, or where one of the results (names) lies there
+    that no such work has made.
     """
 
-    def __init__(self, directory: Path, overwrite: bool = False):
-        self.directory, self.path = directory, directory / "steps.json"
-        if directory.is_dir() and existing_files(directory) and not self.path.is_file():
-            raise InputError(f"{directory}: holds files that were not made here; choose another directory")
+    def __init__(self, directory: Path, results: list[str], overwrite: bool = False):
+        self.path = directory / ".steps.json"
         self._lock = lock(directory)
+        strangers = [] if self.path.is_file() else [name for name in results if (directory / name).exists()]
+        if strangers:
+            raise InputError(f"{directory / strangers[0]}: was not made here and would be written over; move it away")
         self._state: dict[str, dict] = {} if overwrite else self._read()
         self._depends: list = []
 
@@ -33,19 +35,24 @@ class Steps:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise InputError(f"{self.path}: not a file of steps; pass --overwrite to begin anew") from None
 
-    def do(self, name: str, depends: object, makes: list[Path], work: Callable[[], None]) -> None:
-        """Do a step unless it is done.
+    def do(
+        self, name: str, depends: object, makes: list[Path], work: Callable[[], None], leads_on: bool = True
+    ) -> None:
+        """Do a step unless it is done; what comes later depends on it too if it `leads_on`.
 
         `depends` is plain data. `makes` are the files and directories that are there once the step is done; what lies
         there from other work is removed first, and what an interrupted run of the same step has made is left to it.
         """
-        self._depends.append([name, depends])
-        key = hashlib.blake2b(json.dumps(self._depends, sort_keys=True).encode(), digest_size=16).hexdigest()
+        depends = [*self._depends, [name, depends]]
+        if leads_on:
+            self._depends = depends
+        key = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
         before = self._state.get(name, {"key": "", "done": False})
         if before == {"key": key, "done": True} and all(path.exists() for path in makes):
             print(f"{name}: done already")
             return
         if before["key"] != key:
+            self._note(name, "", False)  # half removed it is nobody's
             for path in makes:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from core.annotations import FaceTable
-from core.plots import COLOURS, GAP_SECONDS, save, short
-from core.speakers import segments, short_name, track_step
+from core.plots import COLOURS, save, short
+from core.speakers import begins_anew, segments, short_name, track_step
 
 LANES = 16  # on a page
 FACE = (96, 96)  # pixels
@@ -59,10 +59,12 @@ def _plot_page(path, title, tracks, table, scores, threshold, seconds, thumbnail
         track, own = tracks[number], times[number]
         values = scores[table.rows_of_track(track)]
         face.imshow(ImageOps.contain(thumbnail(track), FACE))
-        lane.axvspan(own[0], own[-1] + track_step(own), color="grey", alpha=0.12, linewidth=0, label="in the picture")
+        breaks = np.flatnonzero(begins_anew(own))[1:]
+        for piece in np.split(own, breaks):
+            seen = (piece[0], piece[-1] + track_step(own))
+            lane.axvspan(*seen, color="grey", alpha=0.12, linewidth=0, label="in the picture")
         for part in segments(own, values, threshold):
             lane.axvspan(part.start, part.end, color=COLOURS[2], alpha=0.35, linewidth=0, label="speaks")
-        breaks = np.flatnonzero(np.diff(own) > GAP_SECONDS) + 1
         lane.plot(
             np.insert(own, breaks, np.nan),
             np.insert(values, breaks, np.nan),

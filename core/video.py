@@ -28,12 +28,24 @@ FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg
 
 # Containers where seeking finds a frame: in the others it lands some frames off.
 SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-TIMED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".flv")  # and those that tell when each frame is shown
+TIMED_SUFFIXES = (
+    *SEEKABLE_SUFFIXES,
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".flv",
+    ".3gp",
+    ".3g2",
+)  # and those that tell when each frame is shown
 
+MAX_FRAME_RATE = 1000  # what some recorders that know no rate write, and keep a clock in milliseconds
 MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
+_SOUND_ALONE = ("-vn", "-sn", "-dn")  # of several streams of sound ffmpeg takes its favourite, here as everywhere
 _BLOCK_BYTES = 1 << 20
+_TICKS = 1_000_000  # a second
 _SCENE_WIDTH = 320  # pixels of a frame in which a cut is looked for: fine enough to see it, and fast
 _NO_STREAM = "does not contain any stream"  # ffmpeg, where a film lacks what is asked of it
+_TELLING = (_NO_STREAM, "Unknown encoder", "No space left")  # what says more than ffmpeg's last line
 _CLOCK_STEP = 0.002  # seconds; matroska rounds times to 0.001: what is further off than that shows another frame rate
 _LONGEST_FRAME = 60.0  # seconds; frames that are over by then are not looked at
 
@@ -88,7 +100,8 @@ def _ffmpeg(
         if status:
             reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             last = lines[-1] if lines and status > 0 else reason
-            raise ValueError(f"ffmpeg: {next((line for line in lines if _NO_STREAM in line), last)}")
+            telling = (line for line in lines for sign in _TELLING if sign in line)
+            raise ValueError(f"ffmpeg: {next(telling, last)}")
 
 
 def _source(film: Path) -> tuple[str, ...]:
@@ -126,9 +139,9 @@ def picture_delay(film: Path) -> float:
 
     Raises ValueError for what is no file.
     """
-    picture = _first_moment("-copyts", *_source(film), "-map", "0:V:0")
-    sound = _first_moment("-copyts", *_source(film), "-map", "0:a:0")
-    heard = _first_moment(*_source(film), "-map", "0:a:0")
+    picture = _first_moment("-copyts", *_source(film), "-map", "0:V:0", "-enc_time_base", "1:1000000")
+    sound = _first_moment("-copyts", *_source(film), *_SOUND_ALONE)
+    heard = _first_moment(*_source(film), *_SOUND_ALONE)
     return 0.0 if None in (picture, sound, heard) else picture - (sound - heard)
 
 
@@ -145,7 +158,7 @@ def _first_moment(*arguments: str) -> float | None:
 
 def has_sound(film: Path) -> bool:
     """Whether there is sound in the film. Raises ValueError for what is no file."""
-    return _first_moment(*_source(film), "-map", "0:a:0") is not None
+    return _first_moment(*_source(film), *_SOUND_ALONE) is not None
 
 
 def scene_scores(film: Path) -> Iterator[tuple[float, float]]:
@@ -156,12 +169,13 @@ def scene_scores(film: Path) -> Iterator[tuple[float, float]]:
     """
     with Film(film) as opened:
         fps = opened.fps
-    scores = f"scale={_SCENE_WIDTH}:-2:flags=fast_bilinear,select='gte(scene,0)',metadata=mode=print:file=-"
+    scale = f"scale={_SCENE_WIDTH}:-2:flags=fast_bilinear,settb=1/{_TICKS}"  # whole ticks, as seconds may be rounded
+    scores = f"{scale},select='gte(scene,0)',metadata=mode=print:file=-"
     with _ffmpeg(*_source(film), "-map", "0:V:0", "-vf", scores, "-f", "null", "-") as process:
         time, zero, count = 0.0, None, 0
         for line in process.stdout:
-            if found := re.search(rb"pts_time:(-?[\d.]+)", line):
-                moment = float(found[1])
+            if found := re.search(rb"pts: *(-?\d+)", line):
+                moment = int(found[1]) / _TICKS
                 zero = moment if zero is None else zero
                 time = moment - zero if is_timed(film) else count / fps
             elif found := re.search(rb"scene_score=([\d.]+)", line):
@@ -172,8 +186,9 @@ def scene_scores(film: Path) -> Iterator[tuple[float, float]]:
 def sound_with_picture(film: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """A film's own sound for `write_film`: where it comes from, and what has it begin with the film's first frame."""
     delay = picture_delay(film)
+    sound = (*_SOUND_ALONE, *_source(film))  # as options of the source: nothing else is taken from it
     shift = f",atrim=start={delay:.6f},asetpts=PTS-STARTPTS" if delay > 0 else f",adelay={-1000 * delay:.0f}:all=1"
-    return _source(film), ("-af", f"aresample=async=1:first_pts=0{shift if delay else ''}")
+    return sound, ("-ac", "2", "-af", f"aresample=async=1:first_pts=0{shift if delay else ''}")
 
 
 def write_film(
@@ -189,7 +204,7 @@ def write_film(
     frames = ("-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{width}x{height}", "-r", f"{fps:.6g}", "-i", "pipe:0")
     codecs = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-c:a", "aac")
     with replacing(Path(os.path.abspath(path))) as film:
-        output = ("-map", "0:v", "-map", "1:a:0", "-map_metadata", "-1", *codecs, *options, f"file:{film}")
+        output = ("-map_metadata", "-1", *codecs, *options, f"file:{film}")
         # Where the pipe breaks ffmpeg gave up, and what it printed is the reason.
         with _ffmpeg(*frames, *sound, *output, feed=True) as process, contextlib.suppress(BrokenPipeError):
             for image in images:
@@ -230,7 +245,7 @@ class Film:
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         width, height = self.size
         problem = None
-        if not self._capture.isOpened() or not 0 < self.fps < 1000:
+        if not self._capture.isOpened() or not 0 < self.fps <= MAX_FRAME_RATE:
             problem = "cannot be opened as a film"
         elif width * height > MAX_FRAME_PIXELS:
             problem = f"frames of {width} x {height} pixels"
@@ -254,6 +269,12 @@ class Film:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, as the film is shown: a rotation it asks for is done."""
         return int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+    @property
+    def pixel_aspect(self) -> tuple[int, int]:
+        """Width and height of a pixel as it is to be shown."""
+        wide, high = (int(self._capture.get(key)) for key in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
+        return (wide, high) if wide > 0 and high > 0 else (1, 1)
 
     @property
     def frame_count(self) -> int | None:

@@ -39,36 +39,48 @@ from core.command_line import (
 )
 from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params
 from core.faces import FaceDetector
-from core.files import write_json
 from core.models import active_speakers_context, short_term_encoder
 from core.own_video import OwnVideo
 from core.util import device_label, get_device, keep_freed_memory, load_weights
 
+SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
+
 
 def get_args_parser() -> Parser:
-    defaults = own_video_params
+    defaults, encoder = own_video_params, STE_forward_params
     parser = Parser(__doc__)
     parser.add_argument("video", help="film with picture and sound")
     parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--output-dir", required=True, help="everything goes here; one directory for each film")
-    parser.add_argument("--ste-weights", default=STE_forward_params["weights"], help="of the encoder (STE_train.py)")
-    parser.add_argument("--asc-weights", default=ASC_inputs_forward["weights"], help="of the context (ASC_train.py)")
+    parser.add_argument("--ste-weights", default=encoder["weights"], help="state_dict of the short-term encoder")
+    parser.add_argument(
+        "--asc-weights", default=ASC_inputs_forward["weights"], help="state_dict of the context network"
+    )
     parser.add_argument("--face-detector", default=defaults["face_detector"], help="YuNet's onnx file")
-    parser.add_argument("--tracks", help="face tracks, in any form of annotations, instead of finding them")
-    parser.add_argument("--clip-length", type=odd_positive, default=defaults["clip_length"], help="of the encoder")
+    parser.add_argument("--tracks", help="face tracks, in any form of annotations, instead of looking for faces")
+    parser.add_argument(
+        "--clip-length", type=odd_positive, default=defaults["clip_length"], help="crops in a clip of the encoder"
+    )
     parser.add_argument("--clips", type=odd_positive, default=defaults["clips"], help="moments in a context")
-    parser.add_argument("--time-stride", type=positive_int, default=defaults["time_stride"], help="rows between them")
+    parser.add_argument(
+        "--time-stride", type=positive_int, default=defaults["time_stride"], help="rows between two moments"
+    )
     parser.add_argument("--speakers", type=positive_int, default=defaults["speakers"], help="faces in a context")
-    parser.add_argument("--threshold", type=share, default=defaults["threshold"], help="a score that is speaking")
     parser.add_argument(
-        "--smoothing", type=odd_window, default=defaults["smoothing"], help="rows of a median filter; 0: none"
+        "--threshold", type=share, default=defaults["threshold"], help="faces that score as much or more speak"
     )
-    parser.add_argument("--batch-size", type=positive_int, default=STE_forward_params["batch_size"], help="clips")
-    parser.add_argument("--workers", type=worker_count, default=STE_forward_params["workers"], help="read crops")
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default=STE_forward_params["precision"], help="of the encoder"
+        "--smoothing",
+        type=odd_window,
+        default=defaults["smoothing"],
+        help="rows of a median filter along tracks; 0: none",
     )
-    parser.add_argument("--seed", type=seed, default=ASC_forward_params["seed"], help="of who is drawn into a context")
+    parser.add_argument("--batch-size", type=positive_int, default=encoder["batch_size"], help="clips at a time")
+    parser.add_argument("--workers", type=worker_count, default=encoder["workers"], help="processes that read crops")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=encoder["precision"], help="of the encoder")
+    parser.add_argument(
+        "--seed", type=seed, default=ASC_forward_params["seed"], help="of the faces drawn into a context"
+    )
     parser.add_argument("--overwrite", action="store_true", help="do every step again")
     return parser
 
@@ -77,44 +89,41 @@ def get_args_parser() -> Parser:
 def main(args: argparse.Namespace) -> int:
     describe(vars(args))
     device = get_device(args.cuda_device)
-    path, output_dir = require_file(args.video, "a film"), Path(args.output_dir)
-    shape = (args.clips, args.time_stride, args.speakers)
-    require_different({"--tracks": args.tracks, "what --output-dir holds": output_dir / "tracks.csv"})
+    film, output_dir = require_file(args.video, "a film"), Path(args.output_dir)
+    require_different({"--tracks": args.tracks, "what is written to --output-dir": output_dir / "tracks.csv"})
 
     # All that is given is looked at before anything that takes time.
     encoder, network = short_term_encoder(args.clip_length), active_speakers_context(args.clips, args.speakers)
-    encoder_digest = load_weights(encoder, args.ste_weights, f"is --clip-length {args.clip_length} theirs?")
+    ste_digest = load_weights(encoder, args.ste_weights, f"is --clip-length {args.clip_length} theirs?")
     hint = f"are --clips {args.clips} and --speakers {args.speakers} theirs?"
-    network_digest = load_weights(network, args.asc_weights, hint)
+    asc_digest = load_weights(network, args.asc_weights, hint)
+    detector = None
     if not args.tracks:
         fetch = "YuNet's onnx file, which bash scripts/downloads.sh detector fetches; or pass --tracks"
         detector = FaceDetector(require_file(args.face_detector, fetch))
-    video = OwnVideo(path, output_dir, args.overwrite)
-    write_json(output_dir / "detect_speakers_cfg.json", vars(args))
+    video = OwnVideo(film, output_dir, vars(args))
     print(device_label(device))
 
-    video.find_shots()
-    if args.tracks:
+    video.look_for_shots()
+    if detector is None:
         video.take_tracks(args.tracks)
     else:
-        video.find_faces(detector)
-    if len(video.found):
+        video.look_for_faces(detector)
+    if len(video.all_rows):
         video.extract_sound()
         video.cut_tracks()
         keep_freed_memory()
         encoder = encoder.to(device, memory_format=torch.channels_last).eval()
         options = {name: getattr(args, name) for name in ("batch_size", "workers", "precision")}
-        video.encode(encoder, encoder_digest, args.clip_length, device, **options)
-        network = network.to(device).eval()
-        video.predict(network, network_digest, shape, args.seed, device, batch_size=ASC_forward_params["batch_size"])
+        video.encode(encoder, ste_digest, args.clip_length, device, **options)
+        network, shape = network.to(device).eval(), (args.clips, args.time_stride, args.speakers)
+        video.predict(network, asc_digest, shape, args.seed, device, batch_size=ASC_forward_params["batch_size"])
     scores = video.scores(args.smoothing)
-    video.write_film(scores, args.smoothing)
-    settings = {
-        name: getattr(args, name)
-        for name in ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
-    }
-    settings |= {"ste_weights_sha256": encoder_digest, "asc_weights_sha256": network_digest}
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings |= {"ste_weights_sha256": ste_digest, "asc_weights_sha256": asc_digest}
+    settings["face_detector_sha256"] = detector and detector.digest
     video.write_results(scores, args.threshold, settings)
+    video.write_marked_film(scores, args.smoothing)
     return video.report()
 
 

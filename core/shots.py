@@ -1,0 +1,64 @@
+"""When a film is looked at: its cuts, and the times of its rows."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from core.config import tracking_params
+from core.progress import progress
+from core.video import Film, scene_scores
+
+# The steps between rows of AVA are 0.03 to 0.05 s; what the networks make of others, nobody has measured.
+SLOWEST_ROWS, USUAL_ROWS, FASTEST_ROWS = 20.0, 25.0, 100 / 3  # a second
+
+
+def row_rate(fps: float) -> float:
+    """Rows a second for a film of so many frames a second, near the 25 that the networks were trained on.
+
+    The film's own rate, or every n-th frame of a faster film; 25 where neither is within what AVA has.
+    """
+    rate = fps / max(1, round(fps / USUAL_ROWS))
+    return rate if SLOWEST_ROWS <= rate <= FASTEST_ROWS else USUAL_ROWS
+
+
+@dataclass
+class Shots:
+    """A film's shots and the times of its rows: `times` (R,) in seconds from its first frame, `shot` (R,) of each."""
+
+    seconds: float  # length of the film
+    fps: float  # frames a second, on the average
+    early: float  # seconds by which a frame counts as on show before its time
+    cuts: list[float]  # seconds: when the first frame of each shot but the first is shown
+    rate: float = field(init=False)  # rows a second
+    times: np.ndarray = field(init=False)
+    shot: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rate = row_rate(self.fps)
+        count = max(1, round(self.seconds * self.rate))
+        self.times = np.round(np.arange(count) / self.rate, 2)  # with two decimals, as AVA has them
+        self.shot = np.searchsorted(self.cuts, self.times + self.early, side="right")
+
+    def facts(self) -> dict:
+        """What it is made from."""
+        return {name: getattr(self, name) for name in ("seconds", "fps", "early", "cuts")}
+
+
+def find_shots(film: Path) -> Shots:
+    """Look through a film for its length and its cuts. Raises ValueError where it has no picture."""
+    with Film(film) as opened:
+        nominal, frames = opened.fps, opened.frame_count
+    cuts, count, last, before = [], 0, 0.0, 0.0
+    with progress(total=frames, desc="shots", unit="frame") as bar:
+        for time, score in scene_scores(film):
+            if count and score >= tracking_params["cut_score"] and score > 2 * before:
+                cuts.append(time)
+            count, last, before = count + 1, max(last, time), score
+            bar.update()
+    if not count:
+        raise ValueError("no frame can be read")
+    fps = (count - 1) / last if last > 0 else nominal
+    if abs(fps / nominal - 1) < 1e-3:  # else the film says something else than its clock: its rate varies, or it lies
+        fps = nominal
+    return Shots(last + 1 / fps, fps, 0.5 / nominal, cuts)
