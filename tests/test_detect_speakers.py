@@ -42,13 +42,13 @@ import core.faces
 import core.timeline
 from core.annotations import read_annotations
 from core.config import tracking_params
-from core.faces import row_rate
 from core.io import read_scores
+from core.shots import row_rate
 from core.video import Film, ffmpeg_path, film_sound
 
 SCRIPT = "scripts/detect_speakers.py"
 SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0)
-STEPS = ["shots", "tracks", "sound", "crops", "encoder", "context", "film", "results"]
+STEPS = ["shots", "tracks", "sound", "crops", "encoder", "context", "results", "film"]
 SIZE = (320, 240)  # pixels
 FACES = [
     Square(40, 50, 60, (20, 0), end=0.8),
@@ -148,7 +148,7 @@ def moments(out: Path) -> dict[str, int]:
 
 
 def test_what_is_in_the_directory(base):
-    assert sorted(path.name for path in (base / "out").iterdir()) == [
+    assert sorted(path.name for path in (base / "out").iterdir() if not path.name.startswith(".")) == [
         "detect_speakers_cfg.json",
         "speakers.json",
         "speakers.rttm",
@@ -168,7 +168,7 @@ def test_what_is_printed(base):
     assert f"output_dir     {base / 'out'}" in printed
     assert "3 tracks in 1.6 s of film" in printed
     assert str(base / "out" / "talk_speakers.mp4") in printed
-    assert f"next: correct {base / 'out' / 'tracks.csv'}" in printed
+    assert re.search(rf"^next: .*{base / 'out' / 'tracks.csv'} is wrong", printed, re.M)
     for bar in ("shots", "faces", "sound", "slices", "crops", "film"):
         assert re.search(rf"{bar}: 100%", bars), bar
     assert len(re.findall(r"\b100%\|#+\| 60/60 ", bars)) >= 3  # crops, encoder, context
@@ -363,8 +363,8 @@ def test_a_second_run_has_nothing_to_do(copied, base, root, squares):
     ("flags", "again"),
     [
         (("--threshold", 0.3), ["results"]),
-        (("--smoothing", 0), ["film", "results"]),
-        (("--ste-weights", "{root}/other.pth"), ["encoder", "context", "film", "results"]),
+        (("--smoothing", 0), ["results", "film"]),
+        (("--ste-weights", "{root}/other.pth"), ["encoder", "context", "results", "film"]),
         (("--overwrite",), STEPS),
     ],
 )
@@ -379,7 +379,6 @@ def test_what_has_changed_is_done_again_with_all_after_it(copied, base, root, sq
     if "--overwrite" in flags:
         assert {name for name, digest in contents(copied).items() if contents(base / "out")[name] != digest} <= {
             "detect_speakers_cfg.json",
-            "work/shots.json",
         }
         assert done(detect(root, base / "talk.mp4", copied)) == []
 
@@ -425,7 +424,7 @@ def test_corrected_tracks_are_not_written_over_and_can_be_given_elsewhere(copied
     corrected = write_text(copied / "tracks.csv", "".join(kept))
     before = contents(copied)
     for flags in (("--threshold", 0.1), ("--overwrite",)):
-        assert_refused(detect(root, base / "talk.mp4", copied, *flags), corrected, "--tracks", "--output-dir")
+        assert_refused(detect(root, base / "talk.mp4", copied, *flags), corrected, "--tracks")
     (tmp_path / "link.csv").symlink_to(corrected)
     assert_refused(
         detect(root, base / "talk.mp4", copied, "--tracks", tmp_path / "link.csv"), "--tracks", "--output-dir"
@@ -598,7 +597,7 @@ def test_a_film_whose_frame_rate_varies(found, tmp_path):
     content = found(film)
     assert content["video"]["frame_rate"] < 20
     (track,) = content["tracks"]
-    assert track["end"] == pytest.approx(1.4, abs=0.12)
+    assert 1.27 < track["end"] < 1.45  # the last of its frames begins at 1.24 s
     table = read_annotations(tmp_path / "out" / "tracks.csv")
     true = np.array([FACE[0].box(time, SIZE) for time in table.timestamp])
     assert np.abs((table.box - true) * np.tile(SIZE, 2)).max() < 2 + 40 * 0.16
@@ -690,7 +689,7 @@ def test_a_film_that_breaks_off(root, squares, tmp_path):
     assert 0.4 < content["video"]["seconds"] < 1.7
     assert content["tracks"][0]["end"] <= content["video"]["seconds"] + 0.02
     marked = tmp_path / "out" / "film_speakers.mp4"
-    assert len(frames_of(marked)) == pytest.approx(25 * content["video"]["seconds"], abs=1)
+    assert len(frames_of(marked)) == pytest.approx(25 * content["video"]["seconds"], abs=4)  # the last ones are broken
 
 
 # What is refused
@@ -754,12 +753,21 @@ def test_where_nothing_can_be_written(root, tmp_path):
     film, tracks = root / "films" / "one.mp4", ("--tracks", root / "val.csv")
     out = write_text(tmp_path / "out", "a file")
     assert_refused(detect(root, film, out, *tracks), out)
-    write_text(tmp_path / "mine" / "work" / "thesis.txt", "mine")
-    assert_refused(detect(root, film, tmp_path / "mine", *tracks), tmp_path / "mine" / "work", "choose another")
-    write_text(tmp_path / "broken" / "work" / "steps.json", "{")
-    assert_refused(detect(root, film, tmp_path / "broken", *tracks), "steps.json", "--overwrite")
+    for name in ("work/thesis.txt", "one_speakers.mp4", "speakers.json"):
+        mine = write_text(tmp_path / name.replace("/", "_") / name, "mine")
+        place = tmp_path / name.replace("/", "_")
+        assert_refused(detect(root, film, place, *tracks, "--overwrite"), place / name.partition("/")[0], "not made")
+        assert mine.read_text() == "mine"
+    write_text(tmp_path / "broken" / ".steps.json", "{")
+    assert_refused(detect(root, film, tmp_path / "broken", *tracks), ".steps.json", "--overwrite")
     assert detect(root, film, tmp_path / "broken", *tracks, "--overwrite").returncode == 0
-    assert (tmp_path / "mine" / "work" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_directory_of_another_film_is_refused(copied, root):
+    before = contents(copied)
+    film, tracks = root / "films" / "one.mp4", ("--tracks", root / "val.csv")
+    assert_refused(detect(root, film, copied, *tracks), copied, "talk.mp4", "--output-dir")
+    assert contents(copied) == before
 
 
 def test_a_command_line_without_a_place_for_the_results(root):
@@ -799,9 +807,9 @@ def kill(printed: Path, command: list[object], moment: tuple[str, int]) -> None:
 
 MOMENTS = [
     ("cv2.imencode", 5),  # among the crops
-    ("core.overlay.mark_face", 4),  # in the film
     ("core.own_video.sha256", 1),  # tracks.csv is known, and not yet there
     ("core.speakers.write_bytes", 1),  # the json is there, the rttm is not
+    ("core.overlay.mark_face", 4),  # in the film
 ]
 
 
@@ -812,7 +820,7 @@ def test_killed_again_and_again_the_same_command_goes_on(root, undisturbed, tmp_
     for moment in MOMENTS:
         kill(tmp_path, command, moment)
         wrong = {name for name, digest in results(out).items() if undisturbed.get(name) != digest}
-        assert {name for name in wrong if ".partial" not in name} <= {"work/steps.json", "work/tracks.csv"}
+        assert {name for name in wrong if ".partial" not in name} <= {".steps.json", "work/tracks.csv"}
     result = run(tmp_path, *command)
     assert result.returncode == 0, result
     found = results(out)
@@ -830,7 +838,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(root, undisturbed, tmp_p
     assert not running.companions()
     assert not [name for name in files_under(tmp_path / "out") if ".partial" in name]
     wrong = {name for name, digest in results(tmp_path / "out").items() if undisturbed.get(name) != digest}
-    assert wrong == {"work/steps.json"}
+    assert wrong == {".steps.json"}
 
 
 @pytest.mark.parametrize(("limit", "file"), [(30_000, "one.wav"), (60_000, "one_speakers.mp4")])
@@ -839,7 +847,7 @@ def test_full_disk_is_one_line_with_the_path(root, undisturbed, tmp_path, limit,
     result = run(tmp_path, *given_tracks(root, tmp_path / "out"), trouble=Trouble(file_size=limit))
     assert_one_line_of_failure(result, file)
     wrong = {name for name, digest in results(tmp_path / "out").items() if undisturbed.get(name) != digest}
-    assert wrong == {"work/steps.json"}
+    assert wrong == {".steps.json"}
 
 
 def assert_one_line_of_failure(result: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -923,7 +931,7 @@ def test_memory_does_not_grow_with_the_film(root, tmp_path):
         picture = f"testsrc2=size=320x240:rate=25:duration={60 * minutes}"
         sound = f"anoisesrc=duration={60 * minutes}:sample_rate=16000:seed=1"
         ffmpeg("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound, *QUICK, film)
-        tracks = [Track(f"t{n}", "0" * 50, 10.0 * n + 1, film.stem) for n in range(6)]
+        tracks = [Track(f"t{n}", "000", 10.0 * n + 1, film.stem) for n in range(6)]
         csv = write_annotations(tmp_path / f"{minutes}.csv", faces_of(tracks))
         command = arguments(root, film, tmp_path / f"out{minutes}", "--tracks", csv)
         running = Running(tmp_path, *command, trouble=Trouble(sample_at="core.steps.Steps._note"))

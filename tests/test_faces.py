@@ -1,6 +1,7 @@
 """Face tracks out of films: which rows there are, where shots change, and which detections are one face."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from unittest import mock
 
@@ -16,22 +17,20 @@ from hypothesis import strategies as st
 from core.annotations import read_annotations
 from core.config import tracking_params
 from core.errors import InputError
-from core.faces import (
-    FaceDetector,
-    Timeline,
-    Track,
-    face_table,
-    find_shots,
-    find_tracks,
-    link,
-    overlap,
-    row_rate,
-)
+from core.faces import FaceDetector, Track, face_table, find_tracks, link, overlap
 from core.files import write_csv
 from core.io import official_frame
+from core.shots import Shots, find_shots, row_rate
 from core.video import Film
 
 FOREVER = float("inf")
+
+
+def rows_of(seconds: float, fps: float, cuts: tuple[float, ...] = ()) -> Shots:
+    """The rows of a film of a constant frame rate."""
+    half = 0.5 / fps
+    return Shots(seconds, seconds - half, fps, list(cuts), [cut - half for cut in cuts])
+
 
 # Rows
 
@@ -86,7 +85,7 @@ def test_each_row_is_the_next_or_every_second_frame(tmp_path, fps):
     path = make_numbered_film(tmp_path / "film.mp4", fps, seconds=5)
     with Film(path) as film:
         frames = round(5 * rate(fps))
-        timeline = Timeline(frames / film.fps, film.fps, row_rate(film.fps), [])
+        timeline = rows_of(frames / film.fps, film.fps)
         shown = [number(image) for image in film.frames(timeline.times, FOREVER)]
     assert shown == list(range(0, frames, 2 if rate(fps) > 40 else 1))
     assert (timeline.times == timeline.times.round(2)).all()
@@ -98,7 +97,7 @@ def test_frames_of_a_slow_film_are_seen_again(tmp_path, fps):
     """25 rows a second all the same, each of the frame that is nearest; those after the last one have none."""
     path = make_numbered_film(tmp_path / "film.mp4", fps, seconds=4)
     frames = round(4 * rate(fps))
-    timeline = Timeline(4.0, rate(fps), row_rate(rate(fps)), [])
+    timeline = rows_of(4.0, rate(fps))
     assert len(timeline.times) == 100
     with Film(path) as film:
         shown = [number(image) for image in film.frames(timeline.times, FOREVER)]
@@ -113,18 +112,18 @@ def test_a_shot_begins_with_the_row_of_the_frame_after_the_cut(fps):
     """Whichever frame that is: a row is of the shot of the frame that is read for it."""
     frames = round(20 * rate(fps))
     for cut in range(1, frames):
-        timeline = Timeline(frames / rate(fps), rate(fps), row_rate(rate(fps)), [round(cut / rate(fps), 6)])
+        timeline = rows_of(frames / rate(fps), rate(fps), (round(cut / rate(fps), 6),))
         shown = np.floor(timeline.times * rate(fps) + 0.5)
         assert (timeline.shot == (shown >= cut)).all(), cut
 
 
 def test_a_film_of_a_moment_has_a_row():
-    assert Timeline(0.001, 1000.0, 25.0, []).times.tolist() == [0.0]
+    assert rows_of(0.001, 999.0).times.tolist() == [0.0]
 
 
 def test_facts_make_the_same_timeline_again():
-    timeline = Timeline(3.0, 25.0, 25.0, [1.0, 2.04])
-    again = Timeline(**timeline.facts())
+    timeline = rows_of(3.0, 25.0, (1.0, 2.04))
+    again = Shots(**timeline.facts())
     assert again.facts() == timeline.facts()
     assert (again.shot == timeline.shot).all()
     assert np.flatnonzero(np.diff(timeline.shot)).tolist() == [24, 50]
@@ -199,6 +198,14 @@ def test_what_is_no_cut(tmp_path, images):
 def test_a_cut_within_a_pan_is_found_all_the_same(tmp_path):
     one, two = list(pan(3)(25)), [DIM - image for image in pan(3)(25)]
     assert find_shots(encode(tmp_path / "film.mp4", iter(one + two), sound=None)).cuts == pytest.approx([1.0])
+
+
+def test_one_cut_is_one_also_where_what_follows_moves(tmp_path):
+    """The frame after a cut differs from it less than from the frame before."""
+    wide = cv2.GaussianBlur(ground(2, WIDE), (0, 0), 3)
+    moving = (wide[:, 8 * index : 8 * index + SIZE[0]] for index in range(25))
+    path = encode(tmp_path / "film.mp4", itertools.chain(still(25), moving), sound=None)
+    assert find_shots(path).cuts == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize("cut", [13, 60, 84, 181, 182, 183, 200, 239])
@@ -406,7 +413,7 @@ FACES = [
 ]
 
 
-def tracks_of(path, detector=None) -> tuple[Timeline, list[tuple[np.ndarray, np.ndarray]]]:
+def tracks_of(path, detector=None) -> tuple[Shots, list[tuple[np.ndarray, np.ndarray]]]:
     timeline = find_shots(path)
     with Film(path) as film:
         return timeline, list(find_tracks(film, timeline, detector or SquareDetector()))

@@ -54,7 +54,12 @@ def at(count: int, first: float = 0.0, step: float = 0.04) -> list[float]:
         ([*at(3), *at(3, 1)], [0.9] * 6, [(0, 0.12, 0.9), (1.0, 1.12, 0.9)]),  # out of sight
         ([*at(3), *at(3, 0.16)], [0.9] * 6, [(0, 0.28, 0.9)]),  # a row is missing, which is no gap
         ([*at(3), *at(3, 1)], [0.9, 0.9, 0.1, 0.1, 0.9, 0.9], [(0, 0.08, 0.9), (1.04, 1.12, 0.9)]),
-        ([5.0], [0.9], [(5.0, 5.0, 0.9)]),
+        (
+            [0, 0.03, 0.06, 1, 2],
+            [0.9, 0.1, 0.9, 0.1, 0.1],
+            [(0, 0.03, 0.9), (0.06, 0.545, 0.9)],
+        ),  # a row ends with the next
+        ([5.0], [0.9], [(5.0, 5.04, 0.9)]),
         ([5.0], [0.4], []),
         ([], [], []),
     ],
@@ -67,21 +72,22 @@ def test_segments_by_hand(times, scores, expected):
 
 def plain_segments(times: list[float], scores: list[float], threshold: float) -> list[Segment]:
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    step = statistics.median(steps) if steps else 0.0
+    step = statistics.median(steps) if steps else 0.04
     groups: list[list[int]] = []
     for row, score in enumerate(scores):
         if score < threshold:
             continue
         goes_on = groups and groups[-1][-1] == row - 1 and times[row] - times[row - 1] <= 2 * step
         groups[-1].append(row) if goes_on else groups.append([row])
+    ends = [min(time + step, later) for time, later in zip(times, [*times[1:], float("inf")], strict=True)]
     return [
-        Segment(round(times[rows[0]], 3), round(times[rows[-1]] + step, 3), statistics.fmean(scores[r] for r in rows))
+        Segment(round(times[rows[0]], 3), round(ends[rows[-1]], 3), statistics.fmean(scores[r] for r in rows))
         for rows in groups
     ]
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([3, 4, 4, 4, 8, 9, 100]), st.floats(0, 1)), max_size=30),
+    st.lists(st.tuples(st.sampled_from([3, 4, 4, 4, 8, 9, 100]), st.floats(0, 1)), min_size=1, max_size=30),
     st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 )
 def test_segments_as_a_plain_loop_finds_them(rows, threshold):
@@ -92,12 +98,12 @@ def test_segments_as_a_plain_loop_finds_them(rows, threshold):
     assert [(part.start, part.end) for part in found] == [(part.start, part.end) for part in expected]
     assert [part.score for part in found] == pytest.approx([part.score for part in expected])
     assert all(part.score >= threshold for part in found)
-    assert all(one.end <= two.start + 0.04 for one, two in itertools.pairwise(found))
+    assert all(one.end <= two.start for one, two in itertools.pairwise(found))
 
 
 def test_step_of_a_track():
     assert track_step(np.array([0.0, 0.04, 0.08, 3.0])) == pytest.approx(0.04)
-    assert track_step(np.array([3.0])) == 0
+    assert track_step(np.array([3.0])) == 0.04
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,7 @@ def test_short_names(video, entity, short):
 SETTINGS = {
     **{"threshold": 0.5, "smoothing": 11, "clip_length": 11, "clips": 11, "time_stride": 4, "speakers": 3},
     **{"precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64, "asc_weights_sha256": "a" * 64},
+    "face_detector_sha256": "f" * 64,
 }
 VIDEO = {
     **{"id": "film", "file": "film.mp4", "seconds": 6.04, "frame_rate": 29.97, "width": 640, "height": 360},
@@ -185,6 +192,7 @@ def test_the_schema_refuses_what_is_broken(schema):
     table = make_table(("film:1", at(3)), ("film:2", at(3)))
     whole = document(describe_tracks(table, np.full(6, 0.75), 0.5, FRAME))
     assert schema.is_valid(whole)
+    assert schema.is_valid({**whole, "settings": {**SETTINGS, "face_detector_sha256": None}})
     assert len(places(whole)) > 40
     for way in places(whole):
         for change in ("missing", "wrong"):
@@ -197,7 +205,7 @@ def test_the_schema_refuses_what_is_broken(schema):
                     continue
                 del at_place[way[-1]]
             else:
-                at_place[way[-1]] = None
+                at_place[way[-1]] = {"?": 1}
             assert not schema.is_valid(broken), (way, change)
     for way, value in (
         (("schema_version",), 2),
@@ -209,6 +217,8 @@ def test_the_schema_refuses_what_is_broken(schema):
         (("settings", "precision"), "fp16"),
         (("settings", "threshold"), 1.5),
         (("settings", "ste_weights_sha256"), "0" * 63),
+        (("settings", "asc_weights_sha256"), None),
+        (("settings", "face_detector_sha256"), "squares"),
         (("tracks", 0, "mean_score"), 1.01),
         (("tracks", 0, "rows"), 0),
         (("tracks", 1, "id"), ""),
@@ -415,7 +425,8 @@ def test_a_track_is_not_shown_while_it_is_out_of_sight():
     table = make_table(("a", [*at(3), *at(3, 0.16), *at(3, 0.8)]))
     found = shown(table, at(25))
     assert found[0.12] != []  # one row is missing
-    assert [time for time, rows in found.items() if not rows and time < 0.88] == at(11, 0.32)
+    hidden = {time for time, rows in found.items() if not rows and time < 0.88}
+    assert set(at(11, 0.32)) <= hidden <= set(at(13, 0.28))
 
 
 def test_tracks_without_a_row_are_not_shown():

@@ -8,6 +8,8 @@ from mini import files_under, read_json, write_text
 from core.errors import InputError
 from core.steps import Steps
 
+RESULTS = ["one.txt", "two", "three.txt"]
+
 
 class Stop(Exception):
     """What ends a step in the middle."""
@@ -24,7 +26,7 @@ class Work:
     def run(self, a: object = 1, b: object = 1, c: object = 1, stop: str = "", overwrite: bool = False) -> list[str]:
         """The names of the steps that this run did."""
         self.done = []
-        steps = Steps(self.directory, overwrite)
+        steps = Steps(self.directory, RESULTS, overwrite)
         steps.do("one", a, [self.one], lambda: self.step("one", stop, lambda: write_text(self.one, f"{a}")))
         steps.do("two", [b, "x"], [self.two], lambda: self.step("two", stop, lambda: self.fill(b, stop)))
         steps.do("three", c, [self.three], lambda: self.step("three", stop, lambda: write_text(self.three, f"{c}")))
@@ -59,7 +61,7 @@ def test_each_step_is_done_once(work, capsys):
     assert work.run() == ["one", "two", "three"]
     assert capsys.readouterr().out == "one:\ntwo:\nthree:\n"
     before = {name: (work.directory / name).stat().st_mtime_ns for name in work.content()}
-    assert sorted(before) == ["one.txt", "steps.json", "three.txt", "two/first", "two/second"]
+    assert sorted(before) == ["one.txt", "three.txt", "two/first", "two/second"]
     assert work.run() == []
     assert capsys.readouterr().out == "one: done already\ntwo: done already\nthree: done already\n"
     assert {name: (work.directory / name).stat().st_mtime_ns for name in work.content()} == before
@@ -94,7 +96,7 @@ def test_back_to_what_was_before_is_a_change_too(work):
 def test_a_step_that_is_left_out_counts_as_another_way(work):
     """What follows depends on all that was done before it."""
     work.run()
-    steps = Steps(work.directory)
+    steps = Steps(work.directory, RESULTS)
     done = []
     steps.do("one", 1, [work.one], lambda: done.append("one"))
     steps.do("three", 1, [work.three], lambda: done.append("three"))
@@ -199,11 +201,11 @@ def test_an_overwriting_run_cut_short_is_repeated(work):
 )
 def test_a_broken_list_of_steps_is_refused(work, content):
     work.run()
-    work.path = write_text(work.directory / "steps.json", content)
+    noted = write_text(work.directory / ".steps.json", content)
     before = work.content()
     with pytest.raises(InputError, match="--overwrite") as refusal:
         work.run()
-    assert str(refusal.value).startswith(str(work.path))
+    assert str(refusal.value).startswith(str(noted))
     assert "\n" not in str(refusal.value)
     assert work.content() == before
     assert work.run(overwrite=True) == ["one", "two", "three"]
@@ -211,17 +213,55 @@ def test_a_broken_list_of_steps_is_refused(work, content):
 
 def test_binary_and_a_directory_for_a_list_of_steps(work):
     work.run()
-    (work.directory / "steps.json").write_bytes(b"\xff\xfe\0")
+    (work.directory / ".steps.json").write_bytes(b"\xff\xfe\0")
     with pytest.raises(InputError, match="steps"):
         work.run()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_directory_that_holds_other_things_is_refused(work, overwrite):
-    write_text(work.directory / "holiday.txt", "mine")
-    with pytest.raises(InputError, match="not made here"):
+@pytest.mark.parametrize("name", ["one.txt", "two/holiday.txt", "three.txt"])
+def test_what_was_not_made_here_is_not_written_over(work, name, overwrite):
+    """And once it has been moved away there is nothing in the way."""
+    mine = write_text(work.directory / name, "mine")
+    with pytest.raises(InputError, match="not made here") as refusal:
         work.run(overwrite=overwrite)
-    assert files_under(work.directory) == ["holiday.txt"]
+    assert str(work.directory / name.partition("/")[0]) in str(refusal.value)
+    assert work.content() == {name: "mine"}
+    mine.rename(work.directory.with_name("elsewhere"))
+    if name.startswith("two"):
+        work.two.rmdir()
+    assert work.run(overwrite=overwrite) == ["one", "two", "three"]
+
+
+def test_what_is_in_nobodys_way_may_lie_there(work):
+    write_text(work.directory / "notes.txt", "mine")
+    assert work.run() == ["one", "two", "three"]
+    assert work.content()["notes.txt"] == "mine"
+
+
+def test_a_step_that_leads_nowhere(tmp_path):
+    """What comes after it stays done when it is done again."""
+
+    def run(result: int, picture: int) -> list[str]:
+        done = []
+        steps = Steps(tmp_path, ["result.txt", "picture.txt"])
+
+        def do(name: str, value: int) -> None:
+            def work() -> None:
+                done.append(name)
+                write_text(tmp_path / f"{name}.txt", str(value))
+
+            steps.do(name, value, [tmp_path / f"{name}.txt"], work, leads_on=False)
+
+        steps.do("first", 1, [], lambda: None)
+        do("result", result)
+        do("picture", picture)
+        return done
+
+    assert run(1, 1) == ["result", "picture"]
+    assert run(2, 1) == ["result"]
+    assert run(2, 2) == ["picture"]
+    assert run(2, 2) == []
 
 
 def test_an_empty_directory_is_as_good_as_none(work):
@@ -230,8 +270,8 @@ def test_an_empty_directory_is_as_good_as_none(work):
 
 
 def test_a_run_that_ended_before_its_first_step_is_no_stranger(work):
-    """It leaves its lock, and maybe a half-written file."""
-    Steps(work.directory)
+    """It leaves its lock."""
+    Steps(work.directory, RESULTS)
     assert work.run() == ["one", "two", "three"]
 
 
@@ -244,6 +284,6 @@ def test_a_file_where_the_directory_should_be(work):
 def test_steps_are_told_in_the_directory(work):
     with pytest.raises(Stop):
         work.run(stop="two")
-    noted = read_json(work.directory / "steps.json")
+    noted = read_json(work.directory / ".steps.json")
     assert {name: step["done"] for name, step in noted.items()} == {"one": True, "two": False}
     assert len({step["key"] for step in noted.values()}) == 2
