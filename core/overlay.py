@@ -69,7 +69,8 @@ def mark_face(image: np.ndarray, box: np.ndarray, score: float, name: str) -> No
     """Draw a box (4,), in shares of the frame, its score and, if it is short, its name into a BGR image (H, W, 3)."""
     height, width = image.shape[:2]
     unit = max(1, round(min(height, width) / 240))  # pixels; lines and letters grow with the frame
-    left, top, right, bottom = np.rint(box * np.array([width, height, width, height])).astype(int).tolist()
+    corners = np.rint(box * np.array([width, height, width, height])).astype(int)
+    left, top, right, bottom = np.minimum(corners, [width - 1, height - 1] * 2).tolist()
     tint, text = colour(score), f"{name}: {score:.2f}" if len(name) <= _LONGEST_NAME else f"{score:.2f}"
     cv2.rectangle(image, (left, top), (right, bottom), tint, unit, cv2.LINE_AA)
     scale = 0.4 * unit

@@ -7,10 +7,12 @@ import numpy as np
 
 from core.config import tracking_params
 from core.progress import progress
-from core.video import Film, scene_scores
+from core.video import Film, follows, scene_scores
 
 # The steps between rows of AVA are 0.03 to 0.05 s; what the networks make of others, nobody has measured.
 SLOWEST_ROWS, USUAL_ROWS, FASTEST_ROWS = 20.0, 25.0, 100 / 3  # a second
+
+_HAIR = 1e-5  # seconds, by which clocks differ that mean the same
 
 
 def row_rate(fps: float) -> float:
@@ -27,33 +29,47 @@ class Shots:
     """A film's shots and the times of its rows: `times` (R,) in seconds from its first frame, `shot` (R,) of each."""
 
     seconds: float  # length of the film
+    until: float  # seconds; from then on no frame is found
     fps: float  # frames a second, on the average
-    early: float  # seconds by which a frame counts as on show before its time
     cuts: list[float]  # seconds: when the first frame of each shot but the first is shown
+    begins: list[float]  # seconds: from when on it is the nearest, so that it is read
+    nominal: float  # frames a second, as the film says
+    steady: bool  # frames come at that rate
     rate: float = field(init=False)  # rows a second
     times: np.ndarray = field(init=False)
     shot: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.rate = row_rate(self.fps)
-        count = max(1, round(self.seconds * self.rate))
-        self.times = np.round(np.arange(count) / self.rate, 2)  # with two decimals, as AVA has them
-        self.shot = np.searchsorted(self.cuts, self.times + self.early, side="right")
+        times = np.round(np.arange(int(self.until * self.rate) + 2) / self.rate, 2)  # two decimals, as AVA has them
+        self.times = times[times < max(self.until - _HAIR, _HAIR)]
+        # By the rule of `Film.frames`, to the last bit: frames are counted where they come evenly, else by their times.
+        if self.steady:
+            frames = np.floor(self.times * self.nominal + 0.5)
+            first = np.searchsorted(frames, np.rint(np.array(self.cuts) * self.nominal))
+        else:
+            first = np.searchsorted(self.times, self.begins)
+        self.shot = np.searchsorted(first, np.arange(len(self.times)), side="right")
 
     def facts(self) -> dict:
         """What it is made from."""
-        return {name: getattr(self, name) for name in ("seconds", "fps", "early", "cuts")}
+        return {
+            name: getattr(self, name) for name in ("seconds", "until", "fps", "cuts", "begins", "nominal", "steady")
+        }
 
 
 def find_shots(film: Path) -> Shots:
     """Look through a film for its length and its cuts. Raises ValueError where it has no picture."""
     with Film(film) as opened:
         nominal, frames = opened.fps, opened.frame_count
-    cuts, count, last, before = [], 0, 0.0, 0.0
+    half = 0.5 / nominal  # of a frame, as long before its time it counts as on show: see `Film.frames`
+    cuts, begins, count, last, before, steady = [], [], 0, 0.0, 0.0, True
     with progress(total=frames, desc="shots", unit="frame") as bar:
         for time, score in scene_scores(film):
             if count and score >= tracking_params["cut_score"] and score > 2 * before:
                 cuts.append(time)
+                begins.append(time - min(half, (time - last) / 2))
+            steady = steady and follows(time, count, nominal)
             count, last, before = count + 1, max(last, time), score
             bar.update()
     if not count:
@@ -61,4 +77,4 @@ def find_shots(film: Path) -> Shots:
     fps = (count - 1) / last if last > 0 else nominal
     if abs(fps / nominal - 1) < 1e-3:  # else the film says something else than its clock: its rate varies, or it lies
         fps = nominal
-    return Shots(last + 1 / fps, fps, 0.5 / nominal, cuts)
+    return Shots(last + 1 / fps, last + half, fps, cuts, begins, nominal, steady)

@@ -41,14 +41,15 @@ def short_name(table: FaceTable, track: int) -> str:
 def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[Segment]:
     """Stretches of a track, times and scores (n,), whose scores are at least the threshold.
 
-    A row lasts for the usual step; a pause of the track ends a segment.
+    A row lasts until the next one, and no longer than the usual step; a pause of the track ends a segment.
     """
-    step, apart = track_step(times), begins_anew(times)
+    apart = begins_anew(times)
+    until = np.minimum(times + track_step(times), np.append(times[1:], np.inf))
     speaks = scores >= threshold
     begins = np.flatnonzero(speaks & (apart | np.append(True, ~speaks[:-1])))
     ends = np.flatnonzero(speaks & (np.append(apart[1:], True) | np.append(~speaks[1:], True)))
     return [
-        Segment(round(float(times[a]), 3), round(float(times[b]) + step, 3), float(scores[a : b + 1].mean()))
+        Segment(round(float(times[a]), 3), round(float(until[b]), 3), float(scores[a : b + 1].mean()))
         for a, b in zip(begins, ends, strict=True)
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import InputError
-from core.files import lock, write_json
+from core.files import existing_files, lock, write_json
 
 
 class Steps:
@@ -21,6 +21,7 @@ class Steps:
 
     def __init__(self, directory: Path, results: list[str], overwrite: bool = False):
         self.path = directory / ".steps.json"
+        existing_files(directory)  # clears up what a killed run left, and refuses a file
         self._lock = lock(directory)
         strangers = [] if self.path.is_file() else [name for name in results if (directory / name).exists()]
         if strangers:
@@ -58,6 +59,8 @@ class Steps:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+        for place in {path.parent for path in makes}:
+            existing_files(place)
         self._note(name, key, False)
         print(f"{name}:")
         work()

@@ -47,7 +47,7 @@ def _plot_page(path, title, tracks, table, scores, threshold, seconds, thumbnail
     figure.get_layout_engine().set(h_pad=0.02, hspace=0.02, w_pad=0.02)
     times = [table.timestamp[table.rows_of_track(track)] for track in tracks]
     begin = 0.0 if seconds else min(own[0] for own in times)
-    end = seconds or max(own[-1] for own in times)
+    end = seconds or max(own[-1] + track_step(own) for own in times)
     for number, (face, lane) in enumerate(lanes):
         face.axis("off")
         lane.set(xlim=(begin, end), ylim=(-0.05, 1.05), yticks=(0, 1))

@@ -219,6 +219,11 @@ def is_timed(film: Path) -> bool:
     return film.suffix.lower() in TIMED_SUFFIXES
 
 
+def follows(time: float, index: int, fps: float) -> bool:
+    """Whether a frame's time, in seconds from the first frame, is what its number (from 0) at this rate makes it."""
+    return abs(time - index / fps) <= max(0.1 / fps, _CLOCK_STEP)
+
+
 def find_films(directory: Path) -> dict[str, Path]:
     """video_id -> path of every film in the directory. Raises InputError where one id has two films."""
     films: dict[str, Path] = {}
@@ -298,7 +303,7 @@ class Film:
             while self._next <= index:
                 if not self._grab():
                     return
-            if self._timed and abs(self._time() - index / self.fps) > max(0.1 / self.fps, _CLOCK_STEP):
+            if self._timed and not follows(self._time(), index, self.fps):
                 yield from self._frames_by_time(moments[place:])
                 return
             yield self._image()

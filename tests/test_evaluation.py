@@ -591,7 +591,7 @@ class TestEvaluate:
         count = sum(face.label == 1 for face in FACES)
         assert (numbers["rows"], numbers["positives"]) == (len(FACES), count)
         assert numbers["chance"] == pytest.approx(count / len(FACES), abs=1e-12)
-        assert re.search(rf"^share of positive rows +{100 * count / len(FACES):.2f} +50\.00$", output, re.M)
+        assert re.search(rf"^chance +{100 * count / len(FACES):.2f} +50\.00$", output, re.M)
         shares = next(line for line in output.splitlines() if re.match(r"share of positive rows.*none", line))
         groups = numbers["predictions"]["first"]["faces in the frame"].values()
         assert shares.split()[4:] == [f"{100 * g['positives'] / g['rows']:.2f}" for g in groups if g["rows"]] + ["none"]

@@ -101,7 +101,7 @@ MOMENTS = {
         ("os.replace", 1),  # the settings
         ("wave.Wave_write.writeframesraw", 1),
         ("os.replace", 2),
-        ("core.jobs._list", 1),
+        ("core.jobs.write_list", 1),
     ],
     "data/slice_audio_tracks.py": [("wave.Wave_write.writeframesraw", 2), ("os.replace", 3), ("core.io.read_wav", 3)],
     "data/extract_face_crops_time.py": [("cv2.imencode", 5), ("os.replace", 9), ("pathlib.Path.write_bytes", 30)],
