@@ -207,3 +207,14 @@ def samples(result: subprocess.CompletedProcess[str]) -> list[tuple[int, int, in
     """Memory in bytes, the most of it so far, and open files, at each call of `Trouble.sample_at`."""
     lines = [line.split() for line in result.stdout.splitlines() if line.startswith("sample ")]
     return [(int(memory), int(most), int(files)) for _, memory, most, files in lines]
+
+
+def kill(printed: Path, arguments: list[object], moment: tuple[str, int]) -> None:
+    """Run until SIGKILL at a call, and wait for what it started."""
+    running = Running(printed, *arguments, trouble=Trouble(kill_at=moment))
+    result = running.wait()
+    assert result.returncode == -signal.SIGKILL, (moment, result)
+    end = time.monotonic() + 20
+    while running.companions(zombies=False) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not running.companions(zombies=False)

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import cv2
@@ -35,7 +34,7 @@ from mini import (
     write_annotations,
     write_text,
 )
-from processes import Running, Trouble, run, samples
+from processes import Running, Trouble, kill, run, samples
 from stages import make_inputs
 
 import core.faces
@@ -792,17 +791,6 @@ def given_tracks(root: Path, out: Path, *more: object) -> list[object]:
 
 def results(out: Path) -> dict[str, str]:
     return {name: digest for name, digest in contents(out).items() if not name.endswith("_cfg.json")}
-
-
-def kill(printed: Path, command: list[object], moment: tuple[str, int]) -> None:
-    """Run until SIGKILL at a call, and wait for what it started."""
-    running = Running(printed, *command, trouble=Trouble(kill_at=moment))
-    result = running.wait()
-    assert result.returncode == -signal.SIGKILL, (moment, result)
-    end = time.monotonic() + 20
-    while running.companions(zombies=False) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not running.companions(zombies=False)
 
 
 MOMENTS = [

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from mini import (
     write_encoder_inputs,
     write_store,
 )
-from processes import Running, Trouble, run, samples
+from processes import Running, Trouble, kill, run, samples
 from stages import DATA, FORWARD, TRACKS, TRAINING, command, make_inputs, results
 
 from core.video import ffmpeg_path
@@ -71,17 +70,6 @@ def assert_no_half_files(out: Path, whole: Undisturbed) -> None:
 
 def assert_tidy(out: Path) -> None:
     assert [name for name in files_under(out) if ".partial" in name] == []
-
-
-def kill(printed: Path, arguments: list[object], moment: tuple[str, int]) -> None:
-    """Run until SIGKILL at a call."""
-    running = Running(printed, *arguments, trouble=Trouble(kill_at=moment))
-    result = running.wait()
-    assert result.returncode == -signal.SIGKILL, (moment, result)
-    end = time.monotonic() + 20
-    while running.companions(zombies=False) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not running.companions(zombies=False)
 
 
 # Killed
