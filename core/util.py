@@ -98,8 +98,8 @@ def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
 
     Raises InputError that names the first parameter that does not fit, with `hint` on the likely reason.
     """
-    fetch = "bash scripts/downloads.sh weights fetches the published ones"
-    path = require_file(path, f"a state_dict, which training saves as <epoch>.pth; {fetch}")
+    made = "STE_train.py and ASC_train.py make <epoch>.pth"
+    path = require_file(path, f"weights; bash scripts/downloads.sh weights fetches the published ones, {made}")
     state = load_checkpoint(path)
     if "optimizer" in state:
         raise InputError(f"{path}: the state of a training run; the weights are in <epoch>.pth beside it")
