@@ -66,7 +66,8 @@ def find_shots(film: Path) -> Shots:
     cuts, begins, count, last, before, steady = [], [], 0, 0.0, 0.0, True
     with progress(total=frames, desc="shots", unit="frame") as bar:
         for time, score in scene_scores(film):
-            if count and score >= tracking_params["cut_score"] and score > 2 * before:
+            # A picture in motion is no cut; what moved before the second frame, nobody knows.
+            if count > 1 and score >= tracking_params["cut_score"] and score > 2 * before:
                 cuts.append(time)
                 begins.append(time - min(half, (time - last) / 2))
             steady = steady and follows(time, count, nominal)

@@ -21,7 +21,7 @@ from core.faces import FaceDetector, Track, face_table, find_tracks, link, overl
 from core.files import write_csv
 from core.io import official_frame
 from core.shots import Shots, find_shots, row_rate
-from core.video import Film
+from core.video import Film, scene_scores
 
 FOREVER = float("inf")
 
@@ -191,6 +191,14 @@ def walk(count: int) -> Iterator[np.ndarray]:
 )
 def test_what_is_no_cut(tmp_path, images):
     path = encode(tmp_path / "film.mp4", images(50), sound=None)
+    assert find_shots(path).cuts == []
+
+
+def test_a_film_that_begins_in_motion_is_not_cut_at_its_second_frame(tmp_path):
+    wide = cv2.GaussianBlur(ground(1, WIDE), (0, 0), 3)
+    moving = (wide[:, 8 * index : 8 * index + SIZE[0]] for index in range(50))
+    path = encode(tmp_path / "film.mp4", moving, sound=None)
+    assert list(scene_scores(path))[1][1] > tracking_params["cut_score"]
     assert find_shots(path).cuts == []
 
 
