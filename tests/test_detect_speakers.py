@@ -698,7 +698,7 @@ def test_a_film_that_breaks_off(root, squares, tmp_path):
     ("flags", "words"),
     [
         ("--ste-weights {tmp}/no.pth", ["no.pth", "downloads.sh weights"]),
-        ("--asc-weights {tmp}/no.pth", ["no.pth", "downloads.sh weights", "training"]),
+        ("--asc-weights {tmp}/no.pth", ["no.pth", "downloads.sh weights", "ASC_train.py"]),
         ("--face-detector {tmp}/no.onnx", ["no.onnx", "downloads.sh detector", "--tracks"]),
         ("--face-detector {root}/val.csv", ["val.csv", "not a YuNet face detector"]),
         ("--ste-weights {root}/val.csv", ["val.csv", "not a file of weights"]),

@@ -91,7 +91,7 @@ MOMENTS = {
         ("os.replace", 2),
         ("core.jobs.write_list", 1),
     ],
-    "data/slice_audio_tracks.py": [("wave.Wave_write.writeframesraw", 2), ("os.replace", 3), ("core.io.read_wav", 3)],
+    "data/slice_audio_tracks.py": [("wave.Wave_write.writeframesraw", 2), ("os.replace", 3), ("core.sound.read_wav", 3)],
     "data/extract_face_crops_time.py": [("cv2.imencode", 5), ("os.replace", 9), ("pathlib.Path.write_bytes", 30)],
     "STE_forward.py": [
         ("numpy.lib.format.open_memmap", 1),
@@ -158,7 +158,7 @@ INTERRUPTIONS = {
     "ASC_train.py": ("torch.optim.Adam.step", 9),
     "STE_forward.py": ("core.inference._arrived", 1),
     "ASC_forward.py": ("core.io.write_csv", 2),
-    "data/extract_audio_tracks.py": ("core.video.film_sound", 1),
+    "data/extract_audio_tracks.py": ("core.sound.film_sound", 1),
     "data/slice_audio_tracks.py": ("wave.Wave_write.writeframesraw", 2),
     "data/extract_face_crops_time.py": ("cv2.imencode", 3),
 }
