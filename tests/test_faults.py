@@ -91,7 +91,11 @@ MOMENTS = {
         ("os.replace", 2),
         ("core.jobs.write_list", 1),
     ],
-    "data/slice_audio_tracks.py": [("wave.Wave_write.writeframesraw", 2), ("os.replace", 3), ("core.sound.read_wav", 3)],
+    "data/slice_audio_tracks.py": [
+        ("wave.Wave_write.writeframesraw", 2),
+        ("os.replace", 3),
+        ("core.sound.read_wav", 3),
+    ],
     "data/extract_face_crops_time.py": [("cv2.imencode", 5), ("os.replace", 9), ("pathlib.Path.write_bytes", 30)],
     "STE_forward.py": [
         ("numpy.lib.format.open_memmap", 1),
