@@ -12,7 +12,7 @@ from core.plots import COLOURS, save, short
 from core.speakers import begins_anew, segments, short_name, track_step
 
 LANES = 16  # on a page
-FACE = (96, 96)  # pixels
+FACE = (96, 96)  # pixels that a face fits into
 
 
 def plot_timeline(
@@ -39,7 +39,17 @@ def plot_timeline(
     return paths
 
 
-def _plot_page(path, title, tracks, table, scores, threshold, seconds, thumbnail) -> None:
+def _plot_page(
+    path: Path,
+    title: str,
+    tracks: list[int],
+    table: FaceTable,
+    scores: np.ndarray,
+    threshold: float,
+    seconds: float | None,
+    thumbnail: Callable[[int], Image.Image],
+) -> None:
+    """A page of some of the tracks: of so many seconds from the film's first frame, or (None) of their own time."""
     height = 0.9 + 0.72 * max(len(tracks), 1)
     figure, lanes = plt.subplots(
         max(len(tracks), 1), 2, figsize=(11, height), squeeze=False, layout="constrained", width_ratios=(1, 17)

@@ -28,15 +28,8 @@ FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg
 
 # Containers where seeking finds a frame: in the others it lands some frames off.
 SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-TIMED_SUFFIXES = (
-    *SEEKABLE_SUFFIXES,
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".flv",
-    ".3gp",
-    ".3g2",
-)  # and those that tell when each frame is shown
+# And those that tell when each frame is shown:
+TIMED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".3g2")
 
 MAX_FRAME_RATE = 1000  # what some recorders that know no rate write, and keep a clock in milliseconds
 MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
