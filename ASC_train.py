@@ -15,13 +15,13 @@ from core import ranks
 from core.checkpoint import TrainingRun
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.config import ASC_inputs, ASC_optimization_params
-from core.dataset import ASCDataset, split_loaders
+from core.dataset import context_datasets, split_loaders
 from core.errors import RunError
 from core.files import setting_behind
 from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
-from core.util import device_label, get_device, parameter_count, seed_everything, spare_memory
+from core.util import device_label, get_device, parameter_count, seed_everything
 
 
 def get_args_parser() -> Parser:
@@ -48,14 +48,9 @@ def main(args: argparse.Namespace) -> None:
     run_directory = TrainingRun(args.models_out, name, settings, args.resume)
 
     shape = (args.clip_length, args.skip_frames, args.speakers)
-    datasets = {
-        "train": ASCDataset(FeatureStore(args.features_train_full), *shape, args.seed, redraw=True),
-        "val": ASCDataset(FeatureStore(args.features_val_full), *shape, args.seed),
-    }
-    run_directory.set_data({split: dataset.store.table for split, dataset in datasets.items()})
-    if args.workers == 0 and 2 * sum(dataset.bytes for dataset in datasets.values()) < spare_memory(device):
-        for dataset in datasets.values():
-            dataset.hold_on(device)
+    stores = {"train": FeatureStore(args.features_train_full), "val": FeatureStore(args.features_val_full)}
+    run_directory.set_data({split: store.table for split, store in stores.items()})
+    datasets = context_datasets(stores, shape, args.seed, args.workers, device)
     loaders = split_loaders(datasets, args, device)
 
     model = active_speakers_context(args.clip_length, args.speakers).to(device)

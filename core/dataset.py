@@ -24,6 +24,7 @@ from core.custom_transforms import evaluation_clip, normalise, training_clip
 from core.errors import InputError, RunError
 from core.io import FeatureStore, crop_path, find_missing, read_crop, read_wav, wav_path
 from core.progress import progress
+from core.util import spare_memory
 
 ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
 _ROWS_HELD = 1 << 14  # features copied to a device at a time
@@ -374,3 +375,17 @@ class ASCDataset(Dataset):
             features = self.resident[torch.from_numpy(context).to(self.resident.device, non_blocking=True)]
         label = (self.store.table.label[rows] == SPEAKING_AUDIBLE).astype(np.int64)
         return {"features": features.permute(0, 3, 1, 2), "label": torch.from_numpy(label)}
+
+
+def context_datasets(
+    stores: dict[str, FeatureStore], shape: tuple[int, int, int], seed: int, workers: int, device: torch.device
+) -> dict[str, ASCDataset]:
+    """Contexts of the stores `train`, drawn anew each epoch, and `val`; shape is clips, stride and speakers.
+
+    Features are held on a CUDA device that has room for them, unless workers are to read them.
+    """
+    datasets = {split: ASCDataset(store, *shape, seed, redraw=split == "train") for split, store in stores.items()}
+    if workers == 0 and 2 * sum(dataset.bytes for dataset in datasets.values()) < spare_memory(device):
+        for dataset in datasets.values():
+            dataset.hold_on(device)
+    return datasets

@@ -100,21 +100,34 @@ def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor) ->
 
 
 class ASC_Net(nn.Module):
-    """Section 3.2 and 3.3: whether the first of S speakers speaks, seen in a context of L moments."""
+    """Section 3.2 and 3.3: whether the first of S speakers speaks, seen in a context of L moments.
 
-    def __init__(self, clip_number: int, candidate_speakers: int, hidden: int = ASC_HIDDEN):
+    Both refinements are on in the paper's network. Without the pairwise one the features go on as they are; without the
+    temporal one there is no LSTM, and the last layer sees all L*S features instead of the LSTM's states.
+    """
+
+    def __init__(
+        self,
+        clip_number: int,
+        candidate_speakers: int,
+        hidden: int = ASC_HIDDEN,
+        pairwise: bool = True,
+        temporal: bool = True,
+    ):
         super().__init__()
-        self.sat = NonLocalBlock(STE_FEATURES, hidden)
-        self.lstm = nn.LSTM(STE_FEATURES, hidden, batch_first=True)
-        self.fc_final = nn.Linear(hidden * clip_number * candidate_speakers, 2)
+        self.sat = NonLocalBlock(STE_FEATURES, hidden) if pairwise else nn.Identity()
+        self.lstm = nn.LSTM(STE_FEATURES, hidden, batch_first=True) if temporal else None
+        width = hidden if temporal else STE_FEATURES
+        self.fc_final = nn.Linear(width * clip_number * candidate_speakers, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, 1024, L, S), the reference speaker at s = 0. Returns logits (B, 2)."""
         x = self.sat(x)
         sequence = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L*S, 1024): in time order, the speaker varies fastest
-        hidden, _ = self.lstm(sequence)  # (B, L*S, hidden)
+        if self.lstm is not None:
+            sequence, _ = self.lstm(sequence)  # (B, L*S, hidden)
         with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the encoder
-            return self.fc_final(hidden.float().flatten(1))
+            return self.fc_final(sequence.float().flatten(1))
 
 
 def _start_convolutions(model: nn.Module) -> None:
@@ -163,8 +176,10 @@ def imagenet_weights() -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
-def active_speakers_context(clip_number: int, candidate_speakers: int) -> ASC_Net:
+def active_speakers_context(
+    clip_number: int, candidate_speakers: int, pairwise: bool = True, temporal: bool = True
+) -> ASC_Net:
     """An ASC_Net for L moments of S speakers, convolutions Kaiming normal (fan out), their biases 0."""
-    model = ASC_Net(clip_number, candidate_speakers)
+    model = ASC_Net(clip_number, candidate_speakers, pairwise=pairwise, temporal=temporal)
     _start_convolutions(model)
     return model
