@@ -75,6 +75,25 @@ class Scenario:
     chewing_probability: float = 0.25  # per stretch without own turns
     hidden_probability: float = 0.35  # per track: the mouth is out of sight for a while
     hidden_seconds: tuple[float, float] = (0.6, 1.6)
+    jaw: float = 1.0  # how far the chin goes along with the mouth: it shows even where a hand hides the lips
+
+
+# For --hard: mouths are out of sight or chew for seconds, faces are small, and the chin tells nothing. But turns are
+# longer, and who is heard is mostly in the picture: what came just before, and who else talks, tells what a mouth does
+# not. Whether a mouth is hidden, where a face is and how large have nothing to do with who talks.
+HARD = Scenario(
+    shot_seconds=(3.0, 6.0),
+    faces_weight=(0.0, 0.5, 0.4, 0.1),
+    face_width=(24.0, 130.0),
+    turn_seconds=(1.0, 3.0),
+    overlap_probability=0.1,
+    outside_weight=0.1,
+    unheard_probability=0.05,
+    chewing_probability=0.3,
+    hidden_probability=0.7,
+    hidden_seconds=(1.5, 3.5),
+    jaw=0.0,
+)
 
 
 @dataclass
@@ -318,16 +337,18 @@ class Pen:
         cv2.line(self.image, self.point(x1, y1), self.point(x2, y2), colour, pixels, cv2.LINE_AA, 4)
 
 
-def draw_face(pen: Pen, person: Person, yaw: float, mouth: np.ndarray, eyelid: float) -> None:
-    """A head turned by `yaw` (radians, 0 = to the camera); `mouth` as in `mouth_shapes`; `eyelid` 1 = closed."""
+def draw_face(pen: Pen, person: Person, yaw: float, mouth: np.ndarray, jaw: float, eyelid: float) -> None:
+    """A head turned by `yaw` (radians, 0 = to the camera); `mouth` as in `mouth_shapes`; `jaw` as in `Scenario`;
+    `eyelid` 1 = closed."""
     openness, spread, shift = mouth
+    drop = jaw * openness
     shade, light = _colour(0.72 * np.array(person.skin)), (235, 240, 240)
     front = max(np.cos(yaw), 0.0)
     pen.ellipse(0, 1.15, 0.85, 0.55, person.cloth)
     pen.ellipse(0, 0.6, 0.24, 0.3, shade)
     pen.ellipse(0, 0, 0.5, HEAD_HEIGHT / 2, person.hair)
     x = (0.05 + 0.31 * (1 - front)) * np.sin(yaw)
-    pen.ellipse(x, 0.07 + 0.02 * openness, 0.13 + 0.3 * front, 0.42 + 0.14 * front + 0.03 * openness, person.skin)
+    pen.ellipse(x, 0.07 + 0.02 * drop, 0.13 + 0.3 * front, 0.42 + 0.14 * front + 0.03 * drop, person.skin)
     for angle in (-0.48, 0.48):
         x, facing = 0.4 * np.sin(angle + yaw), np.cos(angle + yaw)
         if facing > 0.15:
@@ -418,7 +439,7 @@ def draw_frames(film: Film) -> Iterator[np.ndarray]:
             for track, centres, rolls, yaws, mouths in poses:
                 person, pen = film.cast[track.person], Pen(image, centres[moment], track.width, rolls[moment])
                 eyelid = float(np.clip(1.4 - np.abs(track.blinks - time).min() / 0.08, 0, 1))
-                draw_face(pen, person, yaws[moment], mouths[moment], eyelid)
+                draw_face(pen, person, yaws[moment], mouths[moment], film.scenario.jaw, eyelid)
                 what, start, end = track.hidden
                 if what in ("hand", "microphone") and start < time < end:
                     draw_cover(pen, person, what, float(_ramp(time, start, end)))
@@ -519,6 +540,7 @@ def get_args_parser() -> Parser:
     parser.add_argument("--videos", type=positive_int, default=12, help="films, at least 2; a third is for validation")
     parser.add_argument("--seconds", type=positive_float, default=12.0, help="length of each film, 2 to 3600")
     parser.add_argument("--seed", type=seed, default=0, help="all is drawn from it")
+    parser.add_argument("--hard", action="store_true", help="mouths are out of sight for seconds: context is needed")
     return parser
 
 
@@ -527,8 +549,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("--videos must be at least 2: one to train on and one to validate on")
     if not 2 <= args.seconds <= 3600:
         raise InputError("--seconds must be between 2 and 3600")
-    scenario, root = Scenario(), Path(args.root)
-    settings = {name: value for name, value in vars(args).items() if name != "root"}
+    scenario, root = HARD if args.hard else Scenario(), Path(args.root)
+    settings = {name: value for name, value in vars(args).items() if name not in ("root", "hard")}
     claim_root(root, settings | {"scenario": asdict(scenario)})
     video_dir, train_films = root / "videos" / "trainval", args.videos - max(1, round(args.videos / 3))
     films = existing_files(video_dir)
