@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
@@ -265,3 +266,29 @@ def _stretches(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
         first, last = begin[group == number][0], reach[group == number][-1]
         stretches.append((float(first), float(max(last, first + _LEAST_SECONDS))))
     return stretches
+
+
+def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path:
+    """A panel per axis of `core.ablation.tabulate` with more than one setting: every run, and the mean of the seeds.
+
+    `lines` are the settings without an axis that are drawn across, such as the encoder alone. Returns the path.
+    """
+    axes_of = {axis: rows for axis, rows in table.groupby("axis", sort=False) if axis and len(rows) > 1}
+    figure, panels = plt.subplots(
+        1, len(axes_of), figsize=(2.9 * len(axes_of), 4.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    handles, texts = [], []
+    across = table[table["setting"].isin(lines) & (table["axis"] == "")]
+    for axes, (axis, rows) in zip(panels[0], axes_of.items(), strict=True):
+        places = np.arange(len(rows))
+        single = [(place, 100 * value) for place, values in zip(places, rows["mAP"], strict=True) for value in values]
+        mean = axes.plot(places, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, linewidth=1.5)[0]
+        runs = axes.plot(*zip(*single, strict=True), "o", color="black", markersize=3.5, alpha=0.6)[0]
+        drawn = [axes.axhline(100 * row.mean, **_style(3 * number)) for number, row in enumerate(across.itertuples())]
+        handles, texts = [mean, runs, *drawn], ["context, mean", "context, single run", *across["setting"]]
+        axes.set_xticks(places, rows["setting"])
+        axes.set(xlabel=axis, xlim=(-0.4, len(rows) - 0.6))
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("official mAP (%)")
+    draw_legend(figure, handles, texts)
+    return save(figure, path)

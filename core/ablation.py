@@ -1,0 +1,141 @@
+"""The paper's ablation on given features: what each refinement, more speakers, more moments and their stride are worth.
+
+It also has what the results are to be held against: the short-term encoder alone, and baselines that see one clue.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from core import baselines
+from core.annotations import SPEAKING_AUDIBLE, FaceTable
+from core.checkpoint import TrainingRun
+from core.dataset import context_datasets, split_loaders
+from core.evaluation import average_precision, join, smooth_tracks, speaking_score
+from core.io import FeatureStore, read_logits
+from core.models import active_speakers_context
+from core.optimization import asc_losses, fit
+from core.util import seed_everything
+
+STE = "short-term encoder"
+SMOOTHING = 11  # rows of the median filter that stands for the plainest use of time
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A context network and its contexts: the paper's, but for what is said."""
+
+    clips: int = 11
+    stride: int = 4
+    speakers: int = 3
+    pairwise: bool = True
+    temporal: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of its directory of weights; the paper's own is called as ASC_train.py calls it."""
+        off = [refinement for refinement in ("pairwise", "temporal") if not getattr(self, refinement)]
+        return "_no_".join([f"ASC_len_{self.clips}_stride_{self.stride}_speakers_{self.speakers}", *off])
+
+
+AXES: dict[str, dict[str, Variant]] = {
+    "refinement": {
+        "none": Variant(pairwise=False, temporal=False),
+        "pairwise": Variant(temporal=False),
+        "temporal": Variant(pairwise=False),
+        "both": Variant(),
+    },
+    "speakers S": {str(speakers): Variant(speakers=speakers) for speakers in (1, 2, 3)},
+    "moments L": {str(clips): Variant(clips=clips) for clips in (1, 5, 11)},
+    "stride": {str(stride): Variant(stride=stride) for stride in (1, 2, 4, 8)},
+    "no context": {"S = 1, L = 1": Variant(clips=1, speakers=1)},
+}
+VARIANTS = list(dict.fromkeys(variant for axis in AXES.values() for variant in axis.values()))
+
+
+def train_variant(
+    variant: Variant, stores: dict[str, FeatureStore], models_out: Path, params: dict, seed: int, device: torch.device
+) -> float:
+    """Train a variant on the store `train`, from where an earlier run stands, and return its mAP on `val`, a fraction.
+
+    That of the last epoch, whichever was best: nothing is chosen on `val`. The parameters are those of
+    `ASC_optimization_params`. Raises InputError where the run was begun with others.
+    """
+    settings = {**params, **asdict(variant), "seed": seed}
+    run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True)
+    run.set_data({split: store.table for split, store in stores.items()})
+    if run.epoch < params["epochs"]:
+        seed_everything(seed)
+        shape = (variant.clips, variant.stride, variant.speakers)
+        datasets = context_datasets(stores, shape, seed, params["workers"], device)
+        loaders = split_loaders(datasets, argparse.Namespace(**settings), device)
+        model = active_speakers_context(variant.clips, variant.speakers, variant.pairwise, variant.temporal).to(device)
+        fit(run, model, asc_losses, loaders["train"], loaders["val"], params, device)
+    return run.log[params["epochs"] - 1]["val_ap"]
+
+
+def references(
+    annotations: dict[str, FaceTable], stores: dict[str, FeatureStore], seeds: list[int]
+) -> list[tuple[str, list[float]]]:
+    """mAP on `val`, fractions, of what the context is held against: the encoder's as they are, the others' by seed."""
+    table = stores["val"].table
+    positive = table.label == SPEAKING_AUDIBLE
+    source = str(stores["val"].directory)
+    logits = join(read_logits(source), table, source)[["logit_0", "logit_1"]].to_numpy()
+    smooth = smooth_tracks(logits, table, SMOOTHING)
+    tables = {split: store.table for split, store in stores.items()}
+    clues = {
+        "position of the face": (baselines.positions, annotations, annotations),
+        "size of the face": (baselines.sizes, annotations, annotations),
+        "sound": (baselines.sound, stores, tables),
+    }
+    found = [("chance: share of rows that speak", [float(positive.mean())])]
+    for name, (clue_of, sources, labels) in clues.items():
+        seen = {split: clue_of(sources[split]) for split in ("train", "val")}
+        found.append((f"{name} alone", [baselines.score_clue(seen, labels, seed) for seed in seeds]))
+    for name, values in ((STE, logits), (f"{STE}, median over {SMOOTHING} rows", smooth)):
+        found.append((name, [average_precision(speaking_score(values), positive)]))
+    return found
+
+
+def tabulate(
+    found: list[tuple[str, list[float]]], results: dict[tuple[Variant, int], float], seeds: list[int]
+) -> pd.DataFrame:
+    """Lines of the one table: axis, setting, mAP of each seed (or one), mean, deviation (NaN of one), above_ste.
+
+    `found` is that of `references`, `results` (variant, seed) -> mAP; mAPs are fractions.
+    """
+    lines = [("", name, values) for name, values in found]
+    for axis, settings in AXES.items():
+        for setting, variant in settings.items():
+            lines.append((axis, setting, [results[variant, seed] for seed in seeds]))
+    encoder = dict(found)[STE][0]
+    rows = [
+        {
+            "axis": axis,
+            "setting": setting,
+            "mAP": values,
+            "mean": float(np.mean(values)),
+            "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+            "above_ste": float(np.mean(values)) - encoder,
+        }
+        for axis, setting, values in lines
+    ]
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table of `tabulate` in per cent, as a page shows it."""
+    lines = ["| | | mAP (%) | above the STE | single runs |", "|---|---|---|---|---|"]
+    axis = ""
+    for row in table.itertuples():
+        mean = f"{100 * row.mean:.1f}" + ("" if np.isnan(row.deviation) else f" ± {100 * row.deviation:.1f}")
+        single = ", ".join(f"{100 * value:.1f}" for value in row.mAP) if len(row.mAP) > 1 else ""
+        cells = ("" if row.axis == axis else row.axis, row.setting, mean, f"{100 * row.above_ste:+.1f}", single)
+        lines.append(f"| {' | '.join(cells)} |")
+        axis = row.axis
+    return "\n".join(lines) + "\n"
