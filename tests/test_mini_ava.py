@@ -19,8 +19,10 @@ SEED = 5  # two short films with every label, and with one to four faces
 LABELS = {"NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE"}
 
 
-def make(root: Path, videos: int = 2, seconds: float = SECONDS, seed: int = SEED) -> subprocess.CompletedProcess:
-    flags = ["--root", root, "--videos", videos, "--seconds", seconds, "--seed", seed]
+def make(
+    root: Path, videos: int = 2, seconds: float = SECONDS, seed: int = SEED, more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+    flags = ["--root", root, "--videos", videos, "--seconds", seconds, "--seed", seed, *more]
     return subprocess.run([sys.executable, SCRIPT, *map(str, flags)], capture_output=True, text=True, check=False)
 
 
@@ -182,14 +184,21 @@ def test_labels_and_report(rows, made):
     assert "data/extract_audio_tracks.py" in printed
 
 
-def test_shares_over_many_films_and_nothing_but_faces_and_voices_tells_the_label():
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module, for what is told without drawing."""
     spec = importlib.util.spec_from_file_location("make_mini_ava", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["make_mini_ava"] = script  # where dataclasses look their module up
-    spec.loader.exec_module(script)
-    labels, clues = [], []
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_mini_ava"] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def plan(script, scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the rows of 80 films: labels (N,), clues (N, 6) beside faces and voices, whether the mouth is hidden (N,)."""
+    labels, clues, hidden = [], [], []
     for index in range(80):
-        film = script.Film(np.random.default_rng([5, index]), script.Scenario())
+        film = script.Film(np.random.default_rng([5, index]), scenario)
         film.cast = script.plan_cast(film.rng)
         for shot in script.plan_shots(film, 300):
             for track in shot.tracks:
@@ -197,14 +206,52 @@ def test_shares_over_many_films_and_nothing_but_faces_and_voices_tells_the_label
                 x1, y1, x2, y2 = script.face_boxes(track, film.scenario.size).T
                 faces, age = np.full(len(x1), len(shot.tracks)), track.times - shot.first / 25
                 clues.append(np.stack([x2 - x1, y2 - y1, x1 + x2, y1 + y2, faces, age], axis=1))
-    labels, clues = np.concatenate(labels), np.concatenate(clues)
+                _, start, end = track.hidden
+                hidden.append((track.times > start) & (track.times < end))
+    return np.concatenate(labels), np.concatenate(clues), np.concatenate(hidden)
+
+
+def away_from_chance(clue: np.ndarray, speaking: np.ndarray) -> float:
+    """How far the area under the ROC curve is from a half."""
+    ranks = np.argsort(np.argsort(clue + 1e-9 * np.random.default_rng(0).random(len(clue))))
+    return abs((ranks[speaking].mean() - (speaking.sum() - 1) / 2) / (~speaking).sum() - 0.5)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_shares_over_many_films_and_nothing_but_faces_and_voices_tells_the_label(script, hard):
+    labels, clues, hidden = plan(script, script.HARD if hard else script.Scenario())
     shares = np.bincount(labels) / len(labels)
-    assert 0.25 < shares[1] < 0.35 and 0.03 < shares[2] < 0.12
-    for clue in clues.T:
-        ranks = np.argsort(np.argsort(clue + 1e-9 * np.random.default_rng(0).random(len(clue))))
-        speaking = labels == 1
-        area = (ranks[speaking].mean() - (speaking.sum() - 1) / 2) / (~speaking).sum()  # under the ROC curve
-        assert abs(area - 0.5) < 0.1
+    assert 0.25 < shares[1] < 0.35
+    assert (0.005 < shares[2] < 0.03) if hard else (0.03 < shares[2] < 0.12)
+    assert (0.3 < hidden.mean() < 0.5) if hard else (0.05 < hidden.mean() < 0.15)
+    for clue in (*clues.T, hidden):
+        assert away_from_chance(clue, labels == 1) < 0.1
+
+
+def test_hard_films_hide_mouths_for_seconds_and_show_others_meanwhile(script):
+    seconds, alone = [], 0
+    for index in range(40):
+        film = script.Film(np.random.default_rng([5, index]), script.HARD)
+        film.cast = script.plan_cast(film.rng)
+        for shot in script.plan_shots(film, 300):
+            alone += len(shot.tracks) == 1
+            stretches = [track.hidden[1:] for track in shot.tracks if track.hidden[0]]
+            seconds += [end - start for start, end in stretches]
+    assert alone == 0 and min(seconds) >= 1.5 and max(seconds) <= 3.5
+
+
+def test_chins_of_hard_films_tell_nothing(script):
+    """Behind a microphone, a face that talks and one that does not are one picture; not so in the usual films."""
+    person = script.plan_cast(np.random.default_rng(0))[0]
+    for jaw, told in ((script.Scenario().jaw, True), (script.HARD.jaw, False)):
+        images = []
+        for openness in (0.0, 1.0):
+            image = np.full((360, 640, 3), 90, np.uint8)
+            pen = script.Pen(image, np.array([320.0, 150.0]), 110.0, 0.0)
+            script.draw_face(pen, person, 0.0, np.array([openness, 1.0, 0.0]), jaw, 0.0)
+            script.draw_cover(pen, person, "microphone", 1.0)
+            images.append(image)
+        assert np.any(images[0] != images[1]) == told
 
 
 def test_same_arguments_make_the_same_films(root, made, frames, tmp_path):
@@ -239,6 +286,7 @@ def test_second_run_only_makes_what_is_missing(root):
 def test_refuses(root, tmp_path):
     (tmp_path / "real" / "csv").mkdir(parents=True)
     assert_refused(make(root, seed=4), r"different arguments \(seed\)")
+    assert_refused(make(root, more=("--hard",)), r"different arguments \(scenario\)")
     assert_refused(make(tmp_path / "real"), "not of this script's making")
     assert_refused(make(tmp_path / "new", videos=1), "--videos must be at least 2")
     assert not (tmp_path / "new").exists()
