@@ -407,6 +407,7 @@ SCRIPTS = {  # with their positional arguments
     **{"STE_train.py": "11 0", "STE_forward.py": "11 cpu", "ASC_train.py": "11 4 3 0", "ASC_forward.py": "11 4 3 cpu"},
     **dict.fromkeys(("STE_postprocessing.py", "ASC_prediction_postprocessing.py", "scripts/evaluate.py"), ""),
     "scripts/plot_training.py": "run_logs.csv",
+    "scripts/ablation.py": "cpu",
     "scripts/detect_speakers.py": "film.mp4 cpu --output-dir out",
     **{f"data/{x}.py": "" for x in ("extract_audio_tracks", "slice_audio_tracks", "extract_face_crops_time")},
 }

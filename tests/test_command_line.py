@@ -59,6 +59,11 @@ COMMANDS = {
     "ASC_prediction_postprocessing.py": ("", f"--predictions-dir {POSTPROCESSING}"),
     "scripts/evaluate.py": ("", f"--predictions --ground-truth {REPORT}"),
     "scripts/plot_training.py": ("LOG", "--output"),
+    "scripts/ablation.py": (
+        "cuda_device",
+        "--output-dir --features-train-full --features-val-full --csv-train-full --csv-val-full --videos --seconds "
+        "--clip-length --ste-epochs --epochs --batch-size --learning-rate --workers --precision --seeds --seed",
+    ),
     "scripts/detect_speakers.py": (
         "video cuda_device",
         "--output-dir --ste-weights --asc-weights --face-detector --tracks --clip-length --clips --time-stride "
@@ -66,7 +71,7 @@ COMMANDS = {
     ),
 }
 ON_A_DEVICE = {"STE_train.py": "11", "STE_forward.py": "11", "ASC_train.py": "11 4 3", "ASC_forward.py": "11 4 3"}
-ON_A_FILE = {"scripts/plot_training.py", "scripts/detect_speakers.py"}
+MORE_ARGUMENTS = {"scripts/plot_training.py", "scripts/detect_speakers.py", "scripts/ablation.py"}
 every_script = pytest.mark.parametrize("script", COMMANDS)
 
 
@@ -120,7 +125,7 @@ class TestDefaults:
         numbers = [args[name] for name in COMMANDS[script][0].split()]
         assert numbers == [*map(int, positionals.split()), "0"]
 
-    @pytest.mark.parametrize("script", sorted(set(COMMANDS) - {*ON_A_DEVICE, *ON_A_FILE}))
+    @pytest.mark.parametrize("script", sorted(set(COMMANDS) - {*ON_A_DEVICE, *MORE_ARGUMENTS}))
     def test_the_other_scripts_need_nothing(self, script):
         parser_of(script).parse_args([])
 
@@ -236,6 +241,8 @@ VALID = {
     "--predictions-csv {out}/predictions.csv --ground-truth-csv {out}/truth.csv",
     "scripts/evaluate.py": "--predictions {root}/scores.csv --ground-truth {root}/val.csv --json {out}/numbers.json",
     "scripts/plot_training.py": "--output {out}/training.png {root}/run_logs.csv",
+    "scripts/ablation.py": "cpu --features-train-full {root}/features --features-val-full {root}/features "
+    "--csv-train-full {root}/train.csv --csv-val-full {root}/val.csv --output-dir {out}",
 }
 
 
@@ -344,6 +351,9 @@ BROKEN = [
     ("scripts/plot_training.py", "{root}/broken_logs.csv", "broken_logs.csv, line 3"),
     ("scripts/plot_training.py", "{root}/empty", "empty"),
     ("scripts/plot_training.py", "--output {out}/training.jpg", "training.jpg"),
+    ("scripts/ablation.py", "--features-train-full {root}/nowhere", "nowhere"),
+    ("scripts/ablation.py", "--features-val-full {root}/predictions", "one.csv, line 1"),
+    ("scripts/ablation.py", "--csv-val-full {root}/broken.csv", "broken.csv, line 3"),
 ]
 
 
