@@ -18,6 +18,7 @@ usage: bash scripts/downloads.sh WHAT...
   utility      augmented csv files: optional, the official ones do   -> <root>/csv/
   weights      the published STE.pth and ASC.pth                     -> <root>/models/
   videos       the films of AVA: hundreds of gigabytes               -> <root>/videos/trainval/
+  videos-val   of these the ones in <root>/csv/val, a fifth: enough to evaluate
   detector     the YuNet face detector                               -> <root>/models/
 
 What is there already is not fetched again, and what broke off goes on where it stopped (a *.part file beside its
@@ -212,22 +213,26 @@ fetch_film() {
     fetch "$ava_url/trainval/$1" "$films_dir/$1"
 }
 
+# get_videos [SPLIT]: all films, or those that this split has annotations of.
 get_videos() {
-    local name names=() list
+    local split=${1:-} name names=() list
     list=$(dirname -- "$films_dir")/ava_speech_file_names_v1.txt
     fetch "$ava_url/annotations/ava_speech_file_names_v1.txt" "$list" || return 0
     while IFS= read -r name || [[ -n $name ]]; do
         name=${name%$'\r'}
         [[ -n $name ]] || continue
         # The list comes from elsewhere, and its names become paths here.
-        if [[ $name =~ ^[A-Za-z0-9_-]+\.[A-Za-z0-9]+$ ]]; then
-            names+=("$name")
-        else
+        if [[ ! $name =~ ^[A-Za-z0-9_-]+\.[A-Za-z0-9]+$ ]]; then
             note_failure "$(printf '%q' "$name")" "not a plain film name: left out"
+        elif [[ -z $split || -e $csv_dir/$split/${name%.*}-activespeaker.csv ]]; then
+            names+=("$name")
         fi
     done <"$list"
     say "${#names[@]} films, $jobs at a time"
-    ((${#names[@]})) || return 0
+    if ((!${#names[@]})); then
+        [[ -z $split ]] || note_failure "$csv_dir/$split" "annotations of no listed film: fetch them first"
+        return 0
+    fi
 
     export failures films_dir ava_url tries
     export -f fetch fetch_film note_failure say wrong_content
@@ -250,7 +255,7 @@ main() {
                 usage
                 return
                 ;;
-            annotations | utility | weights | videos | detector) ;;
+            annotations | utility | weights | videos | videos-val | detector) ;;
             *)
                 usage >&2
                 fail "not known: $what"
@@ -278,7 +283,10 @@ print(os.path.abspath(config.data_inputs["ava_video_dir"]))')
     failures=$(mktemp)
     trap 'rm -f -- "$failures"' EXIT
     for what in "$@"; do
-        "get_$what"
+        case $what in
+            videos-val) get_videos val ;;
+            *) "get_$what" ;;
+        esac
     done
     if [[ -s $failures ]]; then
         say "error: $(grep -c '' "$failures") failed; run the same command again to go on:"

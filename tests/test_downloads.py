@@ -1,17 +1,13 @@
 """scripts/downloads.sh against a server on this machine that breaks off, refuses, and sends other things than asked."""
 
 import fcntl
-import io
 import os
 import shutil
 import subprocess
-import tarfile
-import threading
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from server import WEB_PAGE, Server, archive, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "downloads.sh"
@@ -20,70 +16,12 @@ WEIGHTS = bytes(range(256)) * 1000  # so that a piece at the wrong place shows
 LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604\n"
 )
-WEB_PAGE = b"\n<!DOCTYPE html>\n<html><body>This link is no longer available.</body></html>\n"
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` (path: bytes) with byte ranges, and misbehaves as told.
-
-    `cut`: path -> how many of its replies still break off in the middle. `refusals`: path -> statuses to answer first.
-    `requests`: the (path, Range header) pairs asked for.
-    """
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.cut: Counter[str] = Counter()
-        self.refusals: dict[str, list[int]] = {}
-        self.knows_ranges = True
-        self.requests: list[tuple[str, str | None]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.requests.append((self.path, wanted))
-        if server.refusals.get(self.path):
-            return self.answer(server.refusals[self.path].pop(0), WEB_PAGE)
-        if self.path not in server.files:
-            return self.answer(404, WEB_PAGE)
-        body = server.files[self.path]
-        if not (wanted and server.knows_ranges):
-            return self.answer(200, body)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(body):
-            return self.answer(416, b"", f"bytes */{len(body)}")
-        return self.answer(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
-
-    def answer(self, status: int, body: bytes, content_range: str | None = None):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if content_range:
-            self.send_header("Content-Range", content_range)
-        self.end_headers()
-        if self.server.cut[self.path]:
-            self.server.cut[self.path] -= 1
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def server():
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture
@@ -107,20 +45,6 @@ def download(server, tmp_path):
 
 def files_under(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def archive(members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:bz2") as tar:
-        for name, target in (links or {}).items():
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, target
-            tar.addfile(link)
-        for name, body in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(body)
-            tar.addfile(member, io.BytesIO(body))
-    return buffer.getvalue()
 
 
 def serve_annotations(server: Server) -> dict[str, bytes]:
@@ -292,6 +216,19 @@ def test_films_are_fetched_and_hostile_names_are_not(server, download, tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="without flock the script cannot tell")
+def test_films_of_val_are_those_that_it_has_annotations_of(server, download, tmp_path):
+    serve_annotations(server)
+    films = {name: name.encode() for name in ("-5KQ66BBWC4.mp4", "xyz.mkv", "other.mp4")}
+    server.files |= {f"/trainval/{name}": body for name, body in films.items()}
+    server.files["/annotations/ava_speech_file_names_v1.txt"] = "".join(f"{name}\n" for name in films).encode()
+    early = download("videos-val")
+    assert early.returncode == 1
+    assert "annotations of no listed film: fetch them first" in early.stderr
+    result = download("annotations", "videos-val")
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "ava/videos/trainval").iterdir()] == ["xyz.mkv"]
+
+
 def test_a_file_that_another_run_is_fetching_is_left_to_it(server, download, tmp_path):
     server.files["/" + DETECTOR] = WEIGHTS
     part = tmp_path / "ava/models" / f"{DETECTOR}.part"

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# The paper's numbers on AVA-ActiveSpeaker: every numbered stage, from the downloads on: see usage() or --help.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+usage() {
+    cat <<'EOF'
+usage: bash scripts/reproduce.sh [--published-weights] [--device D] [--root DIR] [--skip-missing]
+
+Fetches AVA-ActiveSpeaker, trains both networks with the paper's settings and ends with the official mAP. After each
+stage stands what it should have said. The same command goes on where it was, however it ended.
+
+  --published-weights  train nothing: evaluate the authors' STE.pth and ASC.pth, for which val alone is fetched
+  --device D           number of the CUDA device, or cpu (default: 0)
+  --root DIR           where everything goes (default: ASC_DATA_ROOT, else ava)
+  --skip-missing       go on without films that cannot be fetched or read; those of val must be whole, or the
+                       stages that evaluate refuse
+
+Disk, beside the films (hundreds of gigabytes): 75 GB, or 12 GB with --published-weights. Time, beside the download:
+reckoned, not measured, two hours with a GPU of 10 TFLOP/s and 16 cores (docs/scale.md), a quarter of an hour with
+--published-weights. On a CPU alone, training takes weeks.
+
+Sizes, as environment variables: REPRODUCE_STE_EPOCHS (100) and REPRODUCE_ASC_EPOCHS (15).
+EOF
+}
+
+published='' device=0 skip=()
+while (($#)); do
+    case $1 in
+        --published-weights) published=_published && shift ;;
+        --device) device=${2:?--device needs a number, or cpu} && shift 2 ;;
+        --root) ASC_DATA_ROOT=${2:?--root needs a directory} && shift 2 ;;
+        --skip-missing) skip=(--skip-missing) && shift ;;
+        -h | --help) usage && exit ;;
+        *) usage >&2 && exit 2 ;;
+    esac
+done
+export ASC_DATA_ROOT=${ASC_DATA_ROOT:-ava}
+ste_epochs=${REPRODUCE_STE_EPOCHS:-100} asc_epochs=${REPRODUCE_ASC_EPOCHS:-15}
+
+# stage NAME EXPECTED COMMAND...: ends this script with the command's exit status where that fails.
+stage() {
+    local name=$1 expected=$2 status=0 partly=
+    shift 2
+    printf '\n== %s\n$ %s\n' "$name" "$*"
+    # Of these, 1 says that some films failed and the others are done.
+    [[ $1 != bash && $2 != data/* ]] || partly=1
+    if [[ $1 == python ]]; then
+        .venv/bin/python "${@:2}" || status=$?
+    else
+        "$@" || status=$?
+    fi
+    if ((status == 1)) && [[ $partly && ${skip[*]} ]]; then
+        printf 'going on without what failed\n'
+    elif ((status)); then
+        printf 'error: "%s" ended with exit status %d; once the reason above is mended, the same command goes on\n' \
+            "$name" "$status" >&2
+        ((status != 1)) || [[ ! $partly ]] || printf 'with --skip-missing it goes on without what failed\n' >&2
+        exit "$status"
+    fi
+    printf 'on AVA: %s\n' "$expected"
+}
+
+bash scripts/dev_env.sh
+# Before anything large is fetched: is the device there, are ImageNet's weights? Then where things lie.
+places=$(
+    .venv/bin/python - "$device" "$published" <<'EOF'
+import os
+import sys
+
+from core import config
+from core.command_line import device_name
+from core.models import imagenet_weights
+from core.util import get_device
+
+try:
+    get_device(device_name(sys.argv[1]))
+    if not sys.argv[2]:
+        imagenet_weights()
+except Exception as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+print(config.STE_inputs["models_out"])
+print(config.STE_forward_params["output_dir"])
+print(config.ASC_forward_params["output_dir"])
+for stage in ("ste", "asc"):
+    print(os.path.splitext(config.postprocessing_params[f"{stage}_predictions_csv"])[0])
+print(config.postprocessing_params["ground_truth_csv"])
+print(config.data_inputs["ava_video_dir"])
+EOF
+)
+{ read -r models && read -r features && read -r predictions && read -r ste_scores && read -r asc_scores &&
+    read -r truth && read -r films; } <<<"$places"
+# Results of other weights are not mixed with one's own.
+features+=$published predictions+=$published ste_scores+=$published.csv asc_scores+=$published.csv
+splits=(train val) wavs=153 needs=75
+ste=$models/ste_encoder/$ste_epochs.pth asc=$models/ASC_len_11_stride_4_speakers_3/$asc_epochs.pth
+if [[ $published ]]; then
+    splits=(val) wavs=33 needs=12 ste=$models/STE.pth asc=$models/ASC.pth
+fi
+mkdir -p -- "$ASC_DATA_ROOT"
+free=$(($(df -Pk -- "$ASC_DATA_ROOT" | awk 'NR == 2 {print $4}') >> 20))
+warning=
+((free > needs)) || warning='warning: '
+printf '%s%d GB are free in %s; all that is made, beside the films, takes %d GB\n' "$warning" "$free" \
+    "$ASC_DATA_ROOT" "$needs"
+
+declare -A slices=([train]=29723 [val]=8015) crops=([train]=2676314 [val]=768307) videos=([train]=120 [val]=33)
+if [[ $published ]]; then
+    stage "Annotations, weights, films of val" "no failures" bash scripts/downloads.sh annotations weights videos-val
+else
+    stage "Annotations and films" "no failures" bash scripts/downloads.sh annotations videos
+fi
+stage "1 Audio tracks" "$wavs wavs, written or there already; 0 failed" python data/extract_audio_tracks.py
+for split in "${splits[@]}"; do
+    stage "2 Audio slices, $split" "${slices[$split]} slices, written or there already; 0 failed" \
+        python data/slice_audio_tracks.py --split "$split"
+    stage "3 Face crops, $split" "${crops[$split]} crops, written or there already; 0 failed" \
+        python data/extract_face_crops_time.py --split "$split"
+done
+if [[ ! $published ]]; then
+    stage "4 Train the short-term encoder" "100 epochs done; the first of them, as users of the released code saw it:" \
+        python STE_train.py 11 "$device" --epochs "$ste_epochs" --resume "${skip[@]}"
+    line='train loss_av %.4f loss_audio %.4f loss_video %.4f auc %.4f ap %.4f  |  '
+    line+='val loss_av %.4f loss_audio %.4f loss_video %.4f auc %.4f ap %.4f\n'
+    # shellcheck disable=SC2059 # one format for both
+    printf "        $line" 0.4122 0.4527 0.5219 0.8203 0.5196 0.3937 0.4344 0.5141 0.8473 0.5725
+    awk -F, "NR == 2 {printf \"here:   $line\", \$3, \$4, \$5, \$6, \$7, \$8, \$9, \$10, \$11, \$12}" \
+        "$models/ste_encoder/ste_encoder_logs.csv"
+fi
+for split in "${splits[@]}"; do
+    stage "5 Features, $split" "features of ${videos[$split]} videos" python STE_forward.py 11 "$device" \
+        --split "$split" --weights "$ste" --output-dir "$features/$split" "${skip[@]}"
+done
+stage "6 mAP of the short-term encoder" "official mAP: 79.5, as a user of the released code measured it" \
+    python STE_postprocessing.py --forward-dir "$features/val" --predictions-csv "$ste_scores"
+if [[ ! $published ]]; then
+    stage "7 Train the context network" "15 epochs done" \
+        python ASC_train.py 11 4 3 "$device" --epochs "$asc_epochs" --resume
+fi
+stage "8 Predictions in context" "predictions of 33 videos" python ASC_forward.py 11 4 3 "$device" \
+    --features-val-full "$features/val" --weights "$asc" --output-dir "$predictions"
+stage "9 mAP of the context network" "official mAP: 87.1 in the paper, 83.6 as others (WASD) retrained it" \
+    python ASC_prediction_postprocessing.py --predictions-dir "$predictions" --predictions-csv "$asc_scores"
+stage "Both, compared" "the context network 4 to 8 points above the encoder" python scripts/evaluate.py \
+    --ava-video-dir "$films" --plots "$(dirname -- "$asc_scores")/report$published" \
+    --json "${asc_scores%.csv}_report.json" --ground-truth "$truth" --predictions "$ste_scores" "$asc_scores"
