@@ -16,9 +16,9 @@ stage stands what it should have said. The same command goes on where it was, ho
   --skip-missing       go on without films that cannot be fetched or read; those of val must be whole, or the
                        stages that evaluate refuse
 
-Disk, beside the films (hundreds of gigabytes): 75 GB, or 12 GB with --published-weights. Time, beside the download:
-reckoned, not measured, two hours with a GPU of 10 TFLOP/s and 16 cores (docs/scale.md), a quarter of an hour with
---published-weights. On a CPU alone, training takes weeks.
+Disk, beside the films (hundreds of gigabytes): 75 GB, or 15 GB with --published-weights. Time, beside the download:
+two hours with a GPU of 10 TFLOP/s and 16 cores, a quarter of an hour with --published-weights; four days on two cores
+without a GPU. The last is reckoned from rates that were measured, the others from those that docs/scale.md assumes.
 
 Sizes, as environment variables: REPRODUCE_STE_EPOCHS (100) and REPRODUCE_ASC_EPOCHS (15).
 EOF
@@ -67,9 +67,11 @@ places=$(
     .venv/bin/python - "$device" "$published" <<'EOF'
 import os
 import sys
+from argparse import ArgumentTypeError
 
 from core import config
 from core.command_line import device_name
+from core.errors import InputError
 from core.models import imagenet_weights
 from core.util import get_device
 
@@ -77,7 +79,7 @@ try:
     get_device(device_name(sys.argv[1]))
     if not sys.argv[2]:
         imagenet_weights()
-except Exception as error:
+except (ArgumentTypeError, InputError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 print(config.STE_inputs["models_out"])
@@ -96,7 +98,7 @@ features+=$published predictions+=$published ste_scores+=$published.csv asc_scor
 splits=(train val) wavs=153 needs=75
 ste=$models/ste_encoder/$ste_epochs.pth asc=$models/ASC_len_11_stride_4_speakers_3/$asc_epochs.pth
 if [[ $published ]]; then
-    splits=(val) wavs=33 needs=12 ste=$models/STE.pth asc=$models/ASC.pth
+    splits=(val) wavs=33 needs=15 ste=$models/STE.pth asc=$models/ASC.pth
 fi
 mkdir -p -- "$ASC_DATA_ROOT"
 free=$(($(df -Pk -- "$ASC_DATA_ROOT" | awk 'NR == 2 {print $4}') >> 20))
