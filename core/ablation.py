@@ -15,14 +15,16 @@ from core import baselines
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.checkpoint import TrainingRun
 from core.dataset import context_datasets, split_loaders
+from core.errors import InputError
 from core.evaluation import average_precision, join, smooth_tracks, speaking_score
-from core.io import FeatureStore, read_logits
+from core.io import FeatureStore, join_keys, read_logits
 from core.models import active_speakers_context
 from core.optimization import asc_losses, fit
 from core.util import seed_everything
 
 STE = "short-term encoder"
 SMOOTHING = 11  # rows of the median filter that stands for the plainest use of time
+BASELINE_ROWS = 200_000  # of a split, drawn if there are more: enough to find a clue that tells
 
 
 @dataclass(frozen=True)
@@ -81,25 +83,47 @@ def train_variant(
 def references(
     annotations: dict[str, FaceTable], stores: dict[str, FeatureStore], seeds: list[int]
 ) -> list[tuple[str, list[float]]]:
-    """mAP on `val`, fractions, of what the context is held against: the encoder's as they are, the others' by seed."""
+    """mAP on `val`, fractions, of what the context is held against: the encoder's as they are, the others' by seed.
+
+    Raises InputError where the annotations are not those of the features.
+    """
+    speaking = {split: _speaking_as_annotated(stores[split], annotations[split]) for split in stores}
     table = stores["val"].table
     positive = table.label == SPEAKING_AUDIBLE
     source = str(stores["val"].directory)
     logits = join(read_logits(source), table, source)[["logit_0", "logit_1"]].to_numpy()
     smooth = smooth_tracks(logits, table, SMOOTHING)
-    tables = {split: store.table for split, store in stores.items()}
+    heard = {split: store.table.label == SPEAKING_AUDIBLE for split, store in stores.items()}
     clues = {
-        "position of the face": (baselines.positions, annotations, annotations),
-        "size of the face": (baselines.sizes, annotations, annotations),
-        "sound": (baselines.sound, stores, tables),
+        "position of the face": (baselines.positions, annotations, speaking),
+        "size of the face": (baselines.sizes, annotations, speaking),
+        "sound": (baselines.sound, stores, heard),
     }
+    drawn = np.random.default_rng(0)
+    rows = {split: _some(len(values), drawn) for split, values in heard.items()}
     found = [("chance: share of rows that speak", [float(positive.mean())])]
     for name, (clue_of, sources, labels) in clues.items():
-        seen = {split: clue_of(sources[split]) for split in ("train", "val")}
-        found.append((f"{name} alone", [baselines.score_clue(seen, labels, seed) for seed in seeds]))
+        seen = {split: clue_of(sources[split], rows[split]) for split in stores}
+        known = {split: labels[split][rows[split]] for split in stores}
+        found.append((f"{name} alone", [baselines.score_clue(seen, known, seed) for seed in seeds]))
     for name, values in ((STE, logits), (f"{STE}, median over {SMOOTHING} rows", smooth)):
         found.append((name, [average_precision(speaking_score(values), positive)]))
     return found
+
+
+def _some(count: int, rng: np.random.Generator) -> np.ndarray:
+    """All rows, or as many of them as baselines need, in order."""
+    return np.sort(rng.choice(count, BASELINE_ROWS, replace=False)) if count > BASELINE_ROWS else np.arange(count)
+
+
+def _speaking_as_annotated(store: FeatureStore, annotations: FaceTable) -> np.ndarray:
+    """(N,) which rows of the annotations speak. Raises InputError where the features' rows or labels are others."""
+    stored = join_keys(store.table).assign(label=store.table.label)
+    speaking = annotations.label == SPEAKING_AUDIBLE
+    differing = speaking != (join(stored, annotations, str(store.directory))["label"] == SPEAKING_AUDIBLE)
+    if differing.any():
+        raise InputError(f"{store.directory}: {int(differing.sum())} labels are not those of the annotations")
+    return speaking
 
 
 def tabulate(

@@ -282,7 +282,8 @@ def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path
     for axes, (axis, rows) in zip(panels[0], axes_of.items(), strict=True):
         places = np.arange(len(rows))
         single = [(place, 100 * value) for place, values in zip(places, rows["mAP"], strict=True) for value in values]
-        mean = axes.plot(places, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, linewidth=1.5)[0]
+        style = {"linewidth": 1.5 if rows["setting"].str.isdigit().all() else 0}  # no line where there is no order
+        mean = axes.plot(places, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, **style)[0]
         runs = axes.plot(*zip(*single, strict=True), "o", color="black", markersize=3.5, alpha=0.6)[0]
         drawn = [axes.axhline(100 * row.mean, **_style(3 * number)) for number, row in enumerate(across.itertuples())]
         handles, texts = [mean, runs, *drawn], ["context, mean", "context, single run", *across["setting"]]

@@ -10,7 +10,8 @@ second begins with features at hand, AVA's or others, and their annotations. Bot
     ablation.png                  a panel for each axis
     seed_<K>/<network>/           weights and logs of every run
 
-The same command goes on where it was. Baselines that see one clue alone, and the encoder itself, are in the table too.
+The same command goes on where it was; other sizes or recipes need another directory. Baselines that see one clue
+alone, and the encoder itself, are in the table too. The first takes 6 GB, and 50 minutes on two cores with bfloat16.
 """
 
 import argparse
@@ -65,9 +66,13 @@ def get_args_parser() -> Parser:
     parser.add_argument("--clip-length", type=odd_positive, default=11, help="crops in the encoder's clips")
     parser.add_argument("--ste-epochs", type=positive_int, default=50, help="passes of the encoder over the tracks")
     parser.add_argument("--epochs", type=positive_int, help=f"passes of each context network {default_of('epochs')}")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="contexts a step")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=defaults["batch_size"], help="contexts a step of theirs"
+    )
     parser.add_argument("--learning-rate", type=positive_float, help=f"of Adam {default_of('learning_rate')}")
-    parser.add_argument("--workers", type=worker_count, default=defaults["workers"], help="processes that read data")
+    parser.add_argument(
+        "--workers", type=worker_count, default=defaults["workers"], help="processes that read their data"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of all networks")
     parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each context network")
     parser.add_argument("--seed", type=seed, default=0, help="of films, encoder and the first run; the others follow")
@@ -77,10 +82,10 @@ def get_args_parser() -> Parser:
 def make_features(args: argparse.Namespace, root: Path) -> dict[str, dict[str, str]]:
     """Run the numbered stages up to the features on a mini AVA, each of which skips what it has done.
 
-    Returns the directories of features and of annotations by split. Raises RunError where a stage fails.
+    Returns the directories of features and of annotations by split. Raises InputError or RunError as a stage does.
     """
     device, weights = args.cuda_device, root / "models" / "ste_encoder" / f"{args.ste_epochs}.pth"
-    encoder = ("--precision", args.precision, "--batch-size")
+    precision = ("--precision", args.precision)
 
     def stage(script: str, *arguments: object) -> None:
         command = [script, *map(str, arguments)]
@@ -89,7 +94,8 @@ def make_features(args: argparse.Namespace, root: Path) -> dict[str, dict[str, s
             [sys.executable, *command], cwd=ROOT, env={**os.environ, "ASC_DATA_ROOT": str(root)}, check=False
         ).returncode
         if code:
-            raise RunError(f"{script} ended with exit status {code}; what it says above is the reason")
+            kind = InputError if code == 2 else RunError
+            raise kind(f"{script} ended with exit status {code}; what it says above is the reason")
 
     size = ("--videos", args.videos, "--seconds", args.seconds, "--seed", args.seed)
     stage("scripts/make_mini_ava.py", "--root", root, "--hard", *size)
@@ -97,10 +103,11 @@ def make_features(args: argparse.Namespace, root: Path) -> dict[str, dict[str, s
     for split in SPLITS:
         stage("data/slice_audio_tracks.py", "--split", split)
         stage("data/extract_face_crops_time.py", "--split", split)
-    training = ("--no-pretrained", "--epochs", args.ste_epochs, "--seed", args.seed, "--resume")
-    stage("STE_train.py", args.clip_length, device, *training, *encoder, 16)
+    training = ("--no-pretrained", "--epochs", args.ste_epochs, "--batch-size", 16, "--seed", args.seed, "--resume")
+    stage("STE_train.py", args.clip_length, device, *training, *precision)
     for split in SPLITS:
-        stage("STE_forward.py", args.clip_length, device, "--split", split, "--weights", weights, *encoder, 32)
+        forward = ("--split", split, "--weights", weights, "--batch-size", 32)
+        stage("STE_forward.py", args.clip_length, device, *forward, *precision)
     return {
         "features": {split: str(root / "ste_features" / split) for split in SPLITS},
         "annotations": {split: str(root / "csv" / split) for split in SPLITS},
@@ -134,7 +141,12 @@ def main(args: argparse.Namespace) -> None:
     seeds = list(range(args.seed, args.seed + args.seeds))
     taken = ("epochs", "batch_size", "learning_rate", "workers", "precision")
     params = {**ASC_optimization_params, **{name: getattr(args, name) for name in taken}}
-    params["encoder_sha256"] = setting_behind(sources["features"]["train"], "STE_forward_cfg.json", "weights_sha256")
+    encoders = [
+        setting_behind(sources["features"][split], "STE_forward_cfg.json", "weights_sha256") for split in SPLITS
+    ]
+    if len(set(encoders)) > 1:
+        raise InputError("the features to train and to validate on are those of two encoders")
+    params["encoder_sha256"] = encoders[0]
 
     print(f"\n{device_label(device)}; baselines, {len(stores['train'].table)} rows to train")
     references = ablation.references(annotations, stores, seeds)
@@ -149,7 +161,8 @@ def main(args: argparse.Namespace) -> None:
     table = ablation.tabulate(references, results, seeds)
     text = ablation.markdown(table)
     write_bytes(output_dir / "ablation.md", text.encode())
-    write_json(output_dir / "ablation.json", {**vars(args), "table": table.astype(object).to_dict("records")})
+    plain = table.astype(object).where(table.notna(), None)  # json has no NaN
+    write_json(output_dir / "ablation.json", {**vars(args), "table": plain.to_dict("records")})
     plot_ablation(output_dir / "ablation.png", table, [ablation.STE])
     print(f"\n{text}\n{time.monotonic() - started:.0f} s; table and picture: {output_dir}/ablation.md, .json, .png")
 

@@ -142,21 +142,21 @@ class TestBaselines:
         return clues, faces
 
     @pytest.mark.parametrize("tells", [True, False])
-    def test_find_what_a_clue_tells_and_no_more(self, tmp_path, tells):
+    def test_find_what_a_clue_tells_and_no_more(self, tells):
         clues, faces = self.clue(tells)
-        table = read_annotations(write_annotations(tmp_path / "a.csv", faces))
+        speaking = dict.fromkeys(clues, np.array([face.label == 1 for face in faces]))
         state = torch.get_rng_state()
-        found = baselines.score_clue(clues, {"train": table, "val": table}, 0)
+        found = baselines.score_clue(clues, speaking, 0)
         assert (found > 0.7) if tells else (abs(found - 0.5) < 0.06)
         assert torch.equal(torch.get_rng_state(), state)  # networks trained later do not depend on it
-        assert baselines.score_clue(clues, {"train": table, "val": table}, 0) == found
+        assert baselines.score_clue(clues, speaking, 0) == found
 
     def test_see_what_they_are_called_after(self, root, stores):
         table = read_annotations(root / "annotations.csv")
-        assert np.allclose(baselines.positions(table), [0.375, 0.4375])
-        assert np.allclose(baselines.sizes(table), [0.25, 0.625])
-        store = stores["val"]
-        assert np.array_equal(baselines.sound(store), store.gather(np.arange(len(store.table)))[:, :512])
+        rows = np.array([3, 5, 8])
+        assert np.allclose(baselines.positions(table, rows), [[0.375, 0.4375]] * 3)
+        assert np.allclose(baselines.sizes(table, rows), [[0.25, 0.625]] * 3)
+        assert np.array_equal(baselines.sound(stores["val"], rows), stores["val"].gather(rows)[:, :512])
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ class TestScript:
         out, printed = made
         text = (out / "ablation.md").read_text()
         assert text in printed
-        content = json.loads((out / "ablation.json").read_text())
+        content = json.loads((out / "ablation.json").read_text(), parse_constant=pytest.fail)  # NaN is none
         rows = {(row["axis"], row["setting"]): row for row in content["table"]}
         assert len(rows) == len(content["table"]) == len(text.splitlines()) - 2 == 6 + 4 + 3 + 3 + 4 + 1
         encoder = rows["", "short-term encoder"]
@@ -232,6 +232,19 @@ class TestScript:
         result = ablate(root, made[0], "--learning-rate", 1e-4)
         assert_refused(result, "learning_rate 0.001, now 0.0001")
 
+    def test_annotations_of_other_rows_or_labels_are_refused(self, root, tmp_path):
+        faces = faces_of(TRACKS)
+        other = write_annotations(tmp_path / "other.csv", faces[1:])
+        assert_refused(ablate(root, tmp_path / "out", "--csv-train-full", other), "for no row of the ground truth")
+        other = write_annotations(tmp_path / "other.csv", [faces[0]._replace(label=1), *faces[1:]])
+        assert_refused(ablate(root, tmp_path / "out", "--csv-val-full", other), "1 labels are not those")
+        assert not (tmp_path / "out").exists()
+
+    def test_features_of_two_encoders_are_refused(self, root, tmp_path):
+        other = write_store(tmp_path / "other", faces_of(TRACKS), noise_features)
+        (other / "STE_forward_cfg.json").write_text('{"weights_sha256": "0123"}')
+        assert_refused(ablate(root, tmp_path / "out", "--features-train-full", other), "two encoders")
+
     @pytest.mark.parametrize(
         ("flags", "words"),
         [
@@ -256,5 +269,5 @@ class TestScript:
         (tmp_path / "mini_ava").mkdir()
         (tmp_path / "mini_ava" / "csv").write_text("not a directory")
         result = run_script("scripts/ablation.py", "cpu", "--output-dir", tmp_path)
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert "error: scripts/make_mini_ava.py ended with exit status 2" in result.stderr.splitlines()[-1]
