@@ -505,8 +505,10 @@ def claim_root(root: Path, settings: dict) -> None:
     if record.is_file():
         try:
             found = dict(json.loads(record.read_text()))
+            scenario = dict(found.get("scenario", {}))
         except (ValueError, TypeError):
             raise InputError(f"{record}: not the settings of this script; choose another --root") from None
+        found = {"hard": False, **found, "scenario": {"jaw": Scenario.jaw, **scenario}}  # of before there were these
         differing = [name for name in settings if found.get(name) != settings[name]]
         if differing:
             raise InputError(f"{root} was made with different arguments ({', '.join(differing)}): see {record}")
@@ -550,7 +552,7 @@ def main(args: argparse.Namespace) -> None:
     if not 2 <= args.seconds <= 3600:
         raise InputError("--seconds must be between 2 and 3600")
     scenario, root = HARD if args.hard else Scenario(), Path(args.root)
-    settings = {name: value for name, value in vars(args).items() if name not in ("root", "hard")}
+    settings = {name: value for name, value in vars(args).items() if name != "root"}
     claim_root(root, settings | {"scenario": asdict(scenario)})
     video_dir, train_films = root / "videos" / "trainval", args.videos - max(1, round(args.videos / 3))
     films = existing_files(video_dir)

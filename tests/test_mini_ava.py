@@ -1,6 +1,7 @@
 """scripts/make_mini_ava.py through its command line: the layout, the formats, and that films and annotations agree."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.baselines import score_clue
 from core.video import Film, ffmpeg_path, film_sound
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_mini_ava.py"
@@ -226,6 +228,12 @@ def test_shares_over_many_films_and_nothing_but_faces_and_voices_tells_the_label
     assert (0.3 < hidden.mean() < 0.5) if hard else (0.05 < hidden.mean() < 0.15)
     for clue in (*clues.T, hidden):
         assert away_from_chance(clue, labels == 1) < 0.1
+    # Nor do all of them together, however they hang together.
+    half = len(labels) // 2
+    parts = {"train": slice(0, half, 5), "val": slice(half, None)}
+    seen = {split: np.column_stack([clues, hidden])[part] for split, part in parts.items()}
+    speaking = {split: (labels == 1)[part] for split, part in parts.items()}
+    assert score_clue(seen, speaking, 0) < speaking["val"].mean() + 0.1
 
 
 def test_hard_films_hide_mouths_for_seconds_and_show_others_meanwhile(script):
@@ -283,10 +291,20 @@ def test_second_run_only_makes_what_is_missing(root):
     assert len(kept) == 2 and all(path.stat().st_mtime_ns == before[path] for path in kept)
 
 
+def test_goes_on_with_films_of_before_there_were_hard_ones(root):
+    record = root / "mini_ava_cfg.json"
+    settings = json.loads(record.read_text())
+    before = settings | {"scenario": {name: value for name, value in settings["scenario"].items() if name != "jaw"}}
+    del before["hard"]
+    record.write_text(json.dumps(before))
+    assert make(root).returncode == 0
+    assert json.loads(record.read_text()) == settings
+
+
 def test_refuses(root, tmp_path):
     (tmp_path / "real" / "csv").mkdir(parents=True)
     assert_refused(make(root, seed=4), r"different arguments \(seed\)")
-    assert_refused(make(root, more=("--hard",)), r"different arguments \(scenario\)")
+    assert_refused(make(root, more=("--hard",)), r"different arguments \(hard, scenario\)")
     assert_refused(make(tmp_path / "real"), "not of this script's making")
     assert_refused(make(tmp_path / "new", videos=1), "--videos must be at least 2")
     assert not (tmp_path / "new").exists()
