@@ -5,57 +5,57 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 usage() {
     cat <<'EOF'
-usage: bash scripts/reproduce.sh [--published-weights] [--device D] [--root DIR] [--skip-missing]
+usage: bash scripts/reproduce.sh [--published-weights] [--device D] [--root DIR]
 
 Fetches AVA-ActiveSpeaker, trains both networks with the paper's settings and ends with the official mAP. After each
 stage stands what it should have said. The same command goes on where it was, however it ended.
 
   --published-weights  train nothing: evaluate the authors' STE.pth and ASC.pth, for which val alone is fetched
   --device D           number of the CUDA device, or cpu (default: 0)
-  --root DIR           where everything goes (default: ASC_DATA_ROOT, else ava)
-  --skip-missing       go on without films that cannot be fetched or read; those of val must be whole, or the
-                       stages that evaluate refuse
+  --root DIR           where everything goes, seen from the project's directory (default: ASC_DATA_ROOT, else ava)
 
 Disk, beside the films (hundreds of gigabytes): 75 GB, or 15 GB with --published-weights. Time, beside the download:
-two hours with a GPU of 10 TFLOP/s and 16 cores, a quarter of an hour with --published-weights; four days on two cores
-without a GPU. The last is reckoned from rates that were measured, the others from those that docs/scale.md assumes.
+two hours with a GPU of 10 TFLOP/s and 16 cores, a quarter of an hour with --published-weights; on two cores without a
+GPU four days, or six hours. The last two are reckoned from rates that were measured, the others from those that
+docs/scale.md assumes.
 
-Sizes, as environment variables: REPRODUCE_STE_EPOCHS (100) and REPRODUCE_ASC_EPOCHS (15).
+A film that cannot be had or read ends it: all of them count in the figures. To go on without, run the stages that it
+prints one by one, those of the encoder with --skip-missing.
 EOF
 }
 
-published='' device=0 skip=()
+published='' device=0
 while (($#)); do
     case $1 in
         --published-weights) published=_published && shift ;;
-        --device) device=${2:?--device needs a number, or cpu} && shift 2 ;;
-        --root) ASC_DATA_ROOT=${2:?--root needs a directory} && shift 2 ;;
-        --skip-missing) skip=(--skip-missing) && shift ;;
+        --device | --root)
+            (($# > 1)) || { printf 'error: %s needs a value (--help says more)\n' "$1" >&2 && exit 2; }
+            if [[ $1 == --root ]]; then ASC_DATA_ROOT=$2; else device=$2; fi
+            shift 2
+            ;;
         -h | --help) usage && exit ;;
         *) usage >&2 && exit 2 ;;
     esac
 done
 export ASC_DATA_ROOT=${ASC_DATA_ROOT:-ava}
+# For tests: a run of other sizes needs a root of its own.
 ste_epochs=${REPRODUCE_STE_EPOCHS:-100} asc_epochs=${REPRODUCE_ASC_EPOCHS:-15}
 
 # stage NAME EXPECTED COMMAND...: ends this script with the command's exit status where that fails.
 stage() {
-    local name=$1 expected=$2 status=0 partly=
+    local name=$1 expected=$2 status=0
     shift 2
-    printf '\n== %s\n$ %s\n' "$name" "$*"
-    # Of these, 1 says that some films failed and the others are done.
-    [[ $1 != bash && $2 != data/* ]] || partly=1
+    printf '\n== %s\n$ ASC_DATA_ROOT=%q' "$name" "$ASC_DATA_ROOT"
+    printf ' %q' "$@"
+    printf '\n'
     if [[ $1 == python ]]; then
         .venv/bin/python "${@:2}" || status=$?
     else
         "$@" || status=$?
     fi
-    if ((status == 1)) && [[ $partly && ${skip[*]} ]]; then
-        printf 'going on without what failed\n'
-    elif ((status)); then
+    if ((status)); then
         printf 'error: "%s" ended with exit status %d; once the reason above is mended, the same command goes on\n' \
             "$name" "$status" >&2
-        ((status != 1)) || [[ ! $partly ]] || printf 'with --skip-missing it goes on without what failed\n' >&2
         exit "$status"
     fi
     printf 'on AVA: %s\n' "$expected"
@@ -104,14 +104,30 @@ mkdir -p -- "$ASC_DATA_ROOT"
 free=$(($(df -Pk -- "$ASC_DATA_ROOT" | awk 'NR == 2 {print $4}') >> 20))
 warning=
 ((free > needs)) || warning='warning: '
-printf '%s%d GB are free in %s; all that is made, beside the films, takes %d GB\n' "$warning" "$free" \
-    "$ASC_DATA_ROOT" "$needs"
+printf '%s%d GB are free in %s; all that is made, part of which may be there already, takes %d GB beside the films\n' \
+    "$warning" "$free" "$ASC_DATA_ROOT" "$needs"
 
 declare -A slices=([train]=29723 [val]=8015) crops=([train]=2676314 [val]=768307) videos=([train]=120 [val]=33)
 if [[ $published ]]; then
-    stage "Annotations, weights, films of val" "no failures" bash scripts/downloads.sh annotations weights videos-val
+    stage "Annotations and weights" "120 and 33 annotated films, STE.pth, ASC.pth" \
+        bash scripts/downloads.sh annotations weights
+    .venv/bin/python - "$ste" "$asc" <<'EOF'
+import sys
+
+from core.errors import InputError
+from core.models import active_speakers_context, short_term_encoder
+from core.util import load_weights
+
+try:
+    load_weights(short_term_encoder(11), sys.argv[1], "not the paper's encoder")
+    load_weights(active_speakers_context(11, 3), sys.argv[2], "not the paper's context network")
+except InputError as error:
+    print(f"error: {error} (remove it, and the same command fetches it again)", file=sys.stderr)
+    sys.exit(2)
+EOF
+    stage "Films of val" "33 films" bash scripts/downloads.sh videos-val
 else
-    stage "Annotations and films" "no failures" bash scripts/downloads.sh annotations videos
+    stage "Annotations and films" "153 films" bash scripts/downloads.sh annotations videos
 fi
 stage "1 Audio tracks" "$wavs wavs, written or there already; 0 failed" python data/extract_audio_tracks.py
 for split in "${splits[@]}"; do
@@ -122,7 +138,7 @@ for split in "${splits[@]}"; do
 done
 if [[ ! $published ]]; then
     stage "4 Train the short-term encoder" "100 epochs done; the first of them, as users of the released code saw it:" \
-        python STE_train.py 11 "$device" --epochs "$ste_epochs" --resume "${skip[@]}"
+        python STE_train.py 11 "$device" --epochs "$ste_epochs" --resume
     line='train loss_av %.4f loss_audio %.4f loss_video %.4f auc %.4f ap %.4f  |  '
     line+='val loss_av %.4f loss_audio %.4f loss_video %.4f auc %.4f ap %.4f\n'
     # shellcheck disable=SC2059 # one format for both
@@ -132,7 +148,7 @@ if [[ ! $published ]]; then
 fi
 for split in "${splits[@]}"; do
     stage "5 Features, $split" "features of ${videos[$split]} videos" python STE_forward.py 11 "$device" \
-        --split "$split" --weights "$ste" --output-dir "$features/$split" "${skip[@]}"
+        --split "$split" --weights "$ste" --output-dir "$features/$split"
 done
 stage "6 mAP of the short-term encoder" "official mAP: 79.5, as a user of the released code measured it" \
     python STE_postprocessing.py --forward-dir "$features/val" --predictions-csv "$ste_scores"
@@ -142,7 +158,9 @@ if [[ ! $published ]]; then
 fi
 stage "8 Predictions in context" "predictions of 33 videos" python ASC_forward.py 11 4 3 "$device" \
     --features-val-full "$features/val" --weights "$asc" --output-dir "$predictions"
-stage "9 mAP of the context network" "official mAP: 87.1 in the paper, 83.6 as others (WASD) retrained it" \
+paper="official mAP: 87.1 in the paper"
+[[ $published ]] || paper+=", 83.6 as others (WASD) retrained it"
+stage "9 mAP of the context network" "$paper" \
     python ASC_prediction_postprocessing.py --predictions-dir "$predictions" --predictions-csv "$asc_scores"
 stage "Both, compared" "the context network 4 to 8 points above the encoder" python scripts/evaluate.py \
     --ava-video-dir "$films" --plots "$(dirname -- "$asc_scores")/report$published" \

@@ -215,7 +215,6 @@ def test_films_are_fetched_and_hostile_names_are_not(server, download, tmp_path)
     assert f"error: {len(hostile)} failed" in second.stderr
 
 
-@pytest.mark.skipif(shutil.which("flock") is None, reason="without flock the script cannot tell")
 def test_films_of_val_are_those_that_it_has_annotations_of(server, download, tmp_path):
     serve_annotations(server)
     films = {name: name.encode() for name in ("-5KQ66BBWC4.mp4", "xyz.mkv", "other.mp4")}
@@ -229,6 +228,7 @@ def test_films_of_val_are_those_that_it_has_annotations_of(server, download, tmp
     assert [path.name for path in (tmp_path / "ava/videos/trainval").iterdir()] == ["xyz.mkv"]
 
 
+@pytest.mark.skipif(shutil.which("flock") is None, reason="without flock the script cannot tell")
 def test_a_file_that_another_run_is_fetching_is_left_to_it(server, download, tmp_path):
     server.files["/" + DETECTOR] = WEIGHTS
     part = tmp_path / "ava/models" / f"{DETECTOR}.part"
