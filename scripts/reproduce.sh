@@ -141,9 +141,10 @@ if [[ ! $published ]]; then
         python STE_train.py 11 "$device" --epochs "$ste_epochs" --resume
     line='train loss_av %.4f loss_audio %.4f loss_video %.4f auc %.4f ap %.4f  |  '
     line+='val loss_av %.4f loss_audio %.4f loss_video %.4f auc %.4f ap %.4f\n'
+    # Where decimals have a comma, 0.4122 is no number.
     # shellcheck disable=SC2059 # one format for both
-    printf "        $line" 0.4122 0.4527 0.5219 0.8203 0.5196 0.3937 0.4344 0.5141 0.8473 0.5725
-    awk -F, "NR == 2 {printf \"here:   $line\", \$3, \$4, \$5, \$6, \$7, \$8, \$9, \$10, \$11, \$12}" \
+    LC_ALL=C printf "        $line" 0.4122 0.4527 0.5219 0.8203 0.5196 0.3937 0.4344 0.5141 0.8473 0.5725
+    LC_ALL=C awk -F, "NR == 2 {printf \"here:   $line\", \$3, \$4, \$5, \$6, \$7, \$8, \$9, \$10, \$11, \$12}" \
         "$models/ste_encoder/ste_encoder_logs.csv"
 fi
 for split in "${splits[@]}"; do

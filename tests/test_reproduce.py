@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -55,7 +56,7 @@ def home(tmp_path_factory) -> Path:
 class Run:
     """One run of the script in a session of its own, as far as it has come."""
 
-    def __init__(self, server: Server, home: Path, printed: Path, *args: object):
+    def __init__(self, server: Server, home: Path, printed: Path, *args: object, **changes: str):
         inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         places = {"ASC_AVA_URL": server.url, "ASC_UTILITY_URL": server.url, "TORCH_HOME": str(home)}
         sizes = {"REPRODUCE_STE_EPOCHS": "2", "REPRODUCE_ASC_EPOCHS": "1", "OMP_NUM_THREADS": "2"}
@@ -63,7 +64,7 @@ class Run:
         with open(printed, "w") as out:
             self.process = subprocess.Popen(
                 ["bash", str(SCRIPT), "--device", "cpu", *map(str, args)],
-                env={**inherited, **places, **sizes},
+                env={**inherited, **places, **sizes, **changes},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -99,11 +100,18 @@ def maps(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reproduced(server, home, tmp_path_factory) -> tuple[Path, str]:
-    """The root, and what the second run printed: the first was killed after the encoder's first epoch."""
+    """The root, and what the second run printed: the first was killed after the encoder's first epoch.
+
+    The second has a decimal comma where this machine can make one.
+    """
     folder = tmp_path_factory.mktemp("reproduced")
     root = folder / "ava"
     Run(server, home, folder / "first", "--root", root).kill_once(root / "models" / "ste_encoder" / "last.ckpt")
-    second = Run(server, home, folder / "second", "--root", root)
+    comma = {}
+    if shutil.which("localedef"):
+        made = subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", str(folder / "de_DE.UTF-8")], check=False)
+        comma = {"LOCPATH": str(folder), "LC_ALL": "de_DE.UTF-8"} if made.returncode == 0 else {}
+    second = Run(server, home, folder / "second", "--root", root, **comma)
     assert second.end() == 0, second.text[-3000:]
     return root, second.text
 
