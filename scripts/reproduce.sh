@@ -61,6 +61,8 @@ stage() {
     printf 'on AVA: %s\n' "$expected"
 }
 
+# Python dies of a Ctrl-C while it loads torch, and downloads.sh always: neither says how to go on.
+trap 'printf "interrupted: the same command goes on\n" >&2; exit 130' INT
 bash scripts/dev_env.sh
 # Before anything large is fetched: is the device there, are ImageNet's weights? Then where things lie.
 places=$(

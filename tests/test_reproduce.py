@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,14 +81,14 @@ class Run:
         """Wait for it. Returns its exit status."""
         return self.process.wait(timeout=400)
 
-    def kill_once(self, path: Path) -> None:
-        """SIGKILL to all of it as soon as a file is there."""
+    def signal_once(self, number: int, come: Callable[[], bool]) -> int:
+        """Send a signal to all of it, as a terminal does, as soon as something has come. Returns its exit status."""
         end = time.monotonic() + 200
-        while not path.exists():
+        while not come():
             assert self.process.poll() is None and time.monotonic() < end, self.text
             time.sleep(0.01)
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        os.killpg(self.process.pid, number)
+        return self.process.wait(timeout=60)
 
 
 def expectations(text: str) -> dict[str, str]:
@@ -106,7 +108,8 @@ def reproduced(server, home, tmp_path_factory) -> tuple[Path, str]:
     """
     folder = tmp_path_factory.mktemp("reproduced")
     root = folder / "ava"
-    Run(server, home, folder / "first", "--root", root).kill_once(root / "models" / "ste_encoder" / "last.ckpt")
+    first = Run(server, home, folder / "first", "--root", root)
+    first.signal_once(signal.SIGKILL, (root / "models" / "ste_encoder" / "last.ckpt").exists)
     comma = {}
     if shutil.which("localedef"):
         made = subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", str(folder / "de_DE.UTF-8")], check=False)
@@ -216,6 +219,13 @@ class TestFailures:
             assert words in run.text
         assert len(server.requests) == asked
         assert not (tmp_path / "ava").exists()
+
+    def test_ctrl_c_ends_it_in_one_line_that_says_how_to_go_on(self, server, home, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            run = Run(server, home, tmp_path / "printed", "--root", tmp_path / "ava", ASC_AVA_URL=url)
+            assert run.signal_once(signal.SIGINT, lambda: "downloads.sh" in run.text) == 130
+        assert run.text.splitlines()[-1] == "interrupted: the same command goes on"
 
     def test_damaged_imagenet_weights_end_it_before_anything_is_fetched(self, server, tmp_path):
         asked = len(server.requests)
