@@ -19,8 +19,8 @@ two hours with a GPU of 10 TFLOP/s and 16 cores, a quarter of an hour with --pub
 GPU four days, or six hours. The last two are reckoned from rates that were measured, the others from those that
 docs/scale.md assumes.
 
-A film that cannot be had or read ends it: all of them count in the figures. To go on without, run the stages that it
-prints one by one, those of the encoder with --skip-missing.
+A film that cannot be had or read ends it: all of them count in the figures. To go on without some of train, run the
+stages that it prints one by one, those of the encoder with --skip-missing; where one of val lacks, evaluation refuses.
 EOF
 }
 
@@ -64,10 +64,12 @@ stage() {
 # Python dies of a Ctrl-C while it loads torch, and downloads.sh always: neither says how to go on.
 trap 'printf "interrupted: the same command goes on\n" >&2; exit 130' INT
 bash scripts/dev_env.sh
-# Before anything large is fetched: is the device there, are ImageNet's weights? Then where things lie.
+# Before anything large is fetched: is the device there, are ImageNet's weights? Then how much is free, and where things
+# lie. ImageNet's are needed for the first epoch alone.
 places=$(
     .venv/bin/python - "$device" "$published" <<'EOF'
 import os
+import shutil
 import sys
 from argparse import ArgumentTypeError
 
@@ -79,12 +81,16 @@ from core.util import get_device
 
 try:
     get_device(device_name(sys.argv[1]))
-    if not sys.argv[2]:
+    if not (sys.argv[2] or os.path.exists(os.path.join(config.STE_inputs["models_out"], "ste_encoder", "last.ckpt"))):
         imagenet_weights()
-except (ArgumentTypeError, InputError) as error:
+    os.makedirs(config.DATA_ROOT, exist_ok=True)
+    print(shutil.disk_usage(config.DATA_ROOT).free >> 30)
+except (ArgumentTypeError, InputError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 print(config.STE_inputs["models_out"])
+print(config.ASC_inputs["models_out"])
+print(os.path.dirname(config.STE_forward_params["weights"]))  # where downloads.sh puts both
 print(config.STE_forward_params["output_dir"])
 print(config.ASC_forward_params["output_dir"])
 for stage in ("ste", "asc"):
@@ -93,17 +99,19 @@ print(config.postprocessing_params["ground_truth_csv"])
 print(config.data_inputs["ava_video_dir"])
 EOF
 )
-{ read -r models && read -r features && read -r predictions && read -r ste_scores && read -r asc_scores &&
-    read -r truth && read -r films; } <<<"$places"
+{
+    IFS= read -r free && IFS= read -r ste_models && IFS= read -r asc_models && IFS= read -r published_models &&
+        IFS= read -r features && IFS= read -r predictions && IFS= read -r ste_scores && IFS= read -r asc_scores &&
+        IFS= read -r truth && IFS= read -r films
+} <<<"$places"
 # Results of other weights are not mixed with one's own.
 features+=$published predictions+=$published ste_scores+=$published.csv asc_scores+=$published.csv
 splits=(train val) wavs=153 needs=75
-ste=$models/ste_encoder/$ste_epochs.pth asc=$models/ASC_len_11_stride_4_speakers_3/$asc_epochs.pth
+ste=$ste_models/ste_encoder/$ste_epochs.pth asc=$asc_models/ASC_len_11_stride_4_speakers_3/$asc_epochs.pth
 if [[ $published ]]; then
-    splits=(val) wavs=33 needs=15 ste=$models/STE.pth asc=$models/ASC.pth
+    splits=(val) wavs='33 (with the films of train 153)' needs=15
+    ste=$published_models/STE.pth asc=$published_models/ASC.pth
 fi
-mkdir -p -- "$ASC_DATA_ROOT"
-free=$(($(df -Pk -- "$ASC_DATA_ROOT" | awk 'NR == 2 {print $4}') >> 20))
 warning=
 ((free > needs)) || warning='warning: '
 printf '%s%d GB are free in %s; all that is made, part of which may be there already, takes %d GB beside the films\n' \
@@ -147,7 +155,7 @@ if [[ ! $published ]]; then
     # shellcheck disable=SC2059 # one format for both
     LC_ALL=C printf "        $line" 0.4122 0.4527 0.5219 0.8203 0.5196 0.3937 0.4344 0.5141 0.8473 0.5725
     LC_ALL=C awk -F, "NR == 2 {printf \"here:   $line\", \$3, \$4, \$5, \$6, \$7, \$8, \$9, \$10, \$11, \$12}" \
-        "$models/ste_encoder/ste_encoder_logs.csv"
+        "$ste_models/ste_encoder/ste_encoder_logs.csv"
 fi
 for split in "${splits[@]}"; do
     stage "5 Features, $split" "features of ${videos[$split]} videos" python STE_forward.py 11 "$device" \
