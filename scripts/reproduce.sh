@@ -16,7 +16,7 @@ stage stands what it should have said. The same command goes on where it was, ho
 
 Disk, beside the films (hundreds of gigabytes): 75 GB, or 15 GB with --published-weights. Time, beside the download:
 two hours with a GPU of 10 TFLOP/s and 16 cores, a quarter of an hour with --published-weights; on two cores without a
-GPU four days, or six hours. The last two are reckoned from rates that were measured, the others from those that
+GPU four days, or five hours. The last two are reckoned from rates that were measured, the others from those that
 docs/scale.md assumes.
 
 A film that cannot be had or read ends it: all of them count in the figures. To go on without some of train, run the
