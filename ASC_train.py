@@ -12,7 +12,7 @@ speakers_<speakers>/: weights of every epoch, the log, and last.ckpt to go on fr
 import argparse
 
 from core import ranks
-from core.checkpoint import TrainingRun
+from core.checkpoint import TrainingRun, context_run_name
 from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.config import ASC_inputs, ASC_optimization_params
 from core.dataset import context_datasets, split_loaders
@@ -44,10 +44,9 @@ def main(args: argparse.Namespace) -> None:
     device = get_device(args.cuda_device)
     ranks.require_even_batch(args.batch_size)
     seed_everything(args.seed)
-    name = f"ASC_len_{args.clip_length}_stride_{args.skip_frames}_speakers_{args.speakers}"
-    run_directory = TrainingRun(args.models_out, name, settings, args.resume)
-
     shape = (args.clip_length, args.skip_frames, args.speakers)
+    run_directory = TrainingRun(args.models_out, context_run_name(*shape), settings, args.resume)
+
     stores = {"train": FeatureStore(args.features_train_full), "val": FeatureStore(args.features_val_full)}
     run_directory.set_data({split: store.table for split, store in stores.items()})
     datasets = context_datasets(stores, shape, args.seed, args.workers, device)

@@ -13,7 +13,7 @@ import torch
 
 from core import baselines
 from core.annotations import SPEAKING_AUDIBLE, FaceTable
-from core.checkpoint import TrainingRun
+from core.checkpoint import TrainingRun, context_run_name
 from core.dataset import context_datasets, split_loaders
 from core.errors import InputError
 from core.evaluation import average_precision, join, smooth_tracks, speaking_score
@@ -38,10 +38,15 @@ class Variant:
     temporal: bool = True
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of its contexts: clips, stride and speakers."""
+        return self.clips, self.stride, self.speakers
+
+    @property
     def name(self) -> str:
-        """Of its directory of weights; the paper's own is called as ASC_train.py calls it."""
+        """Of its directory of weights; with both refinements it is what ASC_train.py calls it."""
         off = [refinement for refinement in ("pairwise", "temporal") if not getattr(self, refinement)]
-        return "_no_".join([f"ASC_len_{self.clips}_stride_{self.stride}_speakers_{self.speakers}", *off])
+        return "_no_".join([context_run_name(*self.shape), *off])
 
 
 AXES: dict[str, dict[str, Variant]] = {
@@ -72,8 +77,7 @@ def train_variant(
     run.set_data({split: store.table for split, store in stores.items()})
     if run.epoch < params["epochs"]:
         seed_everything(seed)
-        shape = (variant.clips, variant.stride, variant.speakers)
-        datasets = context_datasets(stores, shape, seed, params["workers"], device)
+        datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)
         loaders = split_loaders(datasets, argparse.Namespace(**settings), device)
         model = active_speakers_context(variant.clips, variant.speakers, variant.pairwise, variant.temporal).to(device)
         fit(run, model, asc_losses, loaders["train"], loaders["val"], params, device)
@@ -93,14 +97,14 @@ def references(
     source = str(stores["val"].directory)
     logits = join(read_logits(source), table, source)[["logit_0", "logit_1"]].to_numpy()
     smooth = smooth_tracks(logits, table, SMOOTHING)
-    heard = {split: store.table.label == SPEAKING_AUDIBLE for split, store in stores.items()}
+    stored = {split: store.table.label == SPEAKING_AUDIBLE for split, store in stores.items()}
     clues = {
         "position of the face": (baselines.positions, annotations, speaking),
         "size of the face": (baselines.sizes, annotations, speaking),
-        "sound": (baselines.sound, stores, heard),
+        "sound": (baselines.sound, stores, stored),
     }
     drawn = np.random.default_rng(0)
-    rows = {split: _some(len(values), drawn) for split, values in heard.items()}
+    rows = {split: _some(len(values), drawn) for split, values in stored.items()}
     found = [("chance: share of rows that speak", [float(positive.mean())])]
     for name, (clue_of, sources, labels) in clues.items():
         seen = {split: clue_of(sources[split], rows[split]) for split in stores}

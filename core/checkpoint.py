@@ -17,6 +17,11 @@ from core.util import load_checkpoint
 LAST = "last.ckpt"
 
 
+def context_run_name(clips: int, stride: int, speakers: int) -> str:
+    """What a training run of the context network is called."""
+    return f"ASC_len_{clips}_stride_{stride}_speakers_{speakers}"
+
+
 class TrainingRun:
     """The directory `<models_out>/<name>` of one run.
 
