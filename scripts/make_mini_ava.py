@@ -12,7 +12,8 @@ writes, about two thirds of the films for training and the rest for validation,
     <root>/csv/{train,val}/<video_id>-activespeaker.csv         official annotations
     <root>/mini_ava_cfg.json                                    what it was made with
 
-The same arguments give the same films. Finished films are kept: the same command goes on after an interruption.
+With --hard mouths are out of sight for seconds, and who else talks, and what came just before, tells the answer. The
+same arguments give the same films. Finished films are kept: the same command goes on after an interruption.
 """
 
 import argparse
