@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import ranks
-from core.command_line import Parser, describe, device_name, odd_positive, positive_int, run, seed
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.dataset import ASCDataset
-from core.files import setting_behind
 from core.inference import predict_films
 from core.io import FeatureStore
 from core.models import active_speakers_context
-from core.results import ResultDirectory
-from core.util import device_label, get_device, keep_freed_memory, load_weights
+from core.runtime import distributed as ranks
+from core.runtime.cli import Parser, describe, device_name, odd_positive, positive_int, run, seed
+from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
+from core.runtime.files import setting_behind
+from core.runtime.provenance import ResultDirectory
 
 
 def get_args_parser() -> Parser:

@@ -11,17 +11,17 @@ speakers_<speakers>/: weights of every epoch, the log, and last.ckpt to go on fr
 
 import argparse
 
-from core import ranks
-from core.checkpoint import TrainingRun, context_run_name
-from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.config import ASC_inputs, ASC_optimization_params
 from core.dataset import context_datasets, split_loaders
-from core.errors import RunError
-from core.files import setting_behind
 from core.io import FeatureStore
 from core.models import active_speakers_context
-from core.optimization import asc_losses, fit
-from core.util import device_label, get_device, parameter_count, seed_everything
+from core.runtime import distributed as ranks
+from core.runtime.checkpoint import TrainingRun, context_run_name
+from core.runtime.cli import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
+from core.runtime.device import device_label, get_device, parameter_count, seed_everything
+from core.runtime.errors import RunError
+from core.runtime.files import setting_behind
+from core.training import asc_losses, fit
 
 
 def get_args_parser() -> Parser:

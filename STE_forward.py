@@ -15,9 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import ranks
-from core.annotations import read_annotations
-from core.command_line import (
+from core.config import STE_forward_params, STE_inputs, annotation_csvs
+from core.dataset import ClipReader, drop_missing
+from core.formats.annotations import read_annotations
+from core.inference import encode_films
+from core.models import short_term_encoder
+from core.runtime import distributed as ranks
+from core.runtime.cli import (
     Parser,
     add_split_arguments,
     describe,
@@ -27,12 +31,8 @@ from core.command_line import (
     run,
     worker_count,
 )
-from core.config import STE_forward_params, STE_inputs, annotation_csvs
-from core.dataset import ClipReader, drop_missing
-from core.inference import encode_films
-from core.models import short_term_encoder
-from core.results import ResultDirectory
-from core.util import device_label, get_device, keep_freed_memory, load_weights
+from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
+from core.runtime.provenance import ResultDirectory
 
 
 def get_args_parser() -> Parser:

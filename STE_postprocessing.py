@@ -8,9 +8,9 @@ per row and the ground truth in the same order beside it, and reports on them as
 mAP comes last.
 """
 
-from core.command_line import Parser, run
 from core.config import ASC_inputs, postprocessing_params
-from core.postprocessing import make_parser, postprocess
+from core.reports.postprocessing import make_parser, postprocess
+from core.runtime.cli import Parser, run
 
 
 def get_args_parser() -> Parser:

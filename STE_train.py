@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from core import ranks
-from core.annotations import read_annotations
-from core.checkpoint import TrainingRun
-from core.command_line import Parser, add_training_arguments, describe, device_name, odd_positive, run
 from core.config import STE_inputs, STE_optimization_params
 from core.dataset import ClipReader, STEDataset, drop_missing, split_loaders
+from core.formats.annotations import read_annotations
 from core.models import short_term_encoder
-from core.optimization import fit, ste_losses
-from core.util import device_label, get_device, parameter_count, seed_everything
+from core.runtime import distributed as ranks
+from core.runtime.checkpoint import TrainingRun
+from core.runtime.cli import Parser, add_training_arguments, describe, device_name, odd_positive, run
+from core.runtime.device import device_label, get_device, parameter_count, seed_everything
+from core.training import fit, ste_losses
 
 
 def get_args_parser() -> Parser:

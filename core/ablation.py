@@ -12,15 +12,15 @@ import pandas as pd
 import torch
 
 from core import baselines
-from core.annotations import SPEAKING_AUDIBLE, FaceTable
-from core.checkpoint import TrainingRun, context_run_name
 from core.dataset import context_datasets, split_loaders
-from core.errors import InputError
 from core.evaluation import average_precision, join, smooth_tracks, speaking_score
+from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.io import FeatureStore, join_keys, read_logits
 from core.models import active_speakers_context
-from core.optimization import asc_losses, fit
-from core.util import seed_everything
+from core.runtime.checkpoint import TrainingRun, context_run_name
+from core.runtime.device import seed_everything
+from core.runtime.errors import InputError
+from core.training import asc_losses, fit
 
 STE = "short-term encoder"
 SMOOTHING = 11  # rows of the median filter that stands for the plainest use of time

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from core.annotations import FaceTable
 from core.config import STE_FEATURES
 from core.evaluation import average_precision
+from core.formats.annotations import FaceTable
 from core.io import FeatureStore
 
 _HIDDEN, _EPOCHS, _BATCH, _RATE, _DECAY = 64, 20, 256, 1e-3, 1e-2

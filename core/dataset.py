@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from core import clip_utils, ranks
-from core.annotations import SPEAKING_AUDIBLE, FaceTable
-from core.audio import clip_bounds, clip_mfccs
+from core import contexts as clip_utils
 from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
-from core.custom_transforms import evaluation_clip, normalise, training_clip
-from core.errors import InputError, RunError
+from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.io import FeatureStore, crop_path, find_missing, read_crop, read_wav, wav_path
-from core.progress import progress
-from core.util import spare_memory
+from core.mfcc import clip_bounds, clip_mfccs
+from core.runtime import distributed as ranks
+from core.runtime.device import spare_memory
+from core.runtime.errors import InputError, RunError
+from core.runtime.progress import progress
+from core.transforms import evaluation_clip, normalise, training_clip
 
 ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
 _ROWS_HELD = 1 << 14  # features copied to a device at a time

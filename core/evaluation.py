@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from core.annotations import SPEAKING_AUDIBLE, FaceTable
-from core.clip_utils import window
-from core.errors import InputError
+from core.contexts import window
+from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable
 from core.io import join_keys
+from core.runtime.errors import InputError
 
 FACES = ("1", "2", "3", "more")  # in the frame
 _VALUES_AT_ONCE = 1 << 20  # of a median filter; bounds its memory

@@ -10,8 +10,8 @@ from torch import nn
 
 from core.dataset import ASCDataset, ClipReader, STETrackDataset, clip_batches, item_loader
 from core.io import require_finite, write_predictions, writing_features
-from core.progress import progress
-from core.util import autocast, input_dtype
+from core.runtime.device import autocast, input_dtype
+from core.runtime.progress import progress
 
 
 def encode_films(

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from core.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable, check_tracks
 from core.config import SAMPLE_RATE, STE_FEATURES
-from core.errors import InputError
-from core.files import existing_files, replacing, setting_behind, write_csv
-from core.progress import progress
-from core.tables import first_fields, read_table
+from core.formats.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable, check_tracks
+from core.formats.csv_table import first_fields, read_table
+from core.runtime.errors import InputError
+from core.runtime.files import existing_files, replacing, setting_behind, write_csv
+from core.runtime.progress import progress
 
 MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
 Image.MAX_IMAGE_PIXELS = None  # it is looked at here, where Pillow would only warn

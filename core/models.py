@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from torchvision.models import ResNet18_Weights, resnet18
 
 from core.config import ASC_HIDDEN, STE_FEATURES
-from core.errors import InputError
+from core.runtime.errors import InputError
 
 
 def _trunk(in_channels: int) -> nn.ModuleDict:

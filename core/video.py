@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from core.config import SAMPLE_RATE
-from core.errors import InputError
-from core.files import replacing
+from core.runtime.errors import InputError
+from core.runtime.files import replacing
 
 # What a film may be, and where it may be: one local file. A playlist posing as a film opens nothing else.
 PROTOCOLS = "file"

@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from core.annotations import read_annotations
-from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import STE_inputs, annotation_csvs, data_inputs
-from core.crops import cut_film, rows_to_cut
-from core.errors import InputError
-from core.files import setting_behind
-from core.jobs import Outcome, report, run_jobs
-from core.results import saved_settings
+from core.formats.annotations import read_annotations
+from core.media.crops import cut_film, rows_to_cut
+from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, require_directory, run
+from core.runtime.errors import InputError
+from core.runtime.files import setting_behind
+from core.runtime.jobs import Outcome, report, run_jobs
+from core.runtime.provenance import saved_settings
 from core.video import Film, find_films
 
 CFG = "extract_face_crops_time_cfg.json"

@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from core.annotations import read_annotations
-from core.command_line import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.config import STE_inputs, annotation_csvs, data_inputs
-from core.errors import InputError
-from core.files import existing_files, setting_behind
+from core.formats.annotations import read_annotations
 from core.io import wav_path
-from core.jobs import Outcome, report, run_jobs
-from core.results import saved_settings
-from core.sound import slice_sound
+from core.media.audio import slice_sound
+from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, require_directory, run
+from core.runtime.errors import InputError
+from core.runtime.files import existing_files, setting_behind
+from core.runtime.jobs import Outcome, report, run_jobs
+from core.runtime.provenance import saved_settings
 
 CFG = "slice_audio_tracks_cfg.json"
 

@@ -24,8 +24,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core import ablation
-from core.annotations import read_annotations
-from core.command_line import (
+from core.config import ASC_optimization_params, annotation_csvs
+from core.formats.annotations import read_annotations
+from core.io import FeatureStore
+from core.reports.plots import plot_ablation
+from core.runtime.cli import (
     Parser,
     describe,
     device_name,
@@ -36,12 +39,9 @@ from core.command_line import (
     seed,
     worker_count,
 )
-from core.config import ASC_optimization_params, annotation_csvs
-from core.errors import InputError, RunError
-from core.files import setting_behind, write_bytes, write_json
-from core.io import FeatureStore
-from core.plots import plot_ablation
-from core.util import device_label, get_device
+from core.runtime.device import device_label, get_device
+from core.runtime.errors import InputError, RunError
+from core.runtime.files import setting_behind, write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val")

@@ -42,19 +42,19 @@ import torch
 from PIL import Image
 from python_speech_features import mfcc
 
-from core.annotations import BOX_COLUMNS, LABELS, OFFICIAL_SUFFIX, FaceTable, find_annotations, read_annotations
-from core.audio import fit_clip
-from core.clip_utils import window
-from core.command_line import Parser, describe, device_name, positive_int, run
 from core.config import JPEG_QUALITY, SAMPLE_RATE, STE_FEATURES
-from core.custom_transforms import evaluation_clip, normalise
+from core.contexts import window
 from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, clip_batches
-from core.errors import InputError, RunError
-from core.files import replacing, write_bytes, write_json
+from core.formats.annotations import BOX_COLUMNS, LABELS, OFFICIAL_SUFFIX, FaceTable, find_annotations, read_annotations
 from core.inference import encode
 from core.io import FeatureStore, crop_path, read_crop, read_wav, wav_path, write_predictions, writing_features
+from core.mfcc import fit_clip
 from core.models import active_speakers_context, short_term_encoder
-from core.util import device_label, get_device, input_dtype, keep_freed_memory
+from core.runtime.cli import Parser, describe, device_name, positive_int, run
+from core.runtime.device import device_label, get_device, input_dtype, keep_freed_memory
+from core.runtime.errors import InputError, RunError
+from core.runtime.files import replacing, write_bytes, write_json
+from core.transforms import evaluation_clip, normalise
 from core.video import run_ffmpeg
 
 ROOT = Path(__file__).resolve().parents[1]

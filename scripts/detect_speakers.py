@@ -23,7 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from core.command_line import (
+from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params
+from core.detection.pipeline import OwnVideo
+from core.detection.tracks import FaceDetector
+from core.models import active_speakers_context, short_term_encoder
+from core.runtime.cli import (
     Parser,
     describe,
     device_name,
@@ -37,11 +41,7 @@ from core.command_line import (
     share,
     worker_count,
 )
-from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params
-from core.faces import FaceDetector
-from core.models import active_speakers_context, short_term_encoder
-from core.own_video import OwnVideo
-from core.util import device_label, get_device, keep_freed_memory, load_weights
+from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
 
 SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core import report
-from core.annotations import read_annotations
-from core.command_line import Parser, describe, run
 from core.config import postprocessing_params
 from core.evaluation import join
+from core.formats.annotations import read_annotations
 from core.io import read_scores
+from core.reports import report
+from core.runtime.cli import Parser, describe, run
 
 SETTINGS = "evaluate_cfg.json"  # in the directory of the pictures
 

@@ -32,11 +32,11 @@ from scipy.signal import lfilter, sosfilt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.annotations import LABELS
-from core.command_line import Parser, positive_float, positive_int, run, seed
-from core.errors import InputError, RunError
-from core.files import existing_files, write_bytes, write_json
-from core.progress import progress
+from core.formats.annotations import LABELS
+from core.runtime.cli import Parser, positive_float, positive_int, run, seed
+from core.runtime.errors import InputError, RunError
+from core.runtime.files import existing_files, write_bytes, write_json
+from core.runtime.progress import progress
 from core.video import write_film
 
 FPS = 25

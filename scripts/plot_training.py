@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pandas as pd
 
-from core.command_line import Parser, describe, require_different, run
-from core.errors import InputError, one_line
-from core.files import existing_files, write_json
-from core.report import display_names, labels_of
-from core.tables import first_fields, read_table, scan
-from core.training_plots import best_text, is_curve, plot_training
+from core.formats.csv_table import first_fields, read_table, scan
+from core.reports.report import display_names, labels_of
+from core.reports.training_plots import best_text, is_curve, plot_training
+from core.runtime.cli import Parser, describe, require_different, run
+from core.runtime.errors import InputError, one_line
+from core.runtime.files import existing_files, write_json
 
 PICTURE, SETTINGS = "training.png", "plot_training_cfg.json"
 MAX_EPOCH = 10**9

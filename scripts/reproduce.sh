@@ -74,10 +74,10 @@ import sys
 from argparse import ArgumentTypeError
 
 from core import config
-from core.command_line import device_name
-from core.errors import InputError
+from core.runtime.cli import device_name
+from core.runtime.errors import InputError
 from core.models import imagenet_weights
-from core.util import get_device
+from core.runtime.device import get_device
 
 try:
     get_device(device_name(sys.argv[1]))
@@ -124,9 +124,9 @@ if [[ $published ]]; then
     .venv/bin/python - "$ste" "$asc" <<'EOF'
 import sys
 
-from core.errors import InputError
+from core.runtime.errors import InputError
 from core.models import active_speakers_context, short_term_encoder
-from core.util import load_weights
+from core.runtime.device import load_weights
 
 try:
     load_weights(short_term_encoder(11), sys.argv[1], "not the paper's encoder")

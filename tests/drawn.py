@@ -87,7 +87,7 @@ def make_film(
 
 
 class SquareDetector:
-    """Stands in for `core.faces.FaceDetector`, and finds every bright square whole, wherever it lies."""
+    """Stands in for `core.detection.tracks.FaceDetector`, and finds every bright square whole, wherever it lies."""
 
     digest = "5" * 64
 

@@ -54,9 +54,9 @@ from oracle import (
 from tqdm import tqdm
 
 import core.io
-from core.annotations import FaceTable, read_annotations
-from core.errors import InputError
 from core.evaluation import join
+from core.formats.annotations import FaceTable, read_annotations
+from core.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 5  # that one reading may take

@@ -24,8 +24,8 @@ from unittest import mock
 from conftest import ROOT
 
 LIBRARIES = (
-    *("core.crops", "core.dataset", "core.evaluation", "core.models", "core.optimization", "core.own_video"),
-    *("core.postprocessing", "core.timeline"),
+    *("core.media.crops", "core.dataset", "core.evaluation", "core.models", "core.training", "core.detection.pipeline"),
+    *("core.reports.postprocessing", "core.detection.timeline"),
 )
 
 

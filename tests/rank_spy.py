@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import core.optimization
+import core.training
 from core.dataset import ASCDataset, STEDataset
 
 directory, mode, *sys.argv = sys.argv[1:]
 rank = os.environ.get("RANK", "0")
 samples: list[tuple[int, int]] = []
 gradients: list[torch.Tensor] = []
-fit, step = core.optimization.fit, torch.optim.Adam.step
+fit, step = core.training.fit, torch.optim.Adam.step
 get_clip, get_contexts = STEDataset.__getitem__, ASCDataset.__getitems__
 
 
@@ -53,6 +53,6 @@ def watched_contexts(self, keys):
     return get_contexts(self, keys)
 
 
-core.optimization.fit, torch.optim.Adam.step = watched_fit, watched_step
+core.training.fit, torch.optim.Adam.step = watched_fit, watched_step
 STEDataset.__getitem__, ASCDataset.__getitems__ = watched_clip, watched_contexts
 runpy.run_path(sys.argv[0], run_name="__main__")

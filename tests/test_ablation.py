@@ -12,8 +12,8 @@ from conftest import assert_refused, run_script
 from mini import Track, digests, faces_of, noise_features, run_here, write_annotations, write_store
 
 from core import ablation, baselines
-from core.annotations import read_annotations
 from core.config import ASC_optimization_params
+from core.formats.annotations import read_annotations
 from core.io import FeatureStore
 from core.models import ASC_Net, active_speakers_context
 

@@ -11,8 +11,8 @@ from conftest import BOX, ROOT, assert_refused, row, run_script, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.annotations import FaceTable, check_tracks, find_annotations, read_annotations
-from core.errors import InputError
+from core.formats.annotations import FaceTable, check_tracks, find_annotations, read_annotations
+from core.runtime.errors import InputError
 
 HEADER = (
     "video_id,frame_timestamp,entity_box_x1,entity_box_y1,entity_box_x2,entity_box_y2,label,entity_id,label_id,"

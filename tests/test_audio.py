@@ -14,10 +14,10 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.audio import clip_bounds, clip_mfccs, fit_clip, mfccs, slice_bounds
-from core.clip_utils import window
-from core.errors import InputError
+from core.contexts import window
 from core.io import read_wav, wav_length, write_wav
+from core.mfcc import clip_bounds, clip_mfccs, fit_clip, mfccs, slice_bounds
+from core.runtime.errors import InputError
 
 RATE = 16000
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "mfcc_cases.json").read_text())}

@@ -29,8 +29,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import BOX, LABELS, OFFICIAL, PREDICTED, STORED, WIDTH, array_header
 
-from core.annotations import read_annotations
-from core.errors import InputError
+from core.formats.annotations import read_annotations
+from core.runtime.errors import InputError
 
 ROW = "film,1,0.1,0.2,0.3,0.6,NOT_SPEAKING,a"
 LATER = "film,2,0.1,0.2,0.3,0.6,SPEAKING_AUDIBLE,a"

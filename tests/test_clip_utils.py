@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from core.clip_utils import draw_keys, draw_speakers, name_keys, window
+from core.contexts import draw_keys, draw_speakers, name_keys, window
 
 GOLDEN_INDEX = json.loads((GOLDEN / "index.json").read_text())
 
@@ -242,7 +242,7 @@ def test_keys_are_all_different():
 
 def test_keys_are_the_same_in_every_process():
     code = (
-        "from core.clip_utils import name_keys, draw_keys\n"
+        "from core.contexts import name_keys, draw_keys\n"
         "a, b = name_keys(['film', '\u00e4 -:7'])\n"
         "print(a, b, draw_keys(7, a, b, 1299.1))"
     )

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mini import Face, Track, counting_features, faces_of, write_store
 from scipy.stats import chisquare
 
-from core.annotations import FaceTable
 from core.dataset import ASCDataset, Contexts, EpochSampler, batch_loader
+from core.formats.annotations import FaceTable
 from core.io import FeatureStore
 
 CPU = torch.device("cpu")

@@ -27,14 +27,15 @@ from mini import (
 from scipy.ndimage import median_filter
 from torchvision.transforms.v2 import functional as F
 
-from core import crops, dataset, evaluation, video
-from core.annotations import FaceTable, read_annotations
-from core.custom_transforms import JITTER, fast_resize, jitter, resize
+from core import dataset, evaluation, video
 from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, batch_loader, clip_batches
 from core.evaluation import smooth_tracks
-from core.files import write_csv
+from core.formats.annotations import FaceTable, read_annotations
 from core.io import FeatureStore
-from core.jobs import Outcome
+from core.media import crops
+from core.runtime.files import write_csv
+from core.runtime.jobs import Outcome
+from core.transforms import JITTER, fast_resize, jitter, resize
 
 CPU = torch.device("cpu")
 LABELS = "0110210110"

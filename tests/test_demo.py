@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-from core.annotations import SPEAKING_AUDIBLE, read_annotations
-from core.faces import overlap
+from core.detection.tracks import overlap
+from core.formats.annotations import SPEAKING_AUDIBLE, read_annotations
 from core.io import FeatureStore
 
 STE, ASC = "models/ste_encoder/24.pth", "models/ASC_len_11_stride_4_speakers_3/3.pth"

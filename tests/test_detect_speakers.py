@@ -37,12 +37,12 @@ from mini import (
 from processes import Running, Trouble, kill, run, samples
 from stages import make_inputs
 
-import core.faces
-import core.timeline
-from core.annotations import read_annotations
+import core.detection.timeline
+import core.detection.tracks
 from core.config import tracking_params
+from core.detection.shots import row_rate
+from core.formats.annotations import read_annotations
 from core.io import read_scores
-from core.shots import row_rate
 from core.video import Film, ffmpeg_path, film_sound
 
 SCRIPT = "scripts/detect_speakers.py"
@@ -85,7 +85,7 @@ def quick_networks(root):
 def squares_for_faces():
     """Bright squares are faces, and a track may be as short as a test's films are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core.faces, "FaceDetector", SquareDetector)
+        patch.setattr(core.detection.tracks, "FaceDetector", SquareDetector)
         patch.setitem(tracking_params, "shortest_track", 0.3)
         yield
 
@@ -402,7 +402,7 @@ def test_a_result_that_is_missing_is_made_again(copied, base, root, squares):
 
 
 def test_pages_of_a_timeline_that_has_fewer_of_them_now(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(core.timeline, "LANES", 2)
+    monkeypatch.setattr(core.detection.timeline, "LANES", 2)
     film = make_film(tmp_path / "film.mp4", [], 0.4, size=SIZE)
     many = [Track(f"film:{n}", "00", 0.04, "film") for n in range(3)]
     csv = write_annotations(tmp_path / "tracks.csv", faces_of(many))
@@ -795,9 +795,9 @@ def results(out: Path) -> dict[str, str]:
 
 MOMENTS = [
     ("cv2.imencode", 5),  # among the crops
-    ("core.own_video.sha256", 1),  # tracks.csv is known, and not yet there
-    ("core.speakers.write_bytes", 1),  # the json is there, the rttm is not
-    ("core.overlay.mark_face", 4),  # in the film
+    ("core.detection.pipeline.sha256", 1),  # tracks.csv is known, and not yet there
+    ("core.detection.segments.write_bytes", 1),  # the json is there, the rttm is not
+    ("core.detection.overlay.mark_face", 4),  # in the film
 ]
 
 
@@ -818,7 +818,7 @@ def test_killed_again_and_again_the_same_command_goes_on(root, undisturbed, tmp_
 
 def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(root, undisturbed, tmp_path):
     command = given_tracks(root, tmp_path / "out")
-    running = Running(tmp_path, *command, trouble=Trouble(interrupt_at=("core.overlay.mark_face", 3)))
+    running = Running(tmp_path, *command, trouble=Trouble(interrupt_at=("core.detection.overlay.mark_face", 3)))
     result = running.wait(60)
     assert result.returncode == 130, result
     assert result.stderr.splitlines()[-1].startswith("interrupted; ")
@@ -849,7 +849,7 @@ def assert_one_line_of_failure(result: subprocess.CompletedProcess[str], *words:
 
 def test_two_at_once_the_second_is_refused(root, undisturbed, tmp_path):
     command = given_tracks(root, tmp_path / "out")
-    first = Running(tmp_path / "first", *command, trouble=Trouble(stop_at=("core.own_video.cut_film", 1)))
+    first = Running(tmp_path / "first", *command, trouble=Trouble(stop_at=("core.detection.pipeline.cut_film", 1)))
     first.until_stopped()
     assert_refused(run(tmp_path / "second", *command), "another process")
     os.kill(first.process.pid, signal.SIGCONT)
@@ -922,7 +922,7 @@ def test_memory_does_not_grow_with_the_film(root, tmp_path):
         tracks = [Track(f"t{n}", "000", 10.0 * n + 1, film.stem) for n in range(6)]
         csv = write_annotations(tmp_path / f"{minutes}.csv", faces_of(tracks))
         command = arguments(root, film, tmp_path / f"out{minutes}", "--tracks", csv)
-        running = Running(tmp_path, *command, trouble=Trouble(sample_at="core.steps.Steps._note"))
+        running = Running(tmp_path, *command, trouble=Trouble(sample_at="core.runtime.steps.Steps._note"))
         result = running.wait(500)
         assert result.returncode == 0, result.stderr
         most[minutes] = max(peak for _, peak, _ in samples(result))

@@ -36,9 +36,7 @@ from mini import (
 )
 from PIL import Image
 
-from core import config, plots
-from core.annotations import FaceTable, read_annotations
-from core.errors import InputError
+from core import config
 from core.evaluation import (
     average_precision,
     breakdown,
@@ -50,7 +48,10 @@ from core.evaluation import (
     speaking_score,
     width_group,
 )
+from core.formats.annotations import FaceTable, read_annotations
 from core.io import read_logits
+from core.reports import plots
+from core.runtime.errors import InputError
 
 
 def plain_average_precision(scores: list[float], positive: list[bool]) -> float:
@@ -761,7 +762,7 @@ class TestEvaluate:
         assert {path.name for path in (tmp_path / "plots").glob("scores_*")} == {f"scores_{v}.png" for v in worst}
 
     def test_matplotlib_is_loaded_for_pictures_only(self):
-        check = "import sys, core.report, core.postprocessing; sys.exit('matplotlib' in sys.modules)"
+        check = "import sys, core.reports.report, core.reports.postprocessing; sys.exit('matplotlib' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
 
     def test_numbers_do_not_depend_on_the_order_of_rows(self, files, tmp_path):

@@ -14,13 +14,13 @@ from films import number, rate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.annotations import read_annotations
 from core.config import tracking_params
-from core.errors import InputError
-from core.faces import FaceDetector, Track, face_table, find_tracks, link, overlap
-from core.files import write_csv
+from core.detection.shots import Shots, find_shots, row_rate
+from core.detection.tracks import FaceDetector, Track, face_table, find_tracks, link, overlap
+from core.formats.annotations import read_annotations
 from core.io import official_frame
-from core.shots import Shots, find_shots, row_rate
+from core.runtime.errors import InputError
+from core.runtime.files import write_csv
 from core.video import Film, scene_scores
 
 FOREVER = float("inf")

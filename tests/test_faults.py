@@ -76,25 +76,25 @@ def assert_tidy(out: Path) -> None:
 
 MOMENTS_OF_TRAINING = [
     ("torch.optim.Adam.step", 2),  # in a step
-    ("core.optimization._run_epoch", 2),  # in validation
+    ("core.training._run_epoch", 2),  # in validation
     ("torch.save", 2),  # the weights are there, the checkpoint is not
     ("os.replace", 4),  # the checkpoint is there, the log is not
 ]
 MORE_MOMENTS_OF_TRAINING = [
     ("os.fsync", 1),  # the weights are written, but not yet under their name
-    ("core.optimization.roc_auc", 1),  # at the end of an epoch's steps
+    ("core.training.roc_auc", 1),  # at the end of an epoch's steps
 ]
 MOMENTS = {
     "data/extract_audio_tracks.py": [
         ("os.replace", 1),  # the settings
         ("wave.Wave_write.writeframesraw", 1),
         ("os.replace", 2),
-        ("core.jobs.write_list", 1),
+        ("core.runtime.jobs.write_list", 1),
     ],
     "data/slice_audio_tracks.py": [
         ("wave.Wave_write.writeframesraw", 2),
         ("os.replace", 3),
-        ("core.sound.read_wav", 3),
+        ("core.media.audio.read_wav", 3),
     ],
     "data/extract_face_crops_time.py": [("cv2.imencode", 5), ("os.replace", 9), ("pathlib.Path.write_bytes", 30)],
     "STE_forward.py": [
@@ -114,7 +114,7 @@ def test_training_killed_anywhere_goes_on_to_the_same_weights(script, root, undi
     arguments = [*command(script, root, out), "--resume"]
     draw, fast = random.Random(script), script == "ASC_train.py"
     # Of the random moments none ends an epoch, so that all of them come; then those that let the run advance.
-    moments = [("torch.Tensor.backward", draw.randint(1, 2)), ("core.optimization.average_precision", 1)]
+    moments = [("torch.Tensor.backward", draw.randint(1, 2)), ("core.training.average_precision", 1)]
     if fast:
         moments = [("torch.Tensor.backward", draw.randint(1, 6)) for _ in range(6)] + MORE_MOMENTS_OF_TRAINING
     for moment in [*moments, *MOMENTS_OF_TRAINING]:
@@ -162,7 +162,7 @@ INTERRUPTIONS = {
     "ASC_train.py": ("torch.optim.Adam.step", 9),
     "STE_forward.py": ("core.inference._arrived", 1),
     "ASC_forward.py": ("core.io.write_csv", 2),
-    "data/extract_audio_tracks.py": ("core.sound.film_sound", 1),
+    "data/extract_audio_tracks.py": ("core.media.audio.film_sound", 1),
     "data/slice_audio_tracks.py": ("wave.Wave_write.writeframesraw", 2),
     "data/extract_face_crops_time.py": ("cv2.imencode", 3),
 }

@@ -27,11 +27,11 @@ from mini import (
     write_text,
 )
 
-from core import annotations
-from core.annotations import FaceTable, read_annotations
-from core.errors import InputError
-from core.files import existing_files, replacing, write_bytes, write_json
+from core.formats import annotations
+from core.formats.annotations import FaceTable, read_annotations
 from core.io import FeatureStore, read_logits, write_predictions, writing_features
+from core.runtime.errors import InputError
+from core.runtime.files import existing_files, replacing, write_bytes, write_json
 
 HEADER = ["video_id", "frame_timestamp", "entity_id", "label_id", "logit_0", "logit_1"]
 FACES = faces_of([Track("film:1", "0121", 1080.0), Track("film:2", "100", 1080.04)])
@@ -391,7 +391,7 @@ class TestLeftovers:
     def test_of_a_killed_process_are_removed_and_of_a_running_one_kept(self, tmp_path):
         script = """
             import os, signal, sys
-            from core.files import replacing
+            from core.runtime.files import replacing
             with replacing(sys.argv[1] + "/film.npy") as temporary:
                 temporary.write_bytes(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)

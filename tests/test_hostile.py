@@ -24,10 +24,10 @@ from mini import (
 )
 from processes import Trouble, run, samples
 
-from core.errors import InputError
 from core.io import read_crop, read_logits
 from core.models import active_speakers_context, short_term_encoder
-from core.util import load_checkpoint
+from core.runtime.device import load_checkpoint
+from core.runtime.errors import InputError
 
 MEGABYTE = 1 << 20
 
@@ -98,7 +98,7 @@ def test_a_field_of_100_megabytes_is_refused_in_a_moment(tmp_path, form):
     path = write_text(tmp_path / "film-activespeaker.csv", texts[form])
     run(tmp_path / "printed", "STE_postprocessing.py", "--help")  # the first process takes seconds to start
     start = time.monotonic()
-    trouble = Trouble(sample_at="core.command_line._fail")
+    trouble = Trouble(sample_at="core.runtime.cli._fail")
     result = run(tmp_path / "printed", "STE_postprocessing.py", "--ground-truth", path, trouble=trouble)
     assert_refused(result, path)
     assert len(result.stderr) < 1000

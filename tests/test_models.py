@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
 from core.config import ASC_optimization_params, STE_optimization_params
-from core.custom_transforms import normalise
-from core.errors import InputError
 from core.models import ASC_Net, TwoStreamResNet, active_speakers_context, short_term_encoder
-from core.optimization import asc_losses, ste_losses, train_one_epoch
-from core.util import load_weights, parameter_count
+from core.runtime.device import load_weights, parameter_count
+from core.runtime.errors import InputError
+from core.training import asc_losses, ste_losses, train_one_epoch
+from core.transforms import normalise
 
 NETWORKS = ("ste", "asc")
 HINT = "made for another clip_length"

@@ -10,8 +10,8 @@ from conftest import assert_refused
 from mini import digests, files_under, run_here, write_text
 from PIL import Image
 
-from core import plots, training_plots
-from core.checkpoint import TrainingRun
+from core.reports import plots, training_plots
+from core.runtime.checkpoint import TrainingRun
 
 SCRIPT = "scripts/plot_training.py"
 LOSSES = {"ste": ("av", "audio", "video"), "asc": ("av",)}

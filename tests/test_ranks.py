@@ -25,8 +25,8 @@ from mini import Track, digests, files_under, read_csv, read_json, write_text
 from processes import Trouble, free_port, run, run_ranks, start_ranks
 from stages import DATA, FORWARD, TRAINING, command, make_inputs, results
 
-from core import ranks
 from core.dataset import Batches, EpochSampler
+from core.runtime import distributed as ranks
 
 TRACKS = [
     Track("one:a", "0110", 0.4, "one"),
@@ -355,8 +355,8 @@ def test_a_world_of_one_is_a_plain_process(root, tmp_path):
 
 
 def test_devices_are_counted_on_by_local_rank(monkeypatch):
-    from core.errors import InputError
-    from core.util import get_device
+    from core.runtime.device import get_device
+    from core.runtime.errors import InputError
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -430,7 +430,7 @@ class TestDeath:
         ("victim", "script", "moment"),
         [
             (0, "ASC_train.py", ("torch.optim.Adam.step", 5)),
-            (1, "ASC_train.py", ("core.optimization.evaluate", 2)),
+            (1, "ASC_train.py", ("core.training.evaluate", 2)),
             (1, "ASC_forward.py", ("core.io.write_csv", 1)),
         ],
     )
@@ -464,7 +464,7 @@ class TestDeath:
         """Long before they meet again: rank 1 dies, and the other two would be at it for two minutes."""
         script = write_text(
             tmp_path / "stage.py",
-            "import os, signal, time\nfrom core.command_line import Parser, run\n\n"
+            "import os, signal, time\nfrom core.runtime.cli import Parser, run\n\n"
             "def main(args):\n"
             "    if os.environ['RANK'] == '1':\n"
             "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -500,7 +500,7 @@ class TestDeath:
     def test_a_bug_in_one_rank_ends_all_with_its_traceback(self, tmp_path):
         script = write_text(
             tmp_path / "stage.py",
-            "import os, time\nfrom core.command_line import Parser, run\n\n"
+            "import os, time\nfrom core.runtime.cli import Parser, run\n\n"
             "def main(args):\n"
             "    if os.environ['RANK'] == '1':\n"
             "        raise KeyError('what nobody thought of')\n"

@@ -9,7 +9,7 @@ import torch
 from conftest import GOLDEN, run_script
 from golden import fill
 
-from core.annotations import read_annotations
+from core.formats.annotations import read_annotations
 
 KEY = ["entity_id", "frame_timestamp"]
 VIDEOS = ("clearvoice_002_2faces", "face_recognition_short_hamilton")

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from core.annotations import FaceTable, read_annotations
-from core.errors import InputError
+from core.detection.overlay import SILENT, SPEAKING, colour, mark_face, marked_frames, rows_on_show
+from core.detection.segments import Segment, describe_tracks, segments, short_name, track_step, write_rttm, write_tracks
+from core.detection.timeline import LANES, plot_timeline
+from core.formats.annotations import FaceTable, read_annotations
 from core.io import read_scores
-from core.overlay import SILENT, SPEAKING, colour, mark_face, marked_frames, rows_on_show
-from core.speakers import Segment, describe_tracks, segments, short_name, track_step, write_rttm, write_tracks
-from core.timeline import LANES, plot_timeline
+from core.runtime.errors import InputError
 
 FRAME = (640, 360)  # width, height
 BOX = (0.25, 0.25, 0.5, 0.75)

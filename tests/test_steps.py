@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from mini import files_under, read_json, write_text
 
-from core.errors import InputError
-from core.steps import Steps
+from core.runtime.errors import InputError
+from core.runtime.steps import Steps
 
 RESULTS = ["one.txt", "two", "three.txt"]
 

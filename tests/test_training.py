@@ -39,9 +39,6 @@ from scipy.stats import chisquare
 from torch import nn
 
 import core.dataset
-from core.annotations import read_annotations
-from core.checkpoint import TrainingRun
-from core.custom_transforms import normalise
 from core.dataset import (
     ClipReader,
     EpochSampler,
@@ -51,9 +48,12 @@ from core.dataset import (
     clip_batches,
     drop_missing,
 )
-from core.errors import RunError
+from core.formats.annotations import read_annotations
 from core.models import ASC_Net, TwoStreamResNet
-from core.optimization import asc_losses, evaluate, fit, ste_losses, train_one_epoch
+from core.runtime.checkpoint import TrainingRun
+from core.runtime.errors import RunError
+from core.training import asc_losses, evaluate, fit, ste_losses, train_one_epoch
+from core.transforms import normalise
 
 CPU = torch.device("cpu")
 TRAIN = [

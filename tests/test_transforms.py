@@ -7,9 +7,9 @@ from conftest import GOLDEN
 from PIL import Image
 from scipy.stats import chi2, kstest
 
-from core import custom_transforms
-from core.custom_transforms import evaluation_clip, normalise, random_box, resize, to_array, training_clip
+from core import transforms as custom_transforms
 from core.io import read_crop
+from core.transforms import evaluation_clip, normalise, random_box, resize, to_array, training_clip
 
 SIZE = 144
 ONE_IN_A_MILLION = 1e-6

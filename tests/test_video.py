@@ -19,8 +19,8 @@ from films import CODECS, H264, HEIGHT, WIDTH, make_film, number, rate
 from PIL import Image
 
 from core.config import SEEK_GAP_SECONDS
-from core.crops import crop_face
-from core.errors import InputError
+from core.media.crops import crop_face
+from core.runtime.errors import InputError
 from core.video import Film, ffmpeg_path, film_sound, find_films
 
 FPS = ("25", "30000/1001", "24000/1001")

@@ -10,25 +10,25 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
 from core.config import SAMPLE_RATE, tracking_params
-from core.crops import cut_film, rows_to_cut
 from core.dataset import ASCDataset, ClipReader, drop_missing
-from core.errors import InputError, RunError, one_line
+from core.detection.overlay import marked_frames
+from core.detection.segments import SCHEMA_VERSION, describe_tracks, track_step, write_rttm, write_tracks
+from core.detection.shots import FASTEST_ROWS, SLOWEST_ROWS, Shots, find_shots
+from core.detection.tracks import FaceDetector, face_table, find_tracks
 from core.evaluation import join, smooth_tracks, speaking_score
-from core.faces import FaceDetector, face_table, find_tracks
-from core.files import existing_files, setting_behind, write_bytes, write_csv, write_json
+from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
+from core.formats.csv_table import check_name
 from core.inference import encode_films, predict_films
 from core.io import FeatureStore, crop_path, official_frame, read_crop, read_logits, wav_path
-from core.jobs import FAILURES, Outcome, write_list
-from core.overlay import marked_frames
-from core.progress import progress
-from core.shots import FASTEST_ROWS, SLOWEST_ROWS, Shots, find_shots
-from core.sound import extract_sound, slice_sound
-from core.speakers import SCHEMA_VERSION, describe_tracks, track_step, write_rttm, write_tracks
-from core.steps import Steps
-from core.tables import check_name
-from core.util import sha256
+from core.media.audio import extract_sound, slice_sound
+from core.media.crops import cut_film, rows_to_cut
+from core.runtime.device import sha256
+from core.runtime.errors import InputError, RunError, one_line
+from core.runtime.files import existing_files, setting_behind, write_bytes, write_csv, write_json
+from core.runtime.jobs import FAILURES, Outcome, write_list
+from core.runtime.progress import progress
+from core.runtime.steps import Steps
 from core.video import Film, has_sound, sound_with_picture, write_film
 
 SPLIT = "val"  # what the film's rows are filed under, so that the numbered stages find them too
@@ -42,8 +42,8 @@ COLOURS = "h264_metadata=matrix_coefficients=6:colour_primaries=6:transfer_chara
 class OwnVideo:
     """A film, and the directory of what is found in it.
 
-    `<output_dir>/work` is laid out as ASC_DATA_ROOT is, and keeps what each step made: see `core.steps.Steps`. The
-    steps are called in the order they stand in. Raises InputError where the film cannot be opened or has no sound, and
+    `<output_dir>/work` is laid out as ASC_DATA_ROOT is, and keeps what each step made: see `core.runtime.steps.Steps`.
+    The steps are called in the order they stand in. Raises InputError where the film cannot be opened or has no sound, and
     where the directory holds what must not be written over.
     """
 
@@ -233,7 +233,9 @@ class OwnVideo:
             content = {"schema_version": SCHEMA_VERSION, "video": video, "settings": settings, "tracks": tracks}
             write_json(self.speakers_json, content)
             write_rttm(self.rttm, self.video_id, tracks)
-            from core.timeline import plot_timeline  # matplotlib takes a second, and a second run may not need it
+            from core.detection.timeline import (
+                plot_timeline,  # matplotlib takes a second, and a second run may not need it
+            )
 
             for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # of more tracks than there are now
                 page.unlink()

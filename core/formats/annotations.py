@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import InputError
-from core.tables import read_table
+from core.formats.csv_table import read_table
+from core.runtime.errors import InputError
 
 NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # the label_id of the augmented files
 LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
@@ -146,8 +146,8 @@ def find_annotations(source: str | Path) -> list[Path]:
 def read_annotations(source: str | Path) -> FaceTable:
     """Read an augmented file, an official file or a directory of official files.
 
-    Raises InputError, with file and line, for anything the formats do not allow: see `core.tables.read_table` for
-    the text, and here for boxes, labels, duplicates and the order of time.
+    Raises InputError, with file and line, for anything the formats do not allow: see
+    `core.formats.csv_table.read_table` for the text, and here for boxes, labels, duplicates and the order of time.
     """
     files = find_annotations(source)
     video_codes: dict[str, int] = {}

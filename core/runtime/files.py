@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 import pandas as pd
 
-from core.errors import InputError
+from core.runtime.errors import InputError
 
 
 def _machine() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from core.config import tracking_params
-from core.progress import progress
+from core.runtime.progress import progress
 from core.video import Film, follows, scene_scores
 
 # The steps between rows of AVA are 0.03 to 0.05 s; what the networks make of others, nobody has measured.

@@ -6,11 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from core.annotations import FaceTable
 from core.config import JPEG_QUALITY, SEEK_GAP_SECONDS
-from core.files import existing_files, write_bytes
+from core.formats.annotations import FaceTable
 from core.io import crop_name, crop_path, timestamp_name
-from core.jobs import Outcome
+from core.runtime.files import existing_files, write_bytes
+from core.runtime.jobs import Outcome
 from core.video import Film
 
 

@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps
 
-from core.annotations import FaceTable
-from core.plots import COLOURS, save, short
-from core.speakers import begins_anew, segments, short_name, track_step
+from core.detection.segments import begins_anew, segments, short_name, track_step
+from core.formats.annotations import FaceTable
+from core.reports.plots import COLOURS, save, short
 
 LANES = 16  # on a page
 FACE = (96, 96)  # pixels that a face fits into

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from core.errors import InputError
-from core.files import existing_files, lock, write_json
+from core.runtime.errors import InputError
+from core.runtime.files import existing_files, lock, write_json
 
 
 class Steps:

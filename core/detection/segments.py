@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from core.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
-from core.files import write_bytes, write_csv
+from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
 from core.io import official_frame
+from core.runtime.files import write_bytes, write_csv
 
 _ROW_SECONDS = 0.04
 SCHEMA_VERSION = 1  # of speakers.json: see docs/speakers.schema.json

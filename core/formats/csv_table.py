@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.errors import InputError
+from core.runtime.errors import InputError
 
 MAX_NAME_BYTES = 240  # a file system's limit of 255 less room for ".wav" and the like
 _CHUNK_BYTES = 1 << 20  # no line of a table is longer than this

@@ -8,12 +8,12 @@ from typing import IO
 
 import numpy as np
 
-from core import ranks
-from core.annotations import FaceTable
-from core.errors import InputError
-from core.files import existing_files, lock, setting_behind, write_json
+from core.formats.annotations import FaceTable
 from core.io import holds_rows
-from core.progress import progress
+from core.runtime import distributed as ranks
+from core.runtime.errors import InputError
+from core.runtime.files import existing_files, lock, setting_behind, write_json
+from core.runtime.progress import progress
 
 
 class ResultDirectory:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from core.plots import COLOURS, draw_legend, label_outside, save, short
+from core.reports.plots import COLOURS, draw_legend, label_outside, save, short
 
 _MOST_RATES = 8  # changes of the learning rate of a run that are marked
 _RATE_LINES = 3  # of text above a panel, for their values

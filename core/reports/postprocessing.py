@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from core import report
-from core.annotations import read_annotations
-from core.command_line import Parser, describe, odd_window, require_different
 from core.config import postprocessing_params
 from core.evaluation import join, smooth_tracks, speaking_score
-from core.files import write_json
+from core.formats.annotations import read_annotations
 from core.io import read_logits, write_scores
+from core.reports import report
+from core.runtime.cli import Parser, describe, odd_window, require_different
+from core.runtime.files import write_json
 
 SETTINGS = "postprocessing_cfg.json"  # in the directory of the pictures
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from core.errors import InputError, RunError
+from core.runtime.errors import InputError, RunError
 
 if TYPE_CHECKING:
     import torch

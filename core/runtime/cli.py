@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from core import ranks
-from core.errors import InputError, RunError, one_line
+from core.runtime import distributed as ranks
+from core.runtime.errors import InputError, RunError, one_line
 
 SPLITS = ("train", "val", "test")
 _UNUSABLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)

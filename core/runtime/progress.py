@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-from core.ranks import is_main_process
+from core.runtime.distributed import is_main_process
 
 
 def progress(items: Iterable | None = None, **options) -> tqdm:

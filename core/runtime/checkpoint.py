@@ -8,11 +8,11 @@ from typing import IO
 import pandas as pd
 import torch
 
-from core import ranks
-from core.annotations import FaceTable
-from core.errors import InputError
-from core.files import existing_files, lock, write_bytes, write_csv, write_json
-from core.util import load_checkpoint
+from core.formats.annotations import FaceTable
+from core.runtime import distributed as ranks
+from core.runtime.device import load_checkpoint
+from core.runtime.errors import InputError
+from core.runtime.files import existing_files, lock, write_bytes, write_csv, write_json
 
 LAST = "last.ckpt"
 

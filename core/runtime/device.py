@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core import ranks
-from core.command_line import require_file
-from core.errors import InputError
+from core.runtime import distributed as ranks
+from core.runtime.cli import require_file
+from core.runtime.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 

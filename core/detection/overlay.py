@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from core.annotations import FaceTable
-from core.speakers import short_name, track_step
+from core.detection.segments import short_name, track_step
+from core.formats.annotations import FaceTable
 
 SPEAKING, SILENT = np.array([115, 158, 0]), np.array([0, 60, 213])  # BGR; a green and a red that differ in lightness
 _LONGEST_NAME = 4  # letters

@@ -10,13 +10,13 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from core import ranks
-from core.checkpoint import TrainingRun
-from core.custom_transforms import normalise
-from core.errors import RunError
 from core.evaluation import average_precision, roc_auc, speaking_score
-from core.progress import progress
-from core.util import autocast, keep_freed_memory
+from core.runtime import distributed as ranks
+from core.runtime.checkpoint import TrainingRun
+from core.runtime.device import autocast, keep_freed_memory
+from core.runtime.errors import RunError
+from core.runtime.progress import progress
+from core.transforms import normalise
 
 # model, batch on the device -> named losses, logits (B, 2), labels (B,)
 Losses = Callable[[nn.Module, dict[str, torch.Tensor]], tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]
@@ -47,7 +47,8 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """One pass with gradient steps. Returns the mean of each loss, and AUC and AP of the predictions on the way.
 
-    Of several ranks, whose model is that of `core.ranks.parallel`, all return the same, over the samples of all.
+    Of several ranks, whose model is that of `core.runtime.distributed.parallel`, all return the same, over the samples
+    of all.
     Raises RunError, with the parts, as soon as a loss is not finite.
     """
     model.train()

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
-from core.annotations import NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE, FaceTable
 from core.evaluation import precision_recall, ranking_errors
-from core.files import replacing
+from core.formats.annotations import NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE, FaceTable
+from core.runtime.files import replacing
 
 plt.rcParams["text.parse_math"] = False  # names may have dollar signs
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core.annotations import FaceTable
-from core.audio import slice_bounds
 from core.config import MAX_MISSING_SECONDS, MAX_PICTURE_DELAY_SECONDS, SAMPLE_RATE
+from core.formats.annotations import FaceTable
 from core.io import read_wav, wav_length, wav_path, write_wav
-from core.jobs import Outcome
+from core.mfcc import slice_bounds
+from core.runtime.jobs import Outcome
 from core.video import film_sound, picture_delay
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from core import ranks
-from core.errors import InputError, one_line
-from core.files import write_bytes
-from core.progress import progress
+from core.runtime import distributed as ranks
+from core.runtime.errors import InputError, one_line
+from core.runtime.files import write_bytes
+from core.runtime.progress import progress
 
 FAILURES, NOTES = "failures.txt", "notes.txt"
 Item = TypeVar("Item")

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.annotations import SPEAKING_AUDIBLE, FaceTable, find_annotations
-from core.command_line import require_different, require_directory
 from core.config import data_inputs
-from core.errors import InputError, one_line
 from core.evaluation import FACES, WIDTHS, average_precision, breakdown, faces_group, roc_auc, width_group
-from core.files import write_json
+from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable, find_annotations
+from core.runtime.cli import require_different, require_directory
+from core.runtime.errors import InputError, one_line
+from core.runtime.files import write_json
 from core.video import FILM_SUFFIXES, Film, find_films
 
 BY_FACES, BY_WIDTH = "faces in the frame", "face width (pixels)"
@@ -255,7 +255,7 @@ def save(
 
 def draw(directory: Path, numbers: dict, scores: dict[str, np.ndarray], table: FaceTable) -> list[Path]:
     """The pictures of the report; those of single videos are of the last file's worst. Returns their paths."""
-    from core import plots  # matplotlib takes a second, and only pictures need it
+    from core.reports import plots  # matplotlib takes a second, and only pictures need it
 
     predictions = numbers["predictions"]
     drawn = {name: _between_0_and_1(values) for name, values in scores.items()}
