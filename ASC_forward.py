@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from core.config import ASC_forward_params, ASC_inputs_forward
-from core.dataset import ASCDataset
+from core.datasets import ASCDataset
+from core.formats.features import FeatureStore
 from core.inference import predict_films
-from core.io import FeatureStore
 from core.models import active_speakers_context
 from core.runtime import distributed as ranks
 from core.runtime.cli import Parser, describe, device_name, odd_positive, positive_int, run, seed

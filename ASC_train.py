@@ -12,8 +12,9 @@ speakers_<speakers>/: weights of every epoch, the log, and last.ckpt to go on fr
 import argparse
 
 from core.config import ASC_inputs, ASC_optimization_params
-from core.dataset import context_datasets, split_loaders
-from core.io import FeatureStore
+from core.datasets import context_datasets
+from core.formats.features import FeatureStore
+from core.loaders import split_loaders
 from core.models import active_speakers_context
 from core.runtime import distributed as ranks
 from core.runtime.checkpoint import TrainingRun, context_run_name

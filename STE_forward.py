@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from core.config import STE_forward_params, STE_inputs, annotation_csvs
-from core.dataset import ClipReader, drop_missing
+from core.datasets import ClipReader
 from core.formats.annotations import read_annotations
+from core.formats.clips import drop_missing
 from core.inference import encode_films
 from core.models import short_term_encoder
 from core.runtime import distributed as ranks

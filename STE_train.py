@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 from core.config import STE_inputs, STE_optimization_params
-from core.dataset import ClipReader, STEDataset, drop_missing, split_loaders
+from core.datasets import ClipReader, STEDataset
 from core.formats.annotations import read_annotations
+from core.formats.clips import drop_missing
+from core.loaders import split_loaders
 from core.models import short_term_encoder
 from core.runtime import distributed as ranks
 from core.runtime.checkpoint import TrainingRun

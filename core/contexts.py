@@ -8,6 +8,8 @@ import hashlib
 
 import numpy as np
 
+from core.formats.annotations import FaceTable
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -66,3 +68,35 @@ def draw_speakers(row_key: np.ndarray, candidate_key: np.ndarray, present: np.nd
     slot = np.where(slots < count[:, None], slots, refill.astype(np.int64))
     chosen = np.take_along_axis(order, slot, axis=1)
     return np.where(count[:, None] > 0, chosen, -1)
+
+
+class Contexts:
+    """Contexts of L moments by S speakers as arrays of row indices into a feature table."""
+
+    def __init__(self, table: FaceTable, clips: int, stride: int, speakers: int):
+        self.table, self.clips, self.stride, self.speakers = table, clips, stride, speakers
+        self._video_keys = name_keys(table.video_ids)
+        self._entity_keys = name_keys(table.entity_ids)
+        self._track_length = np.diff(table.track_start)
+        self._moment_rows = np.argsort(table.moment, kind="stable")
+        self._moment_start = np.searchsorted(table.moment[self._moment_rows], np.arange(table.moment.max() + 2))
+
+    def draw(self, rows: np.ndarray, seed: int) -> np.ndarray:
+        """(B, L, S) rows of the contexts of the given rows (B,), a pure function of the seed and who they are."""
+        table = self.table
+        keys = draw_keys(
+            seed, self._video_keys[table.video[rows]], self._entity_keys[table.entity[rows]], table.timestamp[rows]
+        )
+        start = self._moment_start[table.moment[rows]]
+        count = self._moment_start[table.moment[rows] + 1] - start
+        slots = np.arange(count.max())
+        at = np.minimum(start[:, None] + slots, len(table) - 1)
+        candidates = self._moment_rows[at]  # (B, C) rows of everybody at that moment
+        present = (slots < count[:, None]) & (candidates != rows[:, None])
+        candidate_keys = self._entity_keys[table.entity[candidates]]
+        chosen = draw_speakers(keys, candidate_keys, present, self.speakers)
+        others = np.where(chosen < 0, rows[:, None], np.take_along_axis(candidates, chosen, axis=1))
+        people = np.concatenate((rows[:, None], others), axis=1)  # (B, S)
+        entity = table.entity[people]
+        positions = window(table.position[people], self._track_length[entity], self.clips, self.stride)
+        return table.track_rows[table.track_start[entity][..., None] + positions].transpose(0, 2, 1)

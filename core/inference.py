@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.dataset import ASCDataset, ClipReader, STETrackDataset, clip_batches, item_loader
-from core.io import require_finite, write_predictions, writing_features
+from core.datasets import ASCDataset, ClipReader, STETrackDataset
+from core.formats.features import require_finite, writing_features
+from core.formats.predictions import write_predictions
+from core.loaders import clip_batches, item_loader
 from core.runtime.device import autocast, input_dtype
 from core.runtime.progress import progress
 
@@ -68,7 +70,7 @@ def predict_films(
 def encode(
     encoder: nn.Module, batches: Iterable[tuple], device: torch.device, precision: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows (B,), logits (B, 2) and features (B, 1024) float32 of what `core.dataset.clip_batches` makes."""
+    """Rows (B,), logits (B, 2) and features (B, 1024) float32 of what `core.loaders.clip_batches` makes."""
 
     def outputs() -> Iterator[tuple]:
         for rows, audio, video in batches:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from core.evaluation import average_precision, roc_auc, speaking_score
+from core.metrics import average_precision, roc_auc, speaking_score
 from core.runtime import distributed as ranks
 from core.runtime.checkpoint import TrainingRun
 from core.runtime.device import autocast, keep_freed_memory

@@ -19,12 +19,13 @@ import numpy as np
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import read_annotations
 from core.media.crops import cut_film, rows_to_cut
+from core.media.ffmpeg import find_films
+from core.media.reader import Film
 from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.runtime.errors import InputError
 from core.runtime.files import setting_behind
 from core.runtime.jobs import Outcome, report, run_jobs
 from core.runtime.provenance import saved_settings
-from core.video import Film, find_films
 
 CFG = "extract_face_crops_time_cfg.json"
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import read_annotations
-from core.io import wav_path
+from core.formats.clips import wav_path
 from core.media.audio import slice_sound
 from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, require_directory, run
 from core.runtime.errors import InputError

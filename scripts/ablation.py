@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core import ablation
 from core.config import ASC_optimization_params, annotation_csvs
 from core.formats.annotations import read_annotations
-from core.io import FeatureStore
+from core.formats.features import FeatureStore
 from core.reports.plots import plot_ablation
 from core.runtime.cli import (
     Parser,

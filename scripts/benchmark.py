@@ -44,10 +44,14 @@ from python_speech_features import mfcc
 
 from core.config import JPEG_QUALITY, SAMPLE_RATE, STE_FEATURES
 from core.contexts import window
-from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, clip_batches
+from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import BOX_COLUMNS, LABELS, OFFICIAL_SUFFIX, FaceTable, find_annotations, read_annotations
+from core.formats.clips import crop_path, read_crop, read_wav, wav_path
+from core.formats.features import FeatureStore, writing_features
+from core.formats.predictions import write_predictions
 from core.inference import encode
-from core.io import FeatureStore, crop_path, read_crop, read_wav, wav_path, write_predictions, writing_features
+from core.loaders import EpochSampler, clip_batches
+from core.media.ffmpeg import run_ffmpeg
 from core.mfcc import fit_clip
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime.cli import Parser, describe, device_name, positive_int, run
@@ -55,7 +59,6 @@ from core.runtime.device import device_label, get_device, input_dtype, keep_free
 from core.runtime.errors import InputError, RunError
 from core.runtime.files import replacing, write_bytes, write_json
 from core.transforms import evaluation_clip, normalise
-from core.video import run_ffmpeg
 
 ROOT = Path(__file__).resolve().parents[1]
 CORES = os.cpu_count() or 1

@@ -101,7 +101,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from core.video import Film
+from core.media.reader import Film
 import cv2
 
 directory, film, target = sys.argv[1:]

@@ -14,9 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import postprocessing_params
-from core.evaluation import join
 from core.formats.annotations import read_annotations
-from core.io import read_scores
+from core.formats.predictions import join, read_scores
 from core.reports import report
 from core.runtime.cli import Parser, describe, run
 

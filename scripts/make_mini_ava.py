@@ -33,11 +33,11 @@ from scipy.signal import lfilter, sosfilt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.formats.annotations import LABELS
+from core.media.ffmpeg import write_film
 from core.runtime.cli import Parser, positive_float, positive_int, run, seed
 from core.runtime.errors import InputError, RunError
 from core.runtime.files import existing_files, write_bytes, write_json
 from core.runtime.progress import progress
-from core.video import write_film
 
 FPS = 25
 SEGMENT_SECONDS = 60  # AVA numbers tracks within segments of this length: <video_id>_0900_0960:3

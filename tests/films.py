@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.video import ffmpeg_path
+from core.media.ffmpeg import ffmpeg_path
 
 WIDTH, HEIGHT = 128, 96
 H264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-x264-params", "bframes=3:b-adapt=0:keyint=50")

@@ -53,9 +53,10 @@ from oracle import (
 )
 from tqdm import tqdm
 
-import core.io
-from core.evaluation import join
+import core.formats.features
+import core.formats.predictions
 from core.formats.annotations import FaceTable, read_annotations
+from core.formats.predictions import join
 from core.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,7 +310,7 @@ def check_store(trial: Trial, files: dict[str, bytes]) -> bool:
     trial.write(files)
 
     def read() -> list[tuple]:
-        store = core.io.FeatureStore(trial.directory)
+        store = core.formats.features.FeatureStore(trial.directory)
         table, values = store.table, store.gather(np.arange(len(store.table)))
         columns = (column.tolist() for column in (table.video, table.entity, table.timestamp, table.label))
         return [
@@ -334,7 +335,11 @@ def check_predictions(trial: Trial, files: dict[str, bytes], truth: list[tuple])
 
     expected = (expected_scores if scores else expected_logits)(files)
     if not trial.judge(
-        lambda: rows((core.io.read_scores if scores else core.io.read_logits)(source)), expected, source
+        lambda: rows(
+            (core.formats.predictions.read_scores if scores else core.formats.predictions.read_logits)(source)
+        ),
+        expected,
+        source,
     ):
         return False
     video, videos = pd.factorize(np.array([key[0] for key in truth], object))
@@ -500,7 +505,8 @@ def main() -> int:
         "--keep", type=Path, default=Path(tempfile.gettempdir(), "fuzz_findings"), help="(default: %(default)s)"
     )
     args = parser.parse_args()
-    core.io.progress = lambda items, **_: items  # no bars within the bar
+    for module in (core.formats.features, core.formats.predictions):
+        module.progress = lambda items, **_: items  # no bars within the bar
     if "command_line" in args.what:
         for script in SCRIPTS:
             parser_of(script)

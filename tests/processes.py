@@ -24,7 +24,7 @@ from unittest import mock
 from conftest import ROOT
 
 LIBRARIES = (
-    *("core.media.crops", "core.dataset", "core.evaluation", "core.models", "core.training", "core.detection.pipeline"),
+    *("core.media.crops", "core.datasets", "core.metrics", "core.models", "core.training", "core.detection.pipeline"),
     *("core.reports.postprocessing", "core.detection.timeline"),
 )
 

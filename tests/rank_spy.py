@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import core.training
-from core.dataset import ASCDataset, STEDataset
+from core.datasets import ASCDataset, STEDataset
 
 directory, mode, *sys.argv = sys.argv[1:]
 rank = os.environ.get("RANK", "0")

@@ -15,8 +15,8 @@ from mini import (
     write_text,
 )
 
+from core.media.ffmpeg import ffmpeg_path
 from core.models import active_speakers_context, short_term_encoder
-from core.video import ffmpeg_path
 
 TRACKS = [
     Track("one:a", "0110", 0.4, "one"),

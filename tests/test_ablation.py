@@ -14,7 +14,7 @@ from mini import Track, digests, faces_of, noise_features, run_here, write_annot
 from core import ablation, baselines
 from core.config import ASC_optimization_params
 from core.formats.annotations import read_annotations
-from core.io import FeatureStore
+from core.formats.features import FeatureStore
 from core.models import ASC_Net, active_speakers_context
 
 PAPER = ablation.Variant()

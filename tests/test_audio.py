@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.contexts import window
-from core.io import read_wav, wav_length, write_wav
+from core.formats.clips import read_wav, wav_length, write_wav
 from core.mfcc import clip_bounds, clip_mfccs, fit_clip, mfccs, slice_bounds
 from core.runtime.errors import InputError
 

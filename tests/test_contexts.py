@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from mini import Face, Track, counting_features, faces_of, write_store
 from scipy.stats import chisquare
 
-from core.dataset import ASCDataset, Contexts, EpochSampler, batch_loader
+from core.contexts import Contexts
+from core.datasets import ASCDataset
 from core.formats.annotations import FaceTable
-from core.io import FeatureStore
+from core.formats.features import FeatureStore
+from core.loaders import EpochSampler, batch_loader
 
 CPU = torch.device("cpu")
 LIKELY = 1e-4  # p-value: the draws are fixed, so a test that passes once passes always

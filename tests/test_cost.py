@@ -27,12 +27,14 @@ from mini import (
 from scipy.ndimage import median_filter
 from torchvision.transforms.v2 import functional as F
 
-from core import dataset, evaluation, video
-from core.dataset import ASCDataset, ClipReader, EpochSampler, STEDataset, STETrackDataset, batch_loader, clip_batches
-from core.evaluation import smooth_tracks
+from core import datasets, metrics
+from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import FaceTable, read_annotations
-from core.io import FeatureStore
+from core.formats.features import FeatureStore
+from core.loaders import EpochSampler, batch_loader, clip_batches
 from core.media import crops
+from core.media.reader import Film
+from core.metrics import smooth_tracks
 from core.runtime.files import write_csv
 from core.runtime.jobs import Outcome
 from core.transforms import JITTER, fast_resize, jitter, resize
@@ -81,7 +83,7 @@ class TestCrops:
     def cut(self, monkeypatch, tmp_path):
         """Cut the faces at some moments of the film, two at each; what was asked of the film, and what came of it."""
         monkeypatch.setattr(CountedFilm, "calls", Counter())
-        monkeypatch.setattr(video.cv2, "VideoCapture", CountedFilm)
+        monkeypatch.setattr(cv2, "VideoCapture", CountedFilm)
 
         def cut(times: np.ndarray, seek_gap: float) -> tuple[Counter, Outcome]:
             monkeypatch.setattr(crops, "SEEK_GAP_SECONDS", seek_gap)
@@ -92,7 +94,7 @@ class TestCrops:
                 np.tile(BOX, (rows, 1)),
             )  # fmt: skip
             (tmp_path / "film.mp4").touch()
-            with video.Film(tmp_path / "film.mp4") as film:
+            with Film(tmp_path / "film.mp4") as film:
                 outcome = Outcome()
                 crops.cut_film(table, np.arange(rows), film, tmp_path / "out", outcome, lambda _: None)
             return CountedFilm.calls, outcome
@@ -124,8 +126,8 @@ def reader(inputs) -> ClipReader:
 def opened(monkeypatch) -> list[Path]:
     """Every crop that is opened from now on."""
     paths: list[Path] = []
-    original = dataset.read_crop
-    monkeypatch.setattr(dataset, "read_crop", lambda path: paths.append(path) or original(path))
+    original = datasets.read_crop
+    monkeypatch.setattr(datasets, "read_crop", lambda path: paths.append(path) or original(path))
     return paths
 
 
@@ -197,7 +199,7 @@ class TestContexts:
         assert sum(shape[0] for shape in shapes) == len(contexts)
 
     def test_features_held_on_a_device_make_the_same_batches(self, contexts, monkeypatch):
-        monkeypatch.setattr(dataset, "_ROWS_HELD", 7)
+        monkeypatch.setattr(datasets, "_ROWS_HELD", 7)
         keys = [(0, row) for row in range(len(contexts))]
         before = contexts.__getitems__(keys)
         contexts.hold_on(CPU)
@@ -236,7 +238,7 @@ def test_resizing_for_training_is_a_grey_level_off_at_most(size):
 
 @pytest.mark.parametrize("width", [3, 5, 101])
 def test_smoothing_equals_a_median_filter_of_every_track(width, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "_VALUES_AT_ONCE", 150)  # so that it takes several pieces
+    monkeypatch.setattr(metrics, "_VALUES_AT_ONCE", 150)  # so that it takes several pieces
     faces = sorted(faces_of(TRACKS), key=lambda face: face.time)
     table = read_annotations(write_annotations(tmp_path / "film-activespeaker.csv", faces))
     values = np.random.default_rng(0).normal(size=(len(table), 2)).astype(np.float32)

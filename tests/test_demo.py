@@ -13,8 +13,8 @@ import torch
 from conftest import ROOT, run_script
 
 from core.detection.tracks import overlap
-from core.formats.annotations import SPEAKING_AUDIBLE, read_annotations
-from core.io import FeatureStore
+from core.formats.annotations import read_annotations
+from core.formats.features import FeatureStore
 
 STE, ASC = "models/ste_encoder/24.pth", "models/ASC_len_11_stride_4_speakers_3/3.pth"
 
@@ -105,7 +105,7 @@ def spoken(root: Path, found: Path, entity_of: dict[str, str] | None = None) -> 
             mine = table.entity == table.entity_ids.index(name)
             for part in track["speaking"]:
                 said |= mine & (table.timestamp >= part["start"] - 1e-6) & (table.timestamp < part["end"] - 1e-6)
-    true = table.label == SPEAKING_AUDIBLE
+    true = table.is_speaking
     return float((said & true).sum() / 25), float((said | true).sum() / 25)
 
 

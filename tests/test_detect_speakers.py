@@ -42,8 +42,9 @@ import core.detection.tracks
 from core.config import tracking_params
 from core.detection.shots import row_rate
 from core.formats.annotations import read_annotations
-from core.io import read_scores
-from core.video import Film, ffmpeg_path, film_sound
+from core.formats.predictions import read_scores
+from core.media.ffmpeg import ffmpeg_path, film_sound
+from core.media.reader import Film
 
 SCRIPT = "scripts/detect_speakers.py"
 SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0)

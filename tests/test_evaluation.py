@@ -37,20 +37,11 @@ from mini import (
 from PIL import Image
 
 from core import config
-from core.evaluation import (
-    average_precision,
-    breakdown,
-    faces_group,
-    join,
-    ranking_errors,
-    roc_auc,
-    smooth_tracks,
-    speaking_score,
-    width_group,
-)
 from core.formats.annotations import FaceTable, read_annotations
-from core.io import read_logits
+from core.formats.predictions import join, read_logits
+from core.metrics import average_precision, ranking_errors, roc_auc, smooth_tracks, speaking_score
 from core.reports import plots
+from core.reports.report import breakdown, faces_group, width_group
 from core.runtime.errors import InputError
 
 

@@ -15,13 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config import tracking_params
-from core.detection.shots import Shots, find_shots, row_rate
+from core.detection.shots import Shots, find_shots, row_rate, scene_scores
 from core.detection.tracks import FaceDetector, Track, face_table, find_tracks, link, overlap
 from core.formats.annotations import read_annotations
-from core.io import official_frame
+from core.media.reader import Film
 from core.runtime.errors import InputError
 from core.runtime.files import write_csv
-from core.video import Film, scene_scores
 
 FOREVER = float("inf")
 
@@ -507,7 +506,7 @@ def test_rows_of_tracks_go_through_a_csv(drawn, tmp_path):
     table = face_table("a film, 50 %", found)
     assert table.entity_ids == [f"a film, 50 %:{number}" for number in (1, 2, 3)]
     assert set(table.label.tolist()) == {0}
-    write_csv(tmp_path / "rows.csv", official_frame(table), header=False)
+    write_csv(tmp_path / "rows.csv", table.official_columns(), header=False)
     again = read_annotations(tmp_path / "rows.csv")
     assert again.entity_ids == table.entity_ids
     for name in ("video", "entity", "timestamp", "label", "box"):

@@ -27,7 +27,7 @@ from mini import (
 from processes import Running, Trouble, kill, run, samples
 from stages import DATA, FORWARD, TRACKS, TRAINING, command, make_inputs, results
 
-from core.video import ffmpeg_path
+from core.media.ffmpeg import ffmpeg_path
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,12 @@ def assert_tidy(out: Path) -> None:
     assert [name for name in files_under(out) if ".partial" in name] == []
 
 
+WRITES_CSV = {
+    "STE_forward.py": "core.formats.features.write_csv",
+    "ASC_forward.py": "core.formats.predictions.write_csv",
+}
+
+
 # Killed
 
 MOMENTS_OF_TRAINING = [
@@ -99,11 +105,11 @@ MOMENTS = {
     "data/extract_face_crops_time.py": [("cv2.imencode", 5), ("os.replace", 9), ("pathlib.Path.write_bytes", 30)],
     "STE_forward.py": [
         ("numpy.lib.format.open_memmap", 1),
-        ("core.io.write_csv", 1),  # the features are there, the csv is not
+        (WRITES_CSV["STE_forward.py"], 1),  # the features are there, the csv is not
         ("os.replace", 3),
         ("core.inference._arrived", 2),
     ],
-    "ASC_forward.py": [("core.io.write_csv", 1), ("os.replace", 2), ("os.replace", 3)],
+    "ASC_forward.py": [(WRITES_CSV["ASC_forward.py"], 1), ("os.replace", 2), ("os.replace", 3)],
 }
 
 
@@ -161,7 +167,7 @@ INTERRUPTIONS = {
     "STE_train.py": ("torch.optim.Adam.step", 2),
     "ASC_train.py": ("torch.optim.Adam.step", 9),
     "STE_forward.py": ("core.inference._arrived", 1),
-    "ASC_forward.py": ("core.io.write_csv", 2),
+    "ASC_forward.py": (WRITES_CSV["ASC_forward.py"], 2),
     "data/extract_audio_tracks.py": ("core.media.audio.film_sound", 1),
     "data/slice_audio_tracks.py": ("wave.Wave_write.writeframesraw", 2),
     "data/extract_face_crops_time.py": ("cv2.imencode", 3),
@@ -273,7 +279,7 @@ def test_two_at_once_with_networks_the_second_is_refused(script, root, undisturb
     """Their files depend on each other, or on settings that only one of them can have."""
     whole, out = undisturbed(script), tmp_path / "out"
     again = ("--resume",) if script in TRAINING else ()
-    place = "torch.save" if script in TRAINING else "core.io.write_csv"
+    place = "torch.save" if script in TRAINING else WRITES_CSV[script]
     first = Running(tmp_path / "first", *command(script, root, out), *again, trouble=Trouble(stop_at=(place, 1)))
     first.until_stopped()
     second = run(tmp_path / "second", *command(script, root, out), *again)
@@ -290,7 +296,10 @@ def test_what_another_process_did_meanwhile_is_not_undone(script, root, undistur
     whole, out = undisturbed(script), tmp_path / "out"
     again = ("--resume",) if script in TRAINING else ()
     slow = Running(
-        tmp_path / "slow", *command(script, root, out), *again, trouble=Trouble(stop_at=("core.io.FeatureStore", 1))
+        tmp_path / "slow",
+        *command(script, root, out),
+        *again,
+        trouble=Trouble(stop_at=("core.formats.features.FeatureStore", 1)),
     )
     slow.until_stopped()
     quick = run(tmp_path / "quick", *command(script, root, out), *again)
@@ -300,7 +309,10 @@ def test_what_another_process_did_meanwhile_is_not_undone(script, root, undistur
     assert results(out) == whole.files
     # Where there is a directory already, the second waits for the first.
     slow = Running(
-        tmp_path / "slow", *command(script, root, out), *again, trouble=Trouble(stop_at=("core.io.FeatureStore", 1))
+        tmp_path / "slow",
+        *command(script, root, out),
+        *again,
+        trouble=Trouble(stop_at=("core.formats.features.FeatureStore", 1)),
     )
     slow.until_stopped()
     assert_refused(run(tmp_path / "quick", *command(script, root, out), *again), out, "another process")
@@ -362,7 +374,7 @@ def test_memory_and_open_files_stay_level_over_fifty_films(root, tmp_path):
     tracks = [Track(f"film{number}:a", "0110", 1.0, f"film{number}") for number in range(50)]
     write_encoder_inputs(tmp_path, "val", tracks)
     write_store(tmp_path / "features", faces_of(tracks), noise_features)
-    for script, place in (("STE_forward.py", "core.io.write_csv"), ("ASC_forward.py", "core.io.write_csv")):
+    for script, place in WRITES_CSV.items():
         arguments = command(script, tmp_path, tmp_path / script)
         arguments[arguments.index("--weights") + 1] = root / f"{script[:3]}.pth"
         result = run(tmp_path / "printed", *arguments, trouble=Trouble(sample_at=place))

@@ -29,7 +29,8 @@ from mini import (
 
 from core.formats import annotations
 from core.formats.annotations import FaceTable, read_annotations
-from core.io import FeatureStore, read_logits, write_predictions, writing_features
+from core.formats.features import FeatureStore, writing_features
+from core.formats.predictions import read_logits, write_predictions
 from core.runtime.errors import InputError
 from core.runtime.files import existing_files, replacing, write_bytes, write_json
 

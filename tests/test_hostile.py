@@ -24,7 +24,8 @@ from mini import (
 )
 from processes import Trouble, run, samples
 
-from core.io import read_crop, read_logits
+from core.formats.clips import read_crop
+from core.formats.predictions import read_logits
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime.device import load_checkpoint
 from core.runtime.errors import InputError

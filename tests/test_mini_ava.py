@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.baselines import score_clue
-from core.video import Film, ffmpeg_path, film_sound
+from core.ablation import score_clue
+from core.media.ffmpeg import ffmpeg_path, film_sound
+from core.media.reader import Film
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_mini_ava.py"
 SECONDS = 6

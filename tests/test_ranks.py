@@ -25,7 +25,7 @@ from mini import Track, digests, files_under, read_csv, read_json, write_text
 from processes import Trouble, free_port, run, run_ranks, start_ranks
 from stages import DATA, FORWARD, TRAINING, command, make_inputs, results
 
-from core.dataset import Batches, EpochSampler
+from core.loaders import Batches, EpochSampler
 from core.runtime import distributed as ranks
 
 TRACKS = [
@@ -156,7 +156,8 @@ class TestForwardAndData:
     @pytest.mark.parametrize("script", [DATA[0], "STE_forward.py"])
     def test_every_rank_has_a_share(self, root, alone_of, tmp_path, script):
         """Rank 1 dies at its first file, so what is there is rank 0's: some films, not all and not none."""
-        trouble = {1: Trouble(kill_at=("core.io.replacing", 1))}
+        module = "clips" if script == DATA[0] else "features"
+        trouble = {1: Trouble(kill_at=(f"core.formats.{module}.replacing", 1))}
         ended = run_ranks(tmp_path / "ranks", 2, *command(script, root, tmp_path / "out"), troubles=trouble)
         assert ended[1].returncode == -signal.SIGKILL
         made = {Path(name).stem for name in results(tmp_path / "out")} & {track.video for track in TRACKS}
@@ -431,7 +432,7 @@ class TestDeath:
         [
             (0, "ASC_train.py", ("torch.optim.Adam.step", 5)),
             (1, "ASC_train.py", ("core.training.evaluate", 2)),
-            (1, "ASC_forward.py", ("core.io.write_csv", 1)),
+            (1, "ASC_forward.py", ("core.formats.predictions.write_csv", 1)),
         ],
     )
     def test_of_one_ends_all_and_the_rest_is_done_by_fewer(self, root, alone_of, tmp_path, victim, script, moment):

@@ -21,7 +21,7 @@ from core.detection.overlay import SILENT, SPEAKING, colour, mark_face, marked_f
 from core.detection.segments import Segment, describe_tracks, segments, short_name, track_step, write_rttm, write_tracks
 from core.detection.timeline import LANES, plot_timeline
 from core.formats.annotations import FaceTable, read_annotations
-from core.io import read_scores
+from core.formats.predictions import read_scores
 from core.runtime.errors import InputError
 
 FRAME = (640, 360)  # width, height

@@ -38,17 +38,11 @@ from python_speech_features import mfcc
 from scipy.stats import chisquare
 from torch import nn
 
-import core.dataset
-from core.dataset import (
-    ClipReader,
-    EpochSampler,
-    STEDataset,
-    STETrackDataset,
-    batch_loader,
-    clip_batches,
-    drop_missing,
-)
+import core.datasets
+from core.datasets import ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import read_annotations
+from core.formats.clips import drop_missing
+from core.loaders import EpochSampler, batch_loader, clip_batches
 from core.models import ASC_Net, TwoStreamResNet
 from core.runtime.checkpoint import TrainingRun
 from core.runtime.errors import RunError
@@ -559,7 +553,7 @@ class TestClipsOfTheForwardPass:
     @pytest.mark.parametrize("rows_at_once", [512, 4, 3], ids=lambda rows: f"pieces of {rows}")
     def test_equal_single_clips(self, encoder_inputs, monkeypatch, clip_length, rows_at_once):
         """Across tracks, and for tracks longer than what is read at once."""
-        monkeypatch.setattr(core.dataset, "ROWS_AT_ONCE", rows_at_once)
+        monkeypatch.setattr(core.datasets, "ROWS_AT_ONCE", rows_at_once)
         table = read_annotations(encoder_inputs / "train.csv")
         directories = encoder_inputs / "wavs" / "train", encoder_inputs / "crops" / "train"
         clips = clips_by_row(ClipReader(table, *directories, clip_length))

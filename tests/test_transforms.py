@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.stats import chi2, kstest
 
 from core import transforms as custom_transforms
-from core.io import read_crop
+from core.formats.clips import read_crop
 from core.transforms import evaluation_clip, normalise, random_box, resize, to_array, training_clip
 
 SIZE = 144

@@ -20,8 +20,9 @@ from PIL import Image
 
 from core.config import SEEK_GAP_SECONDS
 from core.media.crops import crop_face
+from core.media.ffmpeg import ffmpeg_path, film_sound, find_films
+from core.media.reader import Film
 from core.runtime.errors import InputError
-from core.video import Film, ffmpeg_path, film_sound, find_films
 
 FPS = ("25", "30000/1001", "24000/1001")
 NEVER = 1e9  # seconds between two frames that would make a reader seek

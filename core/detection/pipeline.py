@@ -11,25 +11,28 @@ from PIL import Image
 from torch import nn
 
 from core.config import SAMPLE_RATE, tracking_params
-from core.dataset import ASCDataset, ClipReader, drop_missing
+from core.datasets import ASCDataset, ClipReader
 from core.detection.overlay import marked_frames
 from core.detection.segments import SCHEMA_VERSION, describe_tracks, track_step, write_rttm, write_tracks
 from core.detection.shots import FASTEST_ROWS, SLOWEST_ROWS, Shots, find_shots
 from core.detection.tracks import FaceDetector, face_table, find_tracks
-from core.evaluation import join, smooth_tracks, speaking_score
 from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
+from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
 from core.formats.csv_table import check_name
+from core.formats.features import FeatureStore
+from core.formats.predictions import join, read_logits
 from core.inference import encode_films, predict_films
-from core.io import FeatureStore, crop_path, official_frame, read_crop, read_logits, wav_path
 from core.media.audio import extract_sound, slice_sound
 from core.media.crops import cut_film, rows_to_cut
+from core.media.ffmpeg import has_sound, sound_with_picture, write_film
+from core.media.reader import Film
+from core.metrics import smooth_tracks, speaking_score
 from core.runtime.device import sha256
 from core.runtime.errors import InputError, RunError, one_line
 from core.runtime.files import existing_files, setting_behind, write_bytes, write_csv, write_json
 from core.runtime.jobs import FAILURES, Outcome, write_list
 from core.runtime.progress import progress
 from core.runtime.steps import Steps
-from core.video import Film, has_sound, sound_with_picture, write_film
 
 SPLIT = "val"  # what the film's rows are filed under, so that the numbered stages find them too
 CFG = "detect_speakers_cfg.json"
@@ -43,8 +46,8 @@ class OwnVideo:
     """A film, and the directory of what is found in it.
 
     `<output_dir>/work` is laid out as ASC_DATA_ROOT is, and keeps what each step made: see `core.runtime.steps.Steps`.
-    The steps are called in the order they stand in. Raises InputError where the film cannot be opened or has no sound, and
-    where the directory holds what must not be written over.
+    The steps are called in the order they stand in. Raises InputError where the film cannot be opened or has no sound,
+    and where the directory holds what must not be written over.
     """
 
     def __init__(self, film: Path, output_dir: Path, settings: dict):
@@ -114,7 +117,7 @@ class OwnVideo:
         def work() -> None:
             with Film(self.film) as film:
                 table = face_table(self.video_id, find_tracks(film, self.shots, detector))
-            write_csv(self.csv, official_frame(table), header=False)
+            write_csv(self.csv, table.official_columns(), header=False)
 
         self._do("tracks", [detector.digest, tracking_params], [self.csv], work)
 
@@ -125,7 +128,7 @@ class OwnVideo:
             named = ", ".join(table.video_ids[:3])
             raise InputError(f"{source}: rows of {named}, but none of {self.video_id}, as the film is called")
         table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
-        frame = official_frame(table)
+        frame = table.official_columns()
         self._do("tracks", ["given", table.digest()], [self.csv], lambda: write_csv(self.csv, frame, header=False))
         steps = [track_step(times) for _, times in frame.groupby("entity_id")["frame_timestamp"] if len(times) > 1]
         rate = 1 / float(np.median(steps)) if steps else SLOWEST_ROWS

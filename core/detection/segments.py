@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
-from core.io import official_frame
 from core.runtime.files import write_bytes, write_csv
 
 _ROW_SECONDS = 0.04
@@ -107,5 +106,5 @@ def write_tracks(path: Path, table: FaceTable, scores: np.ndarray, threshold: fl
     Such a file can be read wherever annotations are, once somebody has corrected it.
     """
     speaks = np.where(scores >= threshold, SPEAKING_AUDIBLE, NOT_SPEAKING)
-    frame = official_frame(table).assign(label=np.array(LABELS, object)[speaks], score=scores)
+    frame = table.official_columns().assign(label=np.array(LABELS, object)[speaks], score=scores)
     write_csv(path, frame, header=True)

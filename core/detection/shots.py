@@ -1,18 +1,24 @@
 """When a film is looked at: its cuts, and the times of its rows."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from core.config import tracking_params
+from core.media.ffmpeg import _ffmpeg, _source
+from core.media.reader import Film, follows, is_timed
 from core.runtime.progress import progress
-from core.video import Film, follows, scene_scores
 
 # The steps between rows of AVA are 0.03 to 0.05 s; what the networks make of others, nobody has measured.
 SLOWEST_ROWS, USUAL_ROWS, FASTEST_ROWS = 20.0, 25.0, 100 / 3  # a second
 
 _HAIR = 1e-5  # seconds, by which clocks differ that mean the same
+
+_TICKS = 1_000_000  # a second
+_SCENE_WIDTH = 320  # pixels of a frame in which a cut is looked for: fine enough to see it, and fast
 
 
 def row_rate(fps: float) -> float:
@@ -79,3 +85,25 @@ def find_shots(film: Path) -> Shots:
     if abs(fps / nominal - 1) < 1e-3:  # else the film says something else than its clock: its rate varies, or it lies
         fps = nominal
     return Shots(last + 1 / fps, last + half, fps, cuts, begins, nominal, steady)
+
+
+def scene_scores(film: Path) -> Iterator[tuple[float, float]]:
+    """How much each frame differs from the one before it: ffmpeg's scene score, 0 to 1, and the frame's time.
+
+    Times are in seconds from the first frame, as those of `Film`. Raises ValueError where there is no picture or no
+    film.
+    """
+    with Film(film) as opened:
+        fps = opened.fps
+    scale = f"scale={_SCENE_WIDTH}:-2:flags=fast_bilinear,settb=1/{_TICKS}"  # whole ticks, as seconds may be rounded
+    scores = f"{scale},select='gte(scene,0)',metadata=mode=print:file=-"
+    with _ffmpeg(*_source(film), "-map", "0:V:0", "-vf", scores, "-f", "null", "-") as process:
+        time, zero, count = 0.0, None, 0
+        for line in process.stdout:
+            if found := re.search(rb"pts: *(-?\d+)", line):
+                moment = int(found[1]) / _TICKS
+                zero = moment if zero is None else zero
+                time = moment - zero if is_timed(film) else count / fps
+            elif found := re.search(rb"scene_score=([\d.]+)", line):
+                count += 1
+                yield time, float(found[1])

@@ -11,10 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from core.config import tracking_params
 from core.detection.shots import Shots
 from core.formats.annotations import NOT_SPEAKING, FaceTable
+from core.media.reader import Film
 from core.runtime.device import sha256
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
-from core.video import Film
 
 _LEAST_PIXELS = 2  # of a side of a box: what is smaller can round to nothing
 

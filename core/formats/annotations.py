@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from core.formats.csv_table import read_table
 from core.runtime.errors import InputError
@@ -104,6 +105,34 @@ class FaceTable:
             digest.update(b"" if column is None else np.ascontiguousarray(column))
         return digest.hexdigest()
 
+    @cached_property
+    def is_speaking(self) -> np.ndarray:
+        """(N,) bool: the label is SPEAKING_AUDIBLE, which is what the networks predict."""
+        return self.label == SPEAKING_AUDIBLE
+
+    def keys(self, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+        """The columns that identify a row across files: video_id, frame_timestamp, entity_id."""
+        return pd.DataFrame(
+            {
+                "video_id": np.array(self.video_ids, object)[self.video[rows]],
+                "frame_timestamp": self.timestamp[rows],
+                "entity_id": np.array(self.entity_ids, object)[self.entity[rows]],
+            }
+        )
+
+    def row_name(self, row: int) -> str:
+        """How messages refer to a row: entity, timestamp and video."""
+        entity, video = self.entity_ids[self.entity[row]], self.video_ids[self.video[row]]
+        return f"{entity} at {self.timestamp[row]} s of {video}"
+
+    def official_columns(self, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+        """The eight columns of the official csv files."""
+        frame = self.keys(rows)
+        for column, name in enumerate(BOX_COLUMNS):
+            frame.insert(2 + column, name, self.box[rows, column])
+        frame.insert(6, "label", np.array(LABELS, object)[self.label[rows]])
+        return frame
+
     def keep(self, rows: np.ndarray) -> "FaceTable":
         """The table of some of the rows (a mask or indices), numbering of tracks and videos unchanged.
 
@@ -177,7 +206,7 @@ def read_annotations(source: str | Path) -> FaceTable:
     check_tracks(table, place)
     begin, _ = table.track_spans()
     spoken = np.zeros(table.moment.max() + 1, bool)
-    spoken[table.moment[label == SPEAKING_AUDIBLE]] = True
+    spoken[table.moment[table.is_speaking]] = True
     table.track_begin, table.speech = begin, spoken[table.moment]
     return table
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from core.config import MAX_MISSING_SECONDS, MAX_PICTURE_DELAY_SECONDS, SAMPLE_RATE
 from core.formats.annotations import FaceTable
-from core.io import read_wav, wav_length, wav_path, write_wav
+from core.formats.clips import read_wav, wav_length, wav_path, write_wav
+from core.media.ffmpeg import film_sound, picture_delay
 from core.mfcc import slice_bounds
 from core.runtime.jobs import Outcome
-from core.video import film_sound, picture_delay
 
 
 def shift_sound(pieces: Iterable[np.ndarray], seconds: float, until: float = 0.0) -> Iterator[np.ndarray]:

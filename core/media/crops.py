@@ -8,10 +8,10 @@ import numpy as np
 
 from core.config import JPEG_QUALITY, SEEK_GAP_SECONDS
 from core.formats.annotations import FaceTable
-from core.io import crop_name, crop_path, timestamp_name
+from core.formats.clips import crop_name, crop_path, timestamp_name
+from core.media.reader import Film
 from core.runtime.files import existing_files, write_bytes
 from core.runtime.jobs import Outcome
-from core.video import Film
 
 
 def rows_to_cut(table: FaceTable, rows: np.ndarray, output_dir: Path) -> np.ndarray:

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
-from core.evaluation import precision_recall, ranking_errors
 from core.formats.annotations import NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE, FaceTable
+from core.metrics import precision_recall, ranking_errors
 from core.runtime.files import replacing
 
 plt.rcParams["text.parse_math"] = False  # names may have dollar signs
@@ -83,7 +83,7 @@ def label_outside(panels: np.ndarray, count: int, xlabel: str, ylabel: str) -> N
 
 def plot_precision_recall(path: Path, scores: dict[str, np.ndarray], table: FaceTable, legend: dict[str, str]) -> Path:
     """One curve per prediction, name -> scores (N,); legend: name -> text. Returns the path."""
-    positive = table.label == SPEAKING_AUDIBLE
+    positive = table.is_speaking
     figure, axes = plt.subplots(figsize=(6, 5 + 0.2 * len(scores)), layout="constrained")
     curves = []
     for number, values in enumerate(scores.values()):
@@ -178,7 +178,7 @@ def plot_scores(
     """
     rows = table.rows_of_video(video)
     values = list(scores.values())[-1]
-    wrong = ranking_errors(values[rows], table.label[rows] == SPEAKING_AUDIBLE)
+    wrong = ranking_errors(values[rows], table.is_speaking[rows])
     tracks, track_of = np.unique(table.entity[rows], return_inverse=True)
     worst = np.argsort(-np.bincount(track_of, wrong), kind="stable")[:MAX_LANES]
     means = {tracks[index]: wrong[track_of == index].mean() for index in worst}

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from core.config import postprocessing_params
-from core.evaluation import join, smooth_tracks, speaking_score
 from core.formats.annotations import read_annotations
-from core.io import read_logits, write_scores
+from core.formats.predictions import join, read_logits, write_scores
+from core.metrics import smooth_tracks, speaking_score
 from core.reports import report
 from core.runtime.cli import Parser, describe, odd_window, require_different
 from core.runtime.files import write_json

@@ -14,14 +14,17 @@ import numpy as np
 import pandas as pd
 
 from core.config import data_inputs
-from core.evaluation import FACES, WIDTHS, average_precision, breakdown, faces_group, roc_auc, width_group
-from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable, find_annotations
+from core.formats.annotations import FaceTable, find_annotations
+from core.media.ffmpeg import FILM_SUFFIXES, find_films
+from core.media.reader import Film
+from core.metrics import average_precision, roc_auc
 from core.runtime.cli import require_different, require_directory
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import write_json
-from core.video import FILM_SUFFIXES, Film, find_films
 
 BY_FACES, BY_WIDTH = "faces in the frame", "face width (pixels)"
+FACES = ("1", "2", "3", "more")  # in the frame
+WIDTHS = ("< 64", "64 to 128", "> 128")  # of the face, in pixels
 WORST = 5  # videos of each file that are named
 _NAMED = 5  # videos without positives that are named; the others are counted
 
@@ -87,7 +90,7 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
 
     Raises InputError without positives, and where films are asked for that are missing or broken.
     """
-    positive = table.label == SPEAKING_AUDIBLE
+    positive = table.is_speaking
     predictions = {
         name: {"mAP": average_precision(values, positive), "auc": _or_none(roc_auc(values, positive))}
         for name, values in scores.items()
@@ -166,6 +169,33 @@ def labels_of(names: Sequence[str]) -> dict[str, str]:
     while len(names) > 1 and all(len(own) > shared + 1 and own[shared] == parts[0][shared] for own in parts):
         shared += 1
     return {name: one_line(Path(*own[shared:]) if shared else name) for name, own in zip(names, parts, strict=True)}
+
+
+def breakdown(scores: np.ndarray, table: FaceTable, group: np.ndarray, names: Sequence[str]) -> dict[str, dict]:
+    """AP of the rows of each group, group (N,) an index into the names: name -> rows, positives, AP (or None).
+
+    The rows are sorted by group once, so that many groups (videos) cost no more than few.
+    """
+    positive = table.is_speaking
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(len(names) + 1))
+    result = {}
+    for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
+        rows = order[start:stop]
+        value = average_precision(scores[rows], positive[rows]) if positive[rows].any() else None
+        result[name] = {"rows": len(rows), "positives": int(positive[rows].sum()), "mAP": value}
+    return result
+
+
+def faces_group(table: FaceTable) -> np.ndarray:
+    """(N,) index into FACES: how many faces share the row's frame."""
+    return np.minimum(np.bincount(table.moment)[table.moment], len(FACES)) - 1
+
+
+def width_group(table: FaceTable, film_widths: np.ndarray) -> np.ndarray:
+    """(N,) index into WIDTHS; film_widths (V,) in pixels."""
+    pixels = ((table.box[:, 2] - table.box[:, 0]) * film_widths[table.video]).round(6)
+    return np.where(pixels < 64, 0, np.where(pixels <= 128, 1, 2))
 
 
 # Tables

@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from core.formats.annotations import FaceTable
-from core.io import holds_rows
+from core.formats.predictions import holds_rows
 from core.runtime import distributed as ranks
 from core.runtime.errors import InputError
 from core.runtime.files import existing_files, lock, setting_behind, write_json

@@ -1,146 +1,22 @@
-"""The formats between the stages: crops, wavs, the feature store, predictions."""
+"""The feature store: what the short-term encoder writes for every row."""
 
 import contextlib
 import json
 import os
 import resource
-import stat
 import warnings
-import wave
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from core.config import SAMPLE_RATE, STE_FEATURES
-from core.formats.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable, check_tracks
+from core.config import STE_FEATURES
+from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable, check_tracks
 from core.formats.csv_table import first_fields, read_table
 from core.runtime.errors import InputError
 from core.runtime.files import existing_files, replacing, setting_behind, write_csv
 from core.runtime.progress import progress
-
-MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
-Image.MAX_IMAGE_PIXELS = None  # it is looked at here, where Pillow would only warn
-_UNKNOWN_LENGTH = 2**30 - 1024  # frames; ffmpeg puts 2^32 - 1 bytes in the header of a wav it writes to a pipe
-
-
-# Crops and wavs
-
-
-def timestamp_name(timestamp: float) -> str:
-    """How a timestamp in seconds is spelt in paths and files: 1080 -> "1080.0"."""
-    return str(float(timestamp))
-
-
-def crop_name(timestamp: float) -> str:
-    return f"{timestamp_name(timestamp)}.jpg"
-
-
-def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:
-    return Path(directory, entity_id, crop_name(timestamp))
-
-
-def wav_path(directory: str | Path, name: str) -> Path:
-    return Path(directory, f"{name}.wav")
-
-
-def read_crop(path: Path) -> Image.Image:
-    """An RGB image. Raises InputError naming the file if it is missing, broken or too large."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_IMAGE_PIXELS:
-            raise ValueError(f"{found.st_size} bytes" if found.st_size else "not a file")
-        data = BytesIO(path.read_bytes())  # Pillow reads a file in many small pieces
-        with Image.open(data, formats=("JPEG", "PNG")) as image:  # some of the others start programs
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels")
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = error.strerror if isinstance(error, FileNotFoundError) else f"cannot be read as an image: {error}"
-        raise InputError(f"{path}: {reason}") from None
-
-
-@contextlib.contextmanager
-def _open_wav(path: Path) -> Iterator[wave.Wave_read]:
-    try:
-        with wave.open(str(path), "rb") as file:
-            found = (file.getframerate(), 8 * file.getsampwidth(), file.getnchannels())
-            if found != (SAMPLE_RATE, 16, 1):
-                text = f"{found[0]} Hz, {found[1]} bit, {found[2]} channels"
-                raise InputError(f"{path}: {text}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel")
-            if file.getnframes() >= _UNKNOWN_LENGTH:
-                raise InputError(f"{path}: its header tells no length, as it was written to a pipe; write it to a file")
-            if os.path.getsize(path) < 44 + 2 * file.getnframes():  # 44 bytes: the shortest header
-                raise InputError(f"{path}: cut off in the middle")
-            yield file
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (wave.Error, EOFError, RuntimeError, ValueError) as error:
-        reason = f"{error or 'broken'}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel"
-        raise InputError(f"{path}: cannot be read as a wav: {reason}") from None
-
-
-def wav_length(path: Path) -> int:
-    """Samples in a 16 kHz mono 16-bit wav. Raises InputError for any other kind of file."""
-    with _open_wav(path) as file:
-        return file.getnframes()
-
-
-def read_wav(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Samples start:stop of a 16 kHz mono 16-bit wav, (n,) int16; only these are read. Raises InputError."""
-    with _open_wav(path) as file:
-        length = file.getnframes()
-        start, stop = min(start, length), length if stop is None else min(stop, length)
-        file.setpos(start)
-        samples = np.frombuffer(file.readframes(max(stop - start, 0)), "<i2")
-    if len(samples) < stop - start:
-        raise InputError(f"{path}: cut off in the middle")
-    return samples
-
-
-def write_wav(path: Path, pieces: Iterable[np.ndarray]) -> None:
-    """Write sound that comes in pieces (n,) int16 as 16 kHz mono 16-bit wav."""
-    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        for samples in pieces:
-            file.writeframesraw(samples.astype("<i2", copy=False).tobytes())
-
-
-@dataclass
-class Missing:
-    """What a table lacks on disk: which rows (N,), how many files of each kind, and the first few of them."""
-
-    rows: np.ndarray
-    crops: int = 0
-    wavs: int = 0
-    examples: list[Path] = field(default_factory=list)
-
-
-def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
-    """Look for the crop of every row and the wav of every track."""
-    missing = Missing(np.zeros(len(table), bool))
-    wavs = existing_files(audio_dir)
-    for entity in progress(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
-        rows, name = table.rows_of_track(entity), table.entity_ids[entity]
-        if len(rows) and f"{name}.wav" not in wavs:
-            missing.rows[rows] = True
-            missing.wavs += 1
-            if missing.wavs <= 2:
-                missing.examples.append(wav_path(audio_dir, name))
-        crops = existing_files(video_dir / name)
-        for row in rows[[crop_name(timestamp) not in crops for timestamp in table.timestamp[rows]]]:
-            missing.rows[row] = True
-            missing.crops += 1
-            if missing.crops <= 2:
-                missing.examples.append(crop_path(video_dir, name, table.timestamp[row]))
-    return missing
-
-
-# Features of the short-term encoder
 
 _FEATURE_COLUMNS = {
     "video_id": "id",
@@ -150,8 +26,6 @@ _FEATURE_COLUMNS = {
     "logit_0": "number",
     "logit_1": "number",
 }
-
-
 _STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "rough number", "logit_1": "rough number"}  # it only checks them
 _TEXT_COLUMNS = [*_FEATURE_COLUMNS, "features"]  # the released implementation's files have no header
 
@@ -177,8 +51,8 @@ def writing_features(
         yield logits, features
         require_finite(table, rows, logits, directory)
         features.flush()
-    frame = join_keys(table, rows)
-    frame["label_id"] = (table.label[rows] == SPEAKING_AUDIBLE).astype(float if text else int)
+    frame = table.keys(rows)
+    frame["label_id"] = table.is_speaking[rows].astype(float if text else int)
     frame["logit_0"], frame["logit_1"] = logits.T
     if not text:
         write_csv(csv_path, frame, header=True)
@@ -331,53 +205,6 @@ def _open_array(path: Path) -> np.ndarray:
     return array
 
 
-# Predictions
-
-_PREDICTION_COLUMNS = {"entity_id": "id", "frame_timestamp": "number", "logit_0": "number", "logit_1": "number"}
-
-
-def write_predictions(directory: Path, table: FaceTable, rows: np.ndarray, logits: np.ndarray) -> None:
-    """Write `<video_id>.csv` of the context network: rows (n,) of one video, logits (n, 2) float32."""
-    frame = join_keys(table, rows)[["entity_id", "frame_timestamp"]]
-    frame["logit_0"], frame["logit_1"] = logits[:, 0], logits[:, 1]
-    write_csv(Path(directory, f"{table.video_ids[table.video[rows[0]]]}.csv"), frame, header=False)
-
-
-def read_logits(directory: str | Path) -> pd.DataFrame:
-    """Logits of every row in a directory that `STE_forward.py` or `ASC_forward.py` filled.
-
-    Columns video_id, frame_timestamp, entity_id, logit_0, logit_1, in the files' order. Raises InputError.
-    """
-    files = _csv_files(directory, "one <video_id>.csv per video")
-    names = ["video_id", "frame_timestamp", "entity_id", "logit_0", "logit_1"]
-    frames = []
-    for file in progress(files, desc="reading predictions", unit="video", leave=False):
-        frames.append(_read_rows(file)[names])
-    return pd.concat(frames, ignore_index=True)
-
-
-def _read_rows(path: Path) -> pd.DataFrame:
-    """The rows of one film: `_FEATURE_COLUMNS`, or those but the label where the file has none."""
-    if len(first_fields(path)) == len(_PREDICTION_COLUMNS):
-        frame = read_table(path, _PREDICTION_COLUMNS)
-        frame.insert(0, "video_id", path.stem)
-    else:
-        frame = read_table(path, _FEATURE_COLUMNS, _TEXT_COLUMNS)
-    return frame.astype({"video_id": object, "entity_id": object})
-
-
-def holds_rows(path: Path, table: FaceTable, rows: np.ndarray, some: bool = False) -> bool:
-    """Whether a file of features or predictions is of these rows (n,) with these labels, or only of `some` of them.
-
-    Raises InputError for a broken file.
-    """
-    found, wanted = _read_rows(path), join_keys(table, rows)
-    wanted["label_id"] = (table.label[rows] == SPEAKING_AUDIBLE).astype(float)
-    columns = [name for name in wanted if name in found]
-    have, want = (set(frame[columns].itertuples(index=False, name=None)) for frame in (found, wanted))
-    return have == want or (some and have < want)
-
-
 def _csv_files(directory: str | Path, what: str) -> list[Path]:
     directory = Path(directory)
     files = sorted(
@@ -388,39 +215,3 @@ def _csv_files(directory: str | Path, what: str) -> list[Path]:
     if not files:
         raise InputError(f"{directory}: no csv files here; it should hold {what}")
     return files
-
-
-def join_keys(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
-    """video_id, frame_timestamp and entity_id of some rows: what a row is joined by."""
-    return pd.DataFrame(
-        {
-            "video_id": np.array(table.video_ids, object)[table.video[rows]],
-            "frame_timestamp": table.timestamp[rows],
-            "entity_id": np.array(table.entity_ids, object)[table.entity[rows]],
-        }
-    )
-
-
-def official_frame(table: FaceTable, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
-    """Some rows in the official form's eight columns."""
-    frame = join_keys(table, rows)
-    for column, name in enumerate(BOX_COLUMNS):
-        frame.insert(2 + column, name, table.box[rows, column])
-    frame.insert(6, "label", np.array(LABELS, object)[table.label[rows]])
-    return frame
-
-
-def write_scores(path: str | Path, ground_truth: str | Path, table: FaceTable, scores: np.ndarray) -> None:
-    """The official form without header: final predictions with scores (N,), and the ground truth in the same order."""
-    frame = official_frame(table)
-    for name in BOX_COLUMNS:
-        frame[name] = list(map(str, frame[name].tolist()))  # spelt once for both files
-    write_csv(path, frame.assign(label=LABELS[SPEAKING_AUDIBLE], score=scores), header=False)
-    write_csv(ground_truth, frame, header=False)
-
-
-def read_scores(path: str | Path) -> pd.DataFrame:
-    """video_id, frame_timestamp, entity_id and score of a file of final predictions. Raises InputError."""
-    columns = {"video_id": "id", "frame_timestamp": "number", "entity_id": "id", "score": "number"}
-    names = ["video_id", "frame_timestamp", *BOX_COLUMNS, "label", "entity_id", "score"]
-    return read_table(Path(path), columns, names).astype({"video_id": object, "entity_id": object})

@@ -1,18 +1,13 @@
-"""From logits to the official average precision: smoothing, joining by key, breakdowns."""
-
-from collections.abc import Sequence
+"""From logits to the official average precision."""
 
 import numpy as np
 import pandas as pd
 
 from core.contexts import window
-from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable
-from core.io import join_keys
+from core.formats.annotations import FaceTable
 from core.runtime.errors import InputError
 
-FACES = ("1", "2", "3", "more")  # in the frame
 _VALUES_AT_ONCE = 1 << 20  # of a median filter; bounds its memory
-WIDTHS = ("< 64", "64 to 128", "> 128")  # of the face, in pixels
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,51 +62,6 @@ def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarra
     return smooth
 
 
-def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFrame:
-    """The predictions in the order of the ground truth, matched by (video_id, timestamp as number, entity_id).
-
-    Raises InputError, with counts and examples, where a row is missing on either side or stands twice.
-    """
-    key = ["video_id", "frame_timestamp", "entity_id"]
-    double = predictions.duplicated(key)
-    if double.any():
-        raise InputError(
-            f"{source}: {int(double.sum())} rows stand twice, such as {_name(predictions[double].iloc[0])}"
-        )
-    truth = join_keys(table)
-    joined = truth.merge(predictions, on=key, how="left", sort=False, indicator=True, validate="one_to_one")
-    found = joined.pop("_merge") == "both"
-    if found.all() and len(predictions) == len(truth):
-        return joined
-    problem = "rows of the ground truth have no prediction (unfinished, or made with --skip-missing?)"
-    lost = truth[~found]
-    if found.all():
-        both = predictions.merge(truth, on=key, how="left", sort=False, indicator=True)
-        lost, problem = both[both["_merge"] == "left_only"], "predictions are for no row of the ground truth"
-    examples = "; ".join(_name(row) for _, row in lost.head(3).iterrows())
-    raise InputError(f"{source}: {len(lost)} {problem}: {examples}")
-
-
-def _name(row: pd.Series) -> str:
-    return f"{row['entity_id']} of {row['video_id']} at {row['frame_timestamp']} s"
-
-
-def breakdown(scores: np.ndarray, table: FaceTable, group: np.ndarray, names: Sequence[str]) -> dict[str, dict]:
-    """AP of the rows of each group, group (N,) an index into the names: name -> rows, positives, AP (or None).
-
-    The rows are sorted by group once, so that many groups (videos) cost no more than few.
-    """
-    positive = table.label == SPEAKING_AUDIBLE
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(names) + 1))
-    result = {}
-    for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
-        rows = order[start:stop]
-        value = average_precision(scores[rows], positive[rows]) if positive[rows].any() else None
-        result[name] = {"rows": len(rows), "positives": int(positive[rows].sum()), "mAP": value}
-    return result
-
-
 def ranking_errors(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """(N,) share of the rows of the other label that each row is on the wrong side of, ties counted half.
 
@@ -128,14 +78,3 @@ def ranking_errors(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
         errors[positive] = 1 - share_below(scores[~positive], scores[positive])
         errors[~positive] = share_below(scores[positive], scores[~positive])
     return errors
-
-
-def faces_group(table: FaceTable) -> np.ndarray:
-    """(N,) index into FACES: how many faces share the row's frame."""
-    return np.minimum(np.bincount(table.moment)[table.moment], len(FACES)) - 1
-
-
-def width_group(table: FaceTable, film_widths: np.ndarray) -> np.ndarray:
-    """(N,) index into WIDTHS; film_widths (V,) in pixels."""
-    pixels = ((table.box[:, 2] - table.box[:, 0]) * film_widths[table.video]).round(6)
-    return np.where(pixels < 64, 0, np.where(pixels <= 128, 1, 2))
