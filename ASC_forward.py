@@ -16,13 +16,13 @@ import torch
 
 from core.config import ASC_forward_params, ASC_inputs_forward
 from core.datasets import ASCDataset
-from core.formats.features import FeatureStore
+from core.formats.features import FeatureStore, encoder_sha256
+from core.formats.predictions import holds_rows
 from core.inference import predict_films
 from core.models import active_speakers_context
 from core.runtime import distributed as ranks
 from core.runtime.cli import Parser, describe, device_name, odd_positive, positive_int, run, seed
 from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
-from core.runtime.files import setting_behind
 from core.runtime.provenance import ResultDirectory
 
 
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     model = active_speakers_context(args.clips, args.speakers)
     digest = load_weights(model, args.weights, f"were they trained with clips {args.clips}, speakers {args.speakers}?")
     model = model.to(device).eval()
-    encoder = setting_behind(args.features_val_full, "STE_forward_cfg.json", "weights_sha256")
+    encoder = encoder_sha256(args.features_val_full)
     settings = {**vars(args), "weights_sha256": digest, "encoder_sha256": encoder}
     decisive = ("clips", "time_stride", "speakers", "features_val_full", "seed", "weights_sha256", "encoder_sha256")
     results = ResultDirectory(output_dir, "ASC_forward_cfg.json", settings, decisive, (".csv",), args.overwrite)
@@ -62,7 +62,12 @@ def main(args: argparse.Namespace) -> None:
     table = store.table
     ranks.require_same("features", table.digest)
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
-    done = results.done(table, sources=store.files)
+
+    def is_current(csv_file: Path, video: int) -> bool:
+        is_newer = csv_file.stat().st_mtime_ns >= store.files[video].stat().st_mtime_ns
+        return is_newer and holds_rows(csv_file, table, table.rows_of_video(video))
+
+    done = results.done(table.video_ids, is_current)
     results.begin(table.video_ids)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     keep_freed_memory()

@@ -13,16 +13,15 @@ import argparse
 
 from core.config import ASC_inputs, ASC_optimization_params
 from core.datasets import context_datasets
-from core.formats.features import FeatureStore
+from core.formats.features import FeatureStore, encoder_sha256
 from core.loaders import split_loaders
 from core.models import active_speakers_context
 from core.runtime import distributed as ranks
-from core.runtime.checkpoint import TrainingRun, context_run_name
+from core.runtime.checkpoint import TrainingRun
 from core.runtime.cli import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
 from core.runtime.device import device_label, get_device, parameter_count, seed_everything
 from core.runtime.errors import RunError
-from core.runtime.files import setting_behind
-from core.training import asc_losses, fit
+from core.training import asc_losses, context_run_name, fit
 
 
 def get_args_parser() -> Parser:
@@ -40,7 +39,7 @@ def get_args_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     settings = {**ASC_optimization_params, **vars(args)}
-    settings["encoder_sha256"] = setting_behind(args.features_train_full, "STE_forward_cfg.json", "weights_sha256")
+    settings["encoder_sha256"] = encoder_sha256(args.features_train_full)
     describe(settings)
     device = get_device(args.cuda_device)
     ranks.require_even_batch(args.batch_size)
@@ -49,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     run_directory = TrainingRun(args.models_out, context_run_name(*shape), settings, args.resume)
 
     stores = {"train": FeatureStore(args.features_train_full), "val": FeatureStore(args.features_val_full)}
-    run_directory.set_data({split: store.table for split, store in stores.items()})
+    run_directory.set_data({split: store.table.digest() for split, store in stores.items()})
     datasets = context_datasets(stores, shape, args.seed, args.workers, device)
     loaders = split_loaders(datasets, args, device)
 

@@ -19,6 +19,8 @@ from core.config import STE_forward_params, STE_inputs, annotation_csvs
 from core.datasets import ClipReader
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
+from core.formats.features import STE_FORWARD_SETTINGS
+from core.formats.predictions import holds_rows
 from core.inference import encode_films
 from core.models import short_term_encoder
 from core.runtime import distributed as ranks
@@ -69,12 +71,16 @@ def main(args: argparse.Namespace) -> None:
     model = model.to(device, memory_format=torch.channels_last).eval()
     settings = {**vars(args), "weights_sha256": digest}
     decisive = ("clip_length", "csv", "split", "precision", "text_features", "skip_missing", "weights_sha256")
-    results = ResultDirectory(output_dir, "STE_forward_cfg.json", settings, decisive, (".csv", ".npy"), args.overwrite)
+    results = ResultDirectory(output_dir, STE_FORWARD_SETTINGS, settings, decisive, (".csv", ".npy"), args.overwrite)
 
     table = read_annotations(args.csv)
     ranks.require_same("annotations", table.digest)
     audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
-    done = results.done(table, args.skip_missing)
+
+    def is_current(csv_file: Path, video: int) -> bool:
+        return holds_rows(csv_file, table, table.rows_of_video(video), some=args.skip_missing)
+
+    done = results.done(table.video_ids, is_current)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
     table = table.keep(~np.array(done)[table.video])
     if len(table):

@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
         table = drop_missing(read_annotations(csv), audio_dir, video_dir, args.skip_missing)
         reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
         datasets[split] = STEDataset(reader, args.seed, augment=split == "train")
-    run_directory.set_data({split: dataset.reader.table for split, dataset in datasets.items()})
+    run_directory.set_data({split: dataset.reader.table.digest() for split, dataset in datasets.items()})
     loaders = split_loaders(datasets, args, device)
 
     pretrained = not args.no_pretrained and run_directory.epoch == 0 and ranks.is_main_process()

@@ -21,10 +21,10 @@ from core.formats.predictions import join, read_logits
 from core.loaders import split_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
 from core.models import active_speakers_context
-from core.runtime.checkpoint import TrainingRun, context_run_name
+from core.runtime.checkpoint import TrainingRun
 from core.runtime.device import seed_everything
 from core.runtime.errors import InputError
-from core.training import asc_losses, fit
+from core.training import asc_losses, context_run_name, fit
 
 STE = "short-term encoder"
 SMOOTHING = 11  # rows of the median filter that stands for the plainest use of time
@@ -78,7 +78,7 @@ def train_variant(
     """
     settings = {**params, **asdict(variant), "seed": seed}
     run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True)
-    run.set_data({split: store.table for split, store in stores.items()})
+    run.set_data({split: store.table.digest() for split, store in stores.items()})
     if run.epoch < params["epochs"]:
         seed_everything(seed)
         datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)

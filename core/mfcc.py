@@ -13,16 +13,12 @@ from core.config import (
     SAMPLE_RATE,
     SILENCE_FRAMES_PER_SECOND,
 )
+from core.formats.clips import slice_bounds
 
 # The defaults of python_speech_features.mfcc, spelt out because `mfccs` takes its steps one by one.
 _FRAME, _STEP, _FFT = 400, 160, 512  # samples
 _FILTERS, _LIFTER, _PREEMPHASIS = 26, 22, 0.97
 _CLIPS_AT_ONCE = 128  # bounds the memory of a long track: about 40 MB
-
-
-def slice_bounds(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First sample and the one after the last of the sound between two times in seconds, any common shape."""
-    return (np.asarray(first) * SAMPLE_RATE).astype(np.int64), (np.asarray(last) * SAMPLE_RATE).astype(np.int64)
 
 
 def fit_clip(samples: np.ndarray, clip_length: int) -> np.ndarray:

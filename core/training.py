@@ -24,6 +24,11 @@ Losses = Callable[[nn.Module, dict[str, torch.Tensor]], tuple[dict[str, torch.Te
 STEPS_BETWEEN_LOOKS = 20  # at the losses on CUDA, where every look waits for the device
 
 
+def context_run_name(context_length: int, stride: int, speakers: int) -> str:
+    """Name of a training run of the context network, as in the released code."""
+    return f"ASC_len_{context_length}_stride_{stride}_speakers_{speakers}"
+
+
 def ste_losses(model: nn.Module, batch: dict[str, torch.Tensor]):
     """Cross-entropy of the joint head, and of the audio and the video head as auxiliary losses (section 3.1)."""
     video = normalise(batch["video"].unflatten(1, (-1, 3))).flatten(1, 2).contiguous(memory_format=torch.channels_last)

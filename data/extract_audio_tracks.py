@@ -17,9 +17,9 @@ from core.config import data_inputs
 from core.formats.clips import wav_path
 from core.media.audio import extract_sound
 from core.media.ffmpeg import find_films
-from core.runtime.cli import Parser, describe, positive_int, require_directory, run
+from core.runtime.cli import Parser, describe, positive_int, run
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, setting_behind
+from core.runtime.files import existing_files, require_directory, setting_behind
 from core.runtime.jobs import Outcome, report, run_jobs
 from core.runtime.provenance import saved_settings
 

@@ -21,9 +21,9 @@ from core.formats.annotations import read_annotations
 from core.media.crops import cut_film, rows_to_cut
 from core.media.ffmpeg import find_films
 from core.media.reader import Film
-from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, require_directory, run
+from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, run
 from core.runtime.errors import InputError
-from core.runtime.files import setting_behind
+from core.runtime.files import require_directory, setting_behind
 from core.runtime.jobs import Outcome, report, run_jobs
 from core.runtime.provenance import saved_settings
 

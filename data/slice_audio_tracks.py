@@ -20,9 +20,9 @@ from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import read_annotations
 from core.formats.clips import wav_path
 from core.media.audio import slice_sound
-from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, require_directory, run
+from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, run
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, setting_behind
+from core.runtime.files import existing_files, require_directory, setting_behind
 from core.runtime.jobs import Outcome, report, run_jobs
 from core.runtime.provenance import saved_settings
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core import ablation
 from core.config import ASC_optimization_params, annotation_csvs
 from core.formats.annotations import read_annotations
-from core.formats.features import FeatureStore
+from core.formats.features import FeatureStore, encoder_sha256
 from core.reports.plots import plot_ablation
 from core.runtime.cli import (
     Parser,
@@ -41,7 +41,7 @@ from core.runtime.cli import (
 )
 from core.runtime.device import device_label, get_device
 from core.runtime.errors import InputError, RunError
-from core.runtime.files import setting_behind, write_bytes, write_json
+from core.runtime.files import write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val")
@@ -141,9 +141,7 @@ def main(args: argparse.Namespace) -> None:
     seeds = list(range(args.seed, args.seed + args.seeds))
     taken = ("epochs", "batch_size", "learning_rate", "workers", "precision")
     params = {**ASC_optimization_params, **{name: getattr(args, name) for name in taken}}
-    encoders = [
-        setting_behind(sources["features"][split], "STE_forward_cfg.json", "weights_sha256") for split in SPLITS
-    ]
+    encoders = [encoder_sha256(sources["features"][split]) for split in SPLITS]
     if len(set(encoders)) > 1:
         raise InputError("the features to train and to validate on are those of two encoders")
     params["encoder_sha256"] = encoders[0]

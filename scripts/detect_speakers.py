@@ -34,14 +34,13 @@ from core.runtime.cli import (
     odd_positive,
     odd_window,
     positive_int,
-    require_different,
-    require_file,
     run,
     seed,
     share,
     worker_count,
 )
 from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
+from core.runtime.files import require_different, require_file
 
 SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
 

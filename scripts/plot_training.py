@@ -18,9 +18,9 @@ import pandas as pd
 from core.formats.csv_table import first_fields, read_table, scan
 from core.reports.report import display_names, labels_of
 from core.reports.training_plots import best_text, is_curve, plot_training
-from core.runtime.cli import Parser, describe, require_different, run
+from core.runtime.cli import Parser, describe, run
 from core.runtime.errors import InputError, one_line
-from core.runtime.files import existing_files, write_json
+from core.runtime.files import existing_files, require_different, write_json
 
 PICTURE, SETTINGS = "training.png", "plot_training_cfg.json"
 MAX_EPOCH = 10**9

@@ -57,6 +57,11 @@ def read_crop(path: Path) -> Image.Image:
         raise InputError(f"{path}: {reason}") from None
 
 
+def slice_bounds(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First sample and the one after the last of the sound between two times in seconds, any common shape."""
+    return (np.asarray(first) * SAMPLE_RATE).astype(np.int64), (np.asarray(last) * SAMPLE_RATE).astype(np.int64)
+
+
 @contextlib.contextmanager
 def _open_wav(path: Path) -> Iterator[wave.Wave_read]:
     try:

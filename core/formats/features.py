@@ -27,7 +27,13 @@ _FEATURE_COLUMNS = {
     "logit_1": "number",
 }
 _STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "rough number", "logit_1": "rough number"}  # it only checks them
+STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read by the stages after it
 _TEXT_COLUMNS = [*_FEATURE_COLUMNS, "features"]  # the released implementation's files have no header
+
+
+def encoder_sha256(directory: str | Path) -> str | None:
+    """SHA-256 of the encoder weights that made the features in a directory; None if it is not recorded."""
+    return setting_behind(directory, STE_FORWARD_SETTINGS, "weights_sha256")
 
 
 @contextlib.contextmanager
@@ -86,7 +92,7 @@ class FeatureStore:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
         files = _csv_files(directory, "what STE_forward.py writes, <video_id>.csv and .npy")
-        videos = setting_behind(directory, "STE_forward_cfg.json", "videos")
+        videos = setting_behind(directory, STE_FORWARD_SETTINGS, "videos")
         if isinstance(videos, int) and videos != len(files):
             raise InputError(f"{directory}: {len(files)} of {videos} films; finish STE_forward.py first")
         _allow_open_files(len(files))

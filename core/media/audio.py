@@ -8,9 +8,8 @@ import numpy as np
 
 from core.config import MAX_MISSING_SECONDS, MAX_PICTURE_DELAY_SECONDS, SAMPLE_RATE
 from core.formats.annotations import FaceTable
-from core.formats.clips import read_wav, wav_length, wav_path, write_wav
+from core.formats.clips import read_wav, slice_bounds, wav_length, wav_path, write_wav
 from core.media.ffmpeg import film_sound, picture_delay
-from core.mfcc import slice_bounds
 from core.runtime.jobs import Outcome
 
 

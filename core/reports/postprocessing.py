@@ -8,8 +8,8 @@ from core.formats.annotations import read_annotations
 from core.formats.predictions import join, read_logits, write_scores
 from core.metrics import smooth_tracks, speaking_score
 from core.reports import report
-from core.runtime.cli import Parser, describe, odd_window, require_different
-from core.runtime.files import write_json
+from core.runtime.cli import Parser, describe, odd_window
+from core.runtime.files import require_different, write_json
 
 SETTINGS = "postprocessing_cfg.json"  # in the directory of the pictures
 

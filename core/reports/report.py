@@ -18,9 +18,8 @@ from core.formats.annotations import FaceTable, find_annotations
 from core.media.ffmpeg import FILM_SUFFIXES, find_films
 from core.media.reader import Film
 from core.metrics import average_precision, roc_auc
-from core.runtime.cli import require_different, require_directory
 from core.runtime.errors import InputError, one_line
-from core.runtime.files import write_json
+from core.runtime.files import require_different, require_directory, write_json
 
 BY_FACES, BY_WIDTH = "faces in the frame", "face width (pixels)"
 FACES = ("1", "2", "3", "more")  # in the frame

@@ -8,18 +8,12 @@ from typing import IO
 import pandas as pd
 import torch
 
-from core.formats.annotations import FaceTable
 from core.runtime import distributed as ranks
 from core.runtime.device import load_checkpoint
 from core.runtime.errors import InputError
 from core.runtime.files import existing_files, lock, write_bytes, write_csv, write_json
 
 LAST = "last.ckpt"
-
-
-def context_run_name(clips: int, stride: int, speakers: int) -> str:
-    """What a training run of the context network is called."""
-    return f"ASC_len_{clips}_stride_{stride}_speakers_{speakers}"
 
 
 class TrainingRun:
@@ -65,15 +59,15 @@ class TrainingRun:
         """Epochs done."""
         return len(self.log)
 
-    def set_data(self, tables: dict[str, FaceTable]) -> None:
-        """Note what the run learns from, split -> table.
+    def set_data(self, digests: dict[str, str]) -> None:
+        """Record the rows that the run is trained and validated on: split -> digest of its table.
 
-        Raises InputError where it learned from other rows before, or where other ranks do.
+        Raises InputError if the run was started with other rows, or if the ranks have different ones.
         """
-        rows = {f"{split}_rows": table.digest() for split, table in tables.items()}
+        rows = {f"{split}_rows": digest for split, digest in digests.items()}
         ranks.require_same("rows", lambda: rows)
         self.settings = {**self.settings, **rows}
-        for split in tables:
+        for split in digests:
             before = (self.state or {"settings": {}})["settings"].get(f"{split}_rows", rows[f"{split}_rows"])
             if before != rows[f"{split}_rows"]:
                 problem = f"the rows to {split} have changed since the run was started"

@@ -8,7 +8,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from core.runtime import distributed as ranks
@@ -174,27 +173,3 @@ def _fault_of_the_machine(error: Exception) -> str | None:
         advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
         return f"a process that reads data died ({reason}); {advice}"
     return ranks.lost_rank(error) if isinstance(error, RuntimeError) else None
-
-
-def require_different(paths: dict[str, str | Path | None]) -> None:
-    """Raise InputError where two of the paths, flag -> path, are one: what is read must not be written over."""
-    seen: dict[str, str] = {}
-    for flag, path in paths.items():
-        if path is not None and (other := seen.setdefault(os.path.realpath(path), flag)) != flag:
-            raise InputError(f"{path}: both {other} and {flag}; give them different paths")
-
-
-def require_directory(path: str | Path, what: str) -> Path:
-    """The path, or an InputError that says what the directory should hold."""
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path}: no such directory; it should hold {what}")
-    return path
-
-
-def require_file(path: str | Path, what: str) -> Path:
-    """The path, or an InputError that says what the file should be."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; it should be {what}")
-    return path

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from core.runtime import distributed as ranks
-from core.runtime.cli import require_file
 from core.runtime.errors import InputError
+from core.runtime.files import require_file
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 

@@ -2,14 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from core.formats.annotations import FaceTable
-from core.formats.predictions import holds_rows
 from core.runtime import distributed as ranks
 from core.runtime.errors import InputError
 from core.runtime.files import existing_files, lock, setting_behind, write_json
@@ -61,17 +59,12 @@ class ResultDirectory:
                 raise InputError(f"{directory}: made with {change}; choose another directory or pass --overwrite")
 
     @ranks.on_main
-    def done(self, table: FaceTable, some: bool = False, sources: list[Path] | None = None) -> list[bool]:
-        """Which of the films need not be made.
-
-        What is there must be of the table's rows, or at least of `some` of them, and no older than its source (V,).
-        """
+    def done(self, video_ids: list[str], is_current: Callable[[Path, int], bool]) -> list[bool]:
+        """Which of the videos (V,) are finished: all their files exist and `is_current(csv file, video)` holds."""
         names = set() if self.overwrite else existing_files(self.directory)
-        here = [all(f"{video_id}{suffix}" in names for suffix in self.suffixes) for video_id in table.video_ids]
-        for video in progress(np.flatnonzero(here), desc="looking at what is there", unit="video", leave=False):
-            path = self.directory / f"{table.video_ids[video]}.csv"
-            fresh = sources is None or path.stat().st_mtime_ns >= sources[video].stat().st_mtime_ns
-            here[video] = fresh and holds_rows(path, table, table.rows_of_video(video), some)
+        here = [all(f"{video_id}{suffix}" in names for suffix in self.suffixes) for video_id in video_ids]
+        for video in progress(np.flatnonzero(here), desc="checking results", unit="video", leave=False):
+            here[video] = is_current(self.directory / f"{video_ids[video]}.csv", video)
         return here
 
     @ranks.on_main

@@ -1,0 +1,59 @@
+"""The layering that `core/__init__.py` states, read from the imports."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Package -> what it may import. "paper" are the modules at the top of core/.
+MAY_IMPORT = {
+    "config": set(),
+    "runtime": {"runtime"},
+    "formats": {"formats", "runtime", "config"},
+    "media": {"media", "formats", "runtime", "config"},
+    "paper": {"paper", "formats", "runtime", "config"},
+    "reports": {"reports", "paper", "media", "formats", "runtime", "config"},
+    "detection": {"detection", "reports", "paper", "media", "formats", "runtime", "config"},
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "core").rglob("*.py"))}
+SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("scripts/*.py")]
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules, and of the names in them, that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def package(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "paper"
+
+
+def test_layers():
+    for module, path in MODULES.items():
+        for other in imports(path) & MODULES.keys() - {"core"}:
+            assert package(other) in MAY_IMPORT[package(module)], f"{module} imports {other}"
+
+
+def test_no_circles():
+    remaining = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    while free := [module for module, others in remaining.items() if not others & remaining.keys()]:
+        remaining = {module: others for module, others in remaining.items() if module not in free}
+    assert not remaining
+
+
+def test_nothing_imports_a_script():
+    scripts = {path.stem for path in SCRIPTS} - {"ablation"}  # core has a module of this name
+    for path in [*SCRIPTS, *MODULES.values()]:
+        assert not {part for name in imports(path) for part in name.split(".")} & {*scripts, "scripts"}, path
