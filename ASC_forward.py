@@ -18,12 +18,12 @@ from core.config import ASC_forward_params, ASC_inputs_forward
 from core.datasets import ASCDataset
 from core.formats.features import FeatureStore, encoder_sha256
 from core.formats.predictions import holds_rows
-from core.inference import predict_films
+from core.inference import predict_videos
 from core.models import active_speakers_context
-from core.runtime import distributed as ranks
-from core.runtime.cli import Parser, describe, device_name, odd_positive, positive_int, run, seed
-from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
-from core.runtime.provenance import ResultDirectory
+from core.runtime import distributed
+from core.runtime.cli import Parser, device_name, launch, odd_positive, positive_int, print_settings, seed
+from core.runtime.device import device_label, get_device, load_weights, tune_malloc
+from core.runtime.provenance import OutputDirectory
 
 
 def get_args_parser() -> Parser:
@@ -46,7 +46,7 @@ def get_args_parser() -> Parser:
 
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> None:
-    describe(vars(args))
+    print_settings(vars(args))
     device = get_device(args.cuda_device)
     output_dir = Path(args.output_dir)
 
@@ -55,12 +55,20 @@ def main(args: argparse.Namespace) -> None:
     model = model.to(device).eval()
     encoder = encoder_sha256(args.features_val_full)
     settings = {**vars(args), "weights_sha256": digest, "encoder_sha256": encoder}
-    decisive = ("clips", "time_stride", "speakers", "features_val_full", "seed", "weights_sha256", "encoder_sha256")
-    results = ResultDirectory(output_dir, "ASC_forward_cfg.json", settings, decisive, (".csv",), args.overwrite)
+    identity_keys = (
+        "clips",
+        "time_stride",
+        "speakers",
+        "features_val_full",
+        "seed",
+        "weights_sha256",
+        "encoder_sha256",
+    )
+    results = OutputDirectory(output_dir, "ASC_forward_cfg.json", settings, identity_keys, (".csv",), args.overwrite)
 
     store = FeatureStore(args.features_val_full)
     table = store.table
-    ranks.require_same("features", table.digest)
+    distributed.require_same("features", table.digest)
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
 
     def is_current(csv_file: Path, video: int) -> bool:
@@ -70,14 +78,14 @@ def main(args: argparse.Namespace) -> None:
     done = results.done(table.video_ids, is_current)
     results.begin(table.video_ids)
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {sum(done)} videos were there already")
-    keep_freed_memory()
+    tune_malloc()
     counts = np.bincount(table.video, minlength=len(done))
-    mine = [video for video in ranks.share(np.where(done, 0, counts)) if not done[video]]
-    predict_films(model, dataset, mine, output_dir, device, batch_size=args.batch_size)
-    ranks.wait_for_all()
+    mine = [video for video in distributed.local_items(np.where(done, 0, counts)) if not done[video]]
+    predict_videos(model, dataset, mine, output_dir, device, batch_size=args.batch_size)
+    distributed.wait_for_all()
     print(f"predictions of {len(table.video_ids)} videos: {output_dir}")
     print("next: python ASC_prediction_postprocessing.py")
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), distributed=True)
+    launch(main, get_args_parser(), all_ranks=True)

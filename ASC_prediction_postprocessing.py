@@ -10,7 +10,7 @@ mAP comes last.
 
 from core.config import ASC_forward_params, postprocessing_params
 from core.reports.postprocessing import make_parser, postprocess
-from core.runtime.cli import Parser, run
+from core.runtime.cli import Parser, launch
 
 
 def get_args_parser() -> Parser:
@@ -19,4 +19,4 @@ def get_args_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    run(lambda args: postprocess(args, args.predictions_dir), get_args_parser())
+    launch(lambda args: postprocess(args, args.predictions_dir), get_args_parser())

@@ -16,10 +16,18 @@ from core.datasets import context_datasets
 from core.formats.features import FeatureStore, encoder_sha256
 from core.loaders import split_loaders
 from core.models import active_speakers_context
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.cli import Parser, add_training_arguments, describe, device_name, odd_positive, positive_int, run
-from core.runtime.device import device_label, get_device, parameter_count, seed_everything
+from core.runtime.cli import (
+    Parser,
+    add_training_arguments,
+    device_name,
+    launch,
+    odd_positive,
+    positive_int,
+    print_settings,
+)
+from core.runtime.device import device_label, get_device, parameter_count, seed_torch
 from core.runtime.errors import RunError
 from core.training import asc_losses, context_run_name, fit
 
@@ -40,10 +48,10 @@ def get_args_parser() -> Parser:
 def main(args: argparse.Namespace) -> None:
     settings = {**ASC_optimization_params, **vars(args)}
     settings["encoder_sha256"] = encoder_sha256(args.features_train_full)
-    describe(settings)
+    print_settings(settings)
     device = get_device(args.cuda_device)
-    ranks.require_even_batch(args.batch_size)
-    seed_everything(args.seed)
+    distributed.require_even_batch(args.batch_size)
+    seed_torch(args.seed)
     shape = (args.clip_length, args.skip_frames, args.speakers)
     run_directory = TrainingRun(args.models_out, context_run_name(*shape), settings, args.resume)
 
@@ -66,4 +74,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), distributed=True)
+    launch(main, get_args_parser(), all_ranks=True)

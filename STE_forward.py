@@ -21,21 +21,21 @@ from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
 from core.formats.features import STE_FORWARD_SETTINGS
 from core.formats.predictions import holds_rows
-from core.inference import encode_films
+from core.inference import encode_videos
 from core.models import short_term_encoder
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.cli import (
     Parser,
     add_split_arguments,
-    describe,
     device_name,
+    launch,
     odd_positive,
     positive_int,
-    run,
+    print_settings,
     worker_count,
 )
-from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
-from core.runtime.provenance import ResultDirectory
+from core.runtime.device import device_label, get_device, load_weights, tune_malloc
+from core.runtime.provenance import OutputDirectory
 
 
 def get_args_parser() -> Parser:
@@ -62,7 +62,7 @@ def get_args_parser() -> Parser:
 def main(args: argparse.Namespace) -> None:
     args.csv = args.csv or annotation_csvs[args.split]
     args.output_dir = args.output_dir or str(Path(STE_forward_params["output_dir"], args.split))
-    describe(vars(args))
+    print_settings(vars(args))
     device = get_device(args.cuda_device)
     output_dir = Path(args.output_dir)
 
@@ -70,11 +70,13 @@ def main(args: argparse.Namespace) -> None:
     digest = load_weights(model, args.weights, f"is clip_length {args.clip_length} what they were trained with?")
     model = model.to(device, memory_format=torch.channels_last).eval()
     settings = {**vars(args), "weights_sha256": digest}
-    decisive = ("clip_length", "csv", "split", "precision", "text_features", "skip_missing", "weights_sha256")
-    results = ResultDirectory(output_dir, STE_FORWARD_SETTINGS, settings, decisive, (".csv", ".npy"), args.overwrite)
+    identity_keys = ("clip_length", "csv", "split", "precision", "text_features", "skip_missing", "weights_sha256")
+    results = OutputDirectory(
+        output_dir, STE_FORWARD_SETTINGS, settings, identity_keys, (".csv", ".npy"), args.overwrite
+    )
 
     table = read_annotations(args.csv)
-    ranks.require_same("annotations", table.digest)
+    distributed.require_same("annotations", table.digest)
     audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
 
     def is_current(csv_file: Path, video: int) -> bool:
@@ -87,18 +89,18 @@ def main(args: argparse.Namespace) -> None:
         table = drop_missing(table, audio_dir, video_dir, args.skip_missing)
     settings["videos"] = sum(done) + len(np.unique(table.video))  # ASC_train.py looks whether all are there
     results.begin(table.video_ids)
-    mine = ranks.share(np.bincount(table.video, minlength=len(done)))
+    mine = distributed.local_items(np.bincount(table.video, minlength=len(done)))
     table = table.keep(np.isin(table.video, mine))
     if len(table):
-        keep_freed_memory()
+        tune_malloc()
         reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
         options = {name: getattr(args, name) for name in ("batch_size", "workers", "precision", "text_features")}
-        encode_films(model, reader, output_dir, device, **options)
-    ranks.wait_for_all()
+        encode_videos(model, reader, output_dir, device, **options)
+    distributed.wait_for_all()
     print(f"features of {len(done)} videos: {output_dir}")
     again = f"STE_forward.py {args.clip_length} {args.cuda_device} --split val --weights {args.weights}"
     print(f"next: python {again if args.split == 'train' else 'STE_postprocessing.py'}")
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), distributed=True)
+    launch(main, get_args_parser(), all_ranks=True)

@@ -20,10 +20,10 @@ from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
 from core.loaders import split_loaders
 from core.models import short_term_encoder
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.cli import Parser, add_training_arguments, describe, device_name, odd_positive, run
-from core.runtime.device import device_label, get_device, parameter_count, seed_everything
+from core.runtime.cli import Parser, add_training_arguments, device_name, launch, odd_positive, print_settings
+from core.runtime.device import device_label, get_device, parameter_count, seed_torch
 from core.training import fit, ste_losses
 
 
@@ -44,10 +44,10 @@ def get_args_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     settings = {**STE_optimization_params, **vars(args)}
-    describe(settings)
+    print_settings(settings)
     device = get_device(args.cuda_device)
-    ranks.require_even_batch(args.batch_size)
-    seed_everything(args.seed)
+    distributed.require_even_batch(args.batch_size)
+    seed_torch(args.seed)
     run_directory = TrainingRun(args.models_out, "ste_encoder", settings, args.resume)
 
     datasets = {}
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     run_directory.set_data({split: dataset.reader.table.digest() for split, dataset in datasets.items()})
     loaders = split_loaders(datasets, args, device)
 
-    pretrained = not args.no_pretrained and run_directory.epoch == 0 and ranks.is_main_process()
+    pretrained = not args.no_pretrained and run_directory.epoch == 0 and distributed.is_main_process()
     model = short_term_encoder(args.clip_length, pretrained)  # the other ranks are given rank 0's weights
     model = model.to(device, memory_format=torch.channels_last)
     sizes = ", ".join(f"{len(dataset)} tracks to {split}" for split, dataset in datasets.items())
@@ -70,4 +70,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), distributed=True)
+    launch(main, get_args_parser(), all_ranks=True)

@@ -1,6 +1,6 @@
 """The paper's ablation on given features: what each refinement, more speakers, more moments and their stride are worth.
 
-It also has what the results are to be held against: the short-term encoder alone, and baselines that see one clue.
+It also has what the results are to be held against: the short-term encoder alone, and baselines that see one cue.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from core.loaders import split_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
 from core.models import active_speakers_context
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.device import seed_everything
+from core.runtime.device import seed_torch
 from core.runtime.errors import InputError
 from core.training import asc_losses, context_run_name, fit
 
 STE = "short-term encoder"
 SMOOTHING = 11  # rows of the median filter that stands for the plainest use of time
-BASELINE_ROWS = 200_000  # of a split, drawn if there are more: enough to find a clue that tells
+BASELINE_ROWS = 200_000  # of a split, drawn if there are more: enough to find a cue that tells
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def train_variant(
     run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True)
     run.set_data({split: store.table.digest() for split, store in stores.items()})
     if run.epoch < params["epochs"]:
-        seed_everything(seed)
+        seed_torch(seed)
         datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)
         loaders = split_loaders(datasets, argparse.Namespace(**settings), device)
         model = active_speakers_context(variant.clips, variant.speakers, variant.pairwise, variant.temporal).to(device)
@@ -102,24 +102,24 @@ def references(
     logits = join(read_logits(source), table, source)[["logit_0", "logit_1"]].to_numpy()
     smooth = smooth_tracks(logits, table, SMOOTHING)
     stored = {split: store.table.is_speaking for split, store in stores.items()}
-    clues = {
+    cues = {
         "position of the face": (positions, annotations, speaking),
         "size of the face": (sizes, annotations, speaking),
         "sound": (sound, stores, stored),
     }
     drawn = np.random.default_rng(0)
-    rows = {split: _some(len(values), drawn) for split, values in stored.items()}
+    rows = {split: subsample(len(values), drawn) for split, values in stored.items()}
     found = [("chance: share of rows that speak", [float(positive.mean())])]
-    for name, (clue_of, sources, labels) in clues.items():
-        seen = {split: clue_of(sources[split], rows[split]) for split in stores}
+    for name, (cue_of, sources, labels) in cues.items():
+        seen = {split: cue_of(sources[split], rows[split]) for split in stores}
         known = {split: labels[split][rows[split]] for split in stores}
-        found.append((f"{name} alone", [score_clue(seen, known, seed) for seed in seeds]))
+        found.append((f"{name} alone", [single_cue_ap(seen, known, seed) for seed in seeds]))
     for name, values in ((STE, logits), (f"{STE}, median over {SMOOTHING} rows", smooth)):
         found.append((name, [average_precision(speaking_score(values), positive)]))
     return found
 
 
-def _some(count: int, rng: np.random.Generator) -> np.ndarray:
+def subsample(count: int, rng: np.random.Generator) -> np.ndarray:
     """All rows, or as many of them as baselines need, in order."""
     return np.sort(rng.choice(count, BASELINE_ROWS, replace=False)) if count > BASELINE_ROWS else np.arange(count)
 
@@ -191,20 +191,20 @@ def sizes(table: FaceTable, rows: np.ndarray) -> np.ndarray:
 
 def sound(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
     """(n, 512): the audio half of the short-term encoder's features of some rows."""
-    clue = np.empty((len(rows), STE_FEATURES // 2), np.float32)
+    cue = np.empty((len(rows), STE_FEATURES // 2), np.float32)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
-        clue[part] = store.gather(rows[part])[:, : STE_FEATURES // 2]
-    return clue
+        cue[part] = store.gather(rows[part])[:, : STE_FEATURES // 2]
+    return cue
 
 
-def score_clue(clues: dict[str, np.ndarray], speaking: dict[str, np.ndarray], seed: int) -> float:
-    """AP on `val` of a perceptron that learned on `train` which rows speak (N,) from their clues (N, C) alone.
+def single_cue_ap(cues: dict[str, np.ndarray], speaking: dict[str, np.ndarray], seed: int) -> float:
+    """AP on `val` of a perceptron that learned on `train` which rows speak (N,) from their cues (N, C) alone.
 
     One hidden layer of 64, Adam with weight decay, 20 epochs; inputs are scaled to mean 0 and deviation 1.
     """
-    mean, deviation = clues["train"].mean(axis=0), clues["train"].std(axis=0) + 1e-6
-    inputs = {split: torch.from_numpy((clue - mean) / deviation).float() for split, clue in clues.items()}
+    mean, deviation = cues["train"].mean(axis=0), cues["train"].std(axis=0) + 1e-6
+    inputs = {split: torch.from_numpy((cue - mean) / deviation).float() for split, cue in cues.items()}
     label = torch.from_numpy(speaking["train"]).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

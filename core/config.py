@@ -14,7 +14,7 @@ AUDIO_FRAMES_PER_SECOND = 27  # T crops go with T/27 s of sound: not 25, it is w
 SILENCE_FRAMES_PER_SECOND = 25  # a clip without sound is T/25 s of zeros, then fitted as any other
 MIN_AUDIO_SECONDS = 0.08  # a shorter piece of audio counts as none
 MAX_MISSING_SECONDS = 0.5  # sound may end this much before its film does; a track that lacks more has no slice
-MAX_PICTURE_DELAY_SECONDS = 0.06  # a frame may be lost to B-frames; where picture and sound begin further apart, say so
+MAX_START_OFFSET_SECONDS = 0.06  # a frame may be lost to B-frames; where picture and sound begin further apart, say so
 MFCC_COEFFICIENTS = 13
 
 # Faces
@@ -104,13 +104,13 @@ ASC_forward_params = {
 # Films of your own, without annotations
 tracking_params = {
     "cut_score": 0.15,  # ffmpeg's scene score, 0 to 1, from which on a change of picture is a cut
-    "detector_side": 640,  # pixels of the longer side of what the face detector sees; faces from about 10 are found
+    "detector_max_side": 640,  # pixels of the longer side of what the face detector sees; faces from about 10 are found
     "detect_every": 3,  # rows; boxes between are interpolated
-    "weakest_face": 0.5,  # detection score, 0 to 1, that keeps a track going
-    "clear_face": 0.7,  # and the one that it must reach once
-    "least_overlap": 0.25,  # intersection over union of where a face was expected and where it is
-    "longest_gap": 0.8,  # seconds out of sight after which a face is a new track
-    "shortest_track": 1.0,  # seconds; what is shorter is dropped
+    "min_detection_score": 0.5,  # detection score, 0 to 1, that keeps a track going
+    "min_track_score": 0.7,  # and the one that it must reach once
+    "min_iou": 0.25,  # intersection over union of where a face was expected and where it is
+    "max_gap": 0.8,  # seconds out of sight after which a face is a new track
+    "min_track_seconds": 1.0,  # seconds; what is shorter is dropped
 }
 
 own_video_params = {

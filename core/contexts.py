@@ -77,9 +77,9 @@ class Contexts:
         self.table, self.clips, self.stride, self.speakers = table, clips, stride, speakers
         self._video_keys = name_keys(table.video_ids)
         self._entity_keys = name_keys(table.entity_ids)
-        self._track_length = np.diff(table.track_start)
-        self._moment_rows = np.argsort(table.moment, kind="stable")
-        self._moment_start = np.searchsorted(table.moment[self._moment_rows], np.arange(table.moment.max() + 2))
+        self._track_length = np.diff(table.track_offsets)
+        self._moment_rows = np.argsort(table.frame_id, kind="stable")
+        self._moment_start = np.searchsorted(table.frame_id[self._moment_rows], np.arange(table.frame_id.max() + 2))
 
     def draw(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """(B, L, S) rows of the contexts of the given rows (B,), a pure function of the seed and who they are."""
@@ -87,8 +87,8 @@ class Contexts:
         keys = draw_keys(
             seed, self._video_keys[table.video[rows]], self._entity_keys[table.entity[rows]], table.timestamp[rows]
         )
-        start = self._moment_start[table.moment[rows]]
-        count = self._moment_start[table.moment[rows] + 1] - start
+        start = self._moment_start[table.frame_id[rows]]
+        count = self._moment_start[table.frame_id[rows] + 1] - start
         slots = np.arange(count.max())
         at = np.minimum(start[:, None] + slots, len(table) - 1)
         candidates = self._moment_rows[at]  # (B, C) rows of everybody at that moment
@@ -99,4 +99,4 @@ class Contexts:
         people = np.concatenate((rows[:, None], others), axis=1)  # (B, S)
         entity = table.entity[people]
         positions = window(table.position[people], self._track_length[entity], self.clips, self.stride)
-        return table.track_rows[table.track_start[entity][..., None] + positions].transpose(0, 2, 1)
+        return table.track_rows[table.track_offsets[entity][..., None] + positions].transpose(0, 2, 1)

@@ -17,13 +17,13 @@ from core.formats.annotations import FaceTable
 from core.formats.clips import crop_path, read_crop, read_wav, wav_path
 from core.formats.features import FeatureStore
 from core.mfcc import clip_bounds, clip_mfccs
-from core.runtime.device import spare_memory
+from core.runtime.device import free_device_memory
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
 from core.transforms import evaluation_clip, training_clip
 
-ROWS_AT_ONCE = 512  # a longer track is read in pieces, so that memory does not grow with it
-_ROWS_HELD = 1 << 14  # features copied to a device at a time
+ROWS_PER_ITEM = 512  # a longer track is read in pieces, so that memory does not grow with it
+_ROWS_PER_COPY = 1 << 14  # features copied to a device at a time
 
 
 class ClipReader:
@@ -45,7 +45,7 @@ class ClipReader:
     def mfccs(self, entity: int, windows: np.ndarray) -> np.ndarray:
         """(clips, 13, W) float32 for windows (clips, T) of positions in the track; only their sound is read."""
         timestamps = self.table.timestamp[self.table.rows_of_track(entity)]
-        starts, stops = clip_bounds(timestamps, windows, self.table.track_begin[entity])
+        starts, stops = clip_bounds(timestamps, windows, self.table.audio_start[entity])
         first = starts.min()
         path = wav_path(self.audio_dir, self.table.entity_ids[entity])
         samples = read_wav(path, first, stops.max())
@@ -81,7 +81,7 @@ class STEDataset(Dataset):
             "video": torch.from_numpy(video).flatten(0, 1),
             "audio": torch.from_numpy(reader.mfccs(entity, positions[None])),
             "label": torch.tensor(int(reader.table.is_speaking[row])),
-            "audio_label": torch.tensor(int(reader.table.speech[row])),
+            "audio_label": torch.tensor(int(reader.table.anyone_speaking[row])),
         }
 
 
@@ -94,8 +94,8 @@ class STETrackDataset(Dataset):
     def __init__(self, reader: ClipReader):
         self.reader = reader
         table = reader.table
-        lengths = np.diff(table.track_start)
-        pieces = [(e, start) for e in np.flatnonzero(lengths) for start in range(0, lengths[e], ROWS_AT_ONCE)]
+        lengths = np.diff(table.track_offsets)
+        pieces = [(e, start) for e in np.flatnonzero(lengths) for start in range(0, lengths[e], ROWS_PER_ITEM)]
         video = table.track_video()
         self.pieces = sorted(pieces, key=lambda piece: (video[piece[0]], piece))  # the films in order
         self.video = [int(video[entity]) for entity, _ in self.pieces]
@@ -106,7 +106,7 @@ class STETrackDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         entity, start = self.pieces[index]
         rows = self.reader.table.rows_of_track(entity)
-        positions = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
+        positions = np.arange(start, min(start + ROWS_PER_ITEM, len(rows)))
         windows = clip_utils.window(positions, len(rows), self.reader.clip_length)
         needed, places = np.unique(np.concatenate((windows[:, 0], windows[-1, 1:])), return_inverse=True)
         crops = evaluation_clip(self.reader.images(rows[needed]))[places]
@@ -123,19 +123,19 @@ class ASCDataset(Dataset):
     def __init__(self, store: FeatureStore, clips: int, stride: int, speakers: int, seed: int, redraw: bool = False):
         self.store, self.seed, self.redraw = store, seed, redraw
         self.contexts = Contexts(store.table, clips, stride, speakers)
-        self.resident: torch.Tensor | None = None
+        self.device_features: torch.Tensor | None = None
 
     @property
     def bytes(self) -> int:
         """Of all features."""
         return 4 * STE_FEATURES * len(self)
 
-    def hold_on(self, device: torch.device) -> None:
+    def cache_on(self, device: torch.device) -> None:
         """Keep all features, 4 kB a row, in the device's memory from now on, and assemble batches there."""
-        self.resident = torch.empty(len(self), STE_FEATURES, device=device)
-        for start in progress(range(0, len(self), _ROWS_HELD), desc=f"features to {device}", unit="", leave=False):
-            rows = np.arange(start, min(start + _ROWS_HELD, len(self)))
-            self.resident[rows[0] : rows[-1] + 1] = torch.from_numpy(self.store.gather(rows))
+        self.device_features = torch.empty(len(self), STE_FEATURES, device=device)
+        for start in progress(range(0, len(self), _ROWS_PER_COPY), desc=f"features to {device}", unit="", leave=False):
+            rows = np.arange(start, min(start + _ROWS_PER_COPY, len(self)))
+            self.device_features[rows[0] : rows[-1] + 1] = torch.from_numpy(self.store.gather(rows))
 
     def require_finite(self) -> None:
         """Read all features; InputError with file and row where one is not finite."""
@@ -151,10 +151,12 @@ class ASCDataset(Dataset):
         rows = np.array([row for _, row in keys])
         seed = int(clip_utils.mix(np.uint64(self.seed)) >> np.uint64(1)) + 1 + keys[0][0] if self.redraw else self.seed
         context = self.contexts.draw(rows, seed)  # (B, L, S)
-        if self.resident is None:
+        if self.device_features is None:
             features = torch.from_numpy(self.store.gather(context))  # (B, L, S, 1024)
         else:
-            features = self.resident[torch.from_numpy(context).to(self.resident.device, non_blocking=True)]
+            features = self.device_features[
+                torch.from_numpy(context).to(self.device_features.device, non_blocking=True)
+            ]
         label = self.store.table.is_speaking[rows].astype(np.int64)
         return {"features": features.permute(0, 3, 1, 2), "label": torch.from_numpy(label)}
 
@@ -167,7 +169,7 @@ def context_datasets(
     Features are held on a CUDA device that has room for them, unless workers are to read them.
     """
     datasets = {split: ASCDataset(store, *shape, seed, redraw=split == "train") for split, store in stores.items()}
-    if workers == 0 and 2 * sum(dataset.bytes for dataset in datasets.values()) < spare_memory(device):
+    if workers == 0 and 2 * sum(dataset.bytes for dataset in datasets.values()) < free_device_memory(device):
         for dataset in datasets.values():
-            dataset.hold_on(device)
+            dataset.cache_on(device)
     return datasets

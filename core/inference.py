@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from core.datasets import ASCDataset, ClipReader, STETrackDataset
-from core.formats.features import require_finite, writing_features
+from core.formats.features import feature_writer, require_finite
 from core.formats.predictions import write_predictions
 from core.loaders import clip_batches, item_loader
 from core.runtime.device import autocast, input_dtype
 from core.runtime.progress import progress
 
 
-def encode_films(
+def encode_videos(
     encoder: nn.Module,
     reader: ClipReader,
     output_dir: Path,
@@ -33,7 +33,7 @@ def encode_films(
     with progress(total=len(table), desc="encoder", unit="row") as bar:
         for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
             rows_of_video = table.rows_of_video(video)
-            with writing_features(output_dir, table, rows_of_video, text_features) as (logits, features):
+            with feature_writer(output_dir, table, rows_of_video, text_features) as (logits, features):
                 batches = clip_batches((piece for _, piece in group), batch_size, device, input_dtype(precision))
                 for rows, joint, encoded in encode(encoder, batches, device, precision):
                     at = np.searchsorted(rows_of_video, rows)
@@ -41,7 +41,7 @@ def encode_films(
                     bar.update(len(rows))
 
 
-def predict_films(
+def predict_videos(
     network: nn.Module,
     dataset: ASCDataset,
     videos: Sequence[int],
@@ -78,18 +78,18 @@ def encode(
                 logits, _, _, features = encoder(audio, video)
             yield rows, logits, features
 
-    return on_host(outputs(), device)
+    return async_to_cpu(outputs(), device)
 
 
 def predict(
     network: nn.Module, batches: Iterable[tuple[np.ndarray, torch.Tensor]], device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows (B,) and logits (B, 2) float32 of rows and their contexts (B, 1024, L, S)."""
-    return on_host(((rows, network(contexts.to(device))) for rows, contexts in batches), device)
+    return async_to_cpu(((rows, network(contexts.to(device))) for rows, contexts in batches), device)
 
 
-def on_host(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """Batches of (key, tensor, ...) as (key, float32 array, ...), each given out once the next one is under way.
+def async_to_cpu(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
+    """DistributedBatchSampler of (key, tensor, ...) as (key, float32 array, ...), each given out once the next one is under way.
 
     So a GPU has the next batch to work on while the last one travels, and nobody waits.
     """
@@ -98,13 +98,13 @@ def on_host(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
         tensors = [tensor.float().to("cpu", non_blocking=True) for tensor in tensors]  # to pinned memory
         arrived = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
         if held:
-            yield _arrived(*held)
+            yield _wait_to_numpy(*held)
         held = (arrived, key, tensors)
     if held:
-        yield _arrived(*held)
+        yield _wait_to_numpy(*held)
 
 
-def _arrived(arrived: torch.cuda.Event | None, key: object, tensors: list[torch.Tensor]) -> tuple:
+def _wait_to_numpy(arrived: torch.cuda.Event | None, key: object, tensors: list[torch.Tensor]) -> tuple:
     if arrived is not None:
         arrived.synchronize()
     return key, *(tensor.numpy() for tensor in tensors)

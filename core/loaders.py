@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.errors import InputError, RunError
 from core.transforms import normalise
 
@@ -32,22 +32,22 @@ class EpochSampler(Sampler):
         return ((self.epoch, int(index)) for index in order)
 
 
-class Batches(Sampler):
-    """Batches of a sampler, of which each rank takes its part: none twice, none left out.
+class DistributedBatchSampler(Sampler):
+    """DistributedBatchSampler of a sampler, of which each rank takes its part: none twice, none left out.
 
     A last batch that would leave a rank without its share of two samples joins the batch before, as batch norm needs
-    company.
+    min_last_batch.
     """
 
     def __init__(self, sampler: EpochSampler, batch_size: int):
         self.sampler = sampler
-        self.rank, self.world_size = ranks.get_rank(), ranks.get_world_size()
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.bounds = [*range(0, len(sampler), batch_size), len(sampler)]
-        company = self.world_size * min(2, batch_size // self.world_size)
-        if len(self.bounds) > 2 and self.bounds[-1] - self.bounds[-2] < company:
+        min_last_batch = self.world_size * min(2, batch_size // self.world_size)
+        if len(self.bounds) > 2 and self.bounds[-1] - self.bounds[-2] < min_last_batch:
             del self.bounds[-2]
 
-    def local(self, size: int) -> int:
+    def local_size(self, size: int) -> int:
         """How many of a batch of that size are this rank's."""
         return len(range(size)[self._part(size)])
 
@@ -62,15 +62,15 @@ class Batches(Sampler):
                 yield part
 
     def __len__(self) -> int:
-        return sum(self.local(stop - start) > 0 for start, stop in itertools.pairwise(self.bounds))
+        return sum(self.local_size(stop - start) > 0 for start, stop in itertools.pairwise(self.bounds))
 
-    def weight(self, index: int) -> float:
+    def loss_scale(self, index: int) -> float:
         """What this rank's mean over a batch counts in the mean of the ranks, for that to be the mean over all samples.
 
         1 but for a last batch of which the ranks have unequal parts.
         """
         size = self.bounds[index + 1] - self.bounds[index]
-        return self.local(size) * self.world_size / size
+        return self.local_size(size) * self.world_size / size
 
 
 class Loader(DataLoader):
@@ -99,7 +99,7 @@ class Loader(DataLoader):
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ranks.end_with_parent()
+    distributed.end_with_parent()
     # Where a batch does not fit into shared memory, the queue drops it and the main process waits for ever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))
 
@@ -107,22 +107,22 @@ def _start_worker(_: int) -> None:
 def batch_loader(
     dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device
 ) -> Loader:
-    """Batches of a dataset, for training and validation; datasets with `__getitems__` assemble their own."""
+    """DistributedBatchSampler of a dataset, for training and validation; datasets with `__getitems__` assemble their own."""
     return Loader(
         dataset,
-        batch_sampler=Batches(sampler, batch_size),
+        batch_sampler=DistributedBatchSampler(sampler, batch_size),
         num_workers=workers,
-        collate_fn=_as_it_is if hasattr(dataset, "__getitems__") else None,
-        pin_memory=device.type == "cuda" and getattr(dataset, "resident", None) is None,
+        collate_fn=identity if hasattr(dataset, "__getitems__") else None,
+        pin_memory=device.type == "cuda" and getattr(dataset, "device_features", None) is None,
     )
 
 
 def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
-    """Batches of the datasets `train`, shuffled, and `val`, in order, by the flags that both training stages have.
+    """DistributedBatchSampler of the datasets `train`, shuffled, and `val`, in order, by the flags that both training stages have.
 
     Raises InputError where there is too little to train on for every rank to have a part.
     """
-    world_size, size = ranks.get_world_size(), len(datasets["train"])
+    world_size, size = distributed.get_world_size(), len(datasets["train"])
     if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
         raise InputError(f"{size} samples to train on are too few for {world_size} ranks; start fewer")
     return {
@@ -138,7 +138,7 @@ def item_loader(dataset: Dataset, workers: int, device: torch.device) -> Loader:
     return Loader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
 
 
-def _as_it_is(batch):
+def identity(batch):
     return batch
 
 

@@ -7,7 +7,7 @@ from core.contexts import window
 from core.formats.annotations import FaceTable
 from core.runtime.errors import InputError
 
-_VALUES_AT_ONCE = 1 << 20  # of a median filter; bounds its memory
+_VALUES_PER_STEP = 1 << 20  # of a median filter; bounds its memory
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,14 +50,14 @@ def speaking_score(logits: np.ndarray) -> np.ndarray:
 
 def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarray:
     """Median filter of odd width over the rows of each track, never across tracks; values (N, ...) as the table."""
-    length = np.diff(table.track_start)
+    length = np.diff(table.track_offsets)
     smooth = np.empty_like(values)
-    step = max(1, _VALUES_AT_ONCE // width)
+    step = max(1, _VALUES_PER_STEP // width)
     for start in range(0, len(table), step):
         part = slice(start, start + step)
         entity = table.entity[part]
         positions = window(table.position[part], length[entity], width)
-        rows = table.track_rows[table.track_start[entity][:, None] + positions]  # (n, width)
+        rows = table.track_rows[table.track_offsets[entity][:, None] + positions]  # (n, width)
         smooth[part] = np.partition(values[rows], width // 2, axis=1)[:, width // 2]
     return smooth
 

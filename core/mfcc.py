@@ -18,7 +18,7 @@ from core.formats.clips import slice_bounds
 # The defaults of python_speech_features.mfcc, spelt out because `mfccs` takes its steps one by one.
 _FRAME, _STEP, _FFT = 400, 160, 512  # samples
 _FILTERS, _LIFTER, _PREEMPHASIS = 26, 22, 0.97
-_CLIPS_AT_ONCE = 128  # bounds the memory of a long track: about 40 MB
+_CLIPS_PER_STEP = 128  # bounds the memory of a long track: about 40 MB
 
 
 def fit_clip(samples: np.ndarray, clip_length: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def clip_bounds(timestamps: np.ndarray, windows: np.ndarray, begin: float) -> tu
 def clip_mfccs(samples: np.ndarray, starts: np.ndarray, stops: np.ndarray, clip_length: int) -> np.ndarray:
     """MFCCs of the clips starts:stops (clips,) of samples (n,) int16: (clips, 13, W) float32, W = 40 for T = 11."""
     clips = [fit_clip(samples[start:stop], clip_length) for start, stop in zip(starts, stops, strict=True)]
-    parts = [mfccs(clips[i : i + _CLIPS_AT_ONCE]) for i in range(0, len(clips), _CLIPS_AT_ONCE)]
+    parts = [mfccs(clips[i : i + _CLIPS_PER_STEP]) for i in range(0, len(clips), _CLIPS_PER_STEP)]
     return np.concatenate(parts).astype(np.float32)
 
 

@@ -108,8 +108,8 @@ class ASC_Net(nn.Module):
 
     def __init__(
         self,
-        clip_number: int,
-        candidate_speakers: int,
+        context_length: int,
+        num_speakers: int,
         hidden: int = ASC_HIDDEN,
         pairwise: bool = True,
         temporal: bool = True,
@@ -118,7 +118,7 @@ class ASC_Net(nn.Module):
         self.sat = NonLocalBlock(STE_FEATURES, hidden) if pairwise else nn.Identity()
         self.lstm = nn.LSTM(STE_FEATURES, hidden, batch_first=True) if temporal else None
         width = hidden if temporal else STE_FEATURES
-        self.fc_final = nn.Linear(width * clip_number * candidate_speakers, 2)
+        self.fc_final = nn.Linear(width * context_length * num_speakers, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, 1024, L, S), the reference speaker at s = 0. Returns logits (B, 2)."""
@@ -177,9 +177,9 @@ def imagenet_weights() -> dict[str, torch.Tensor]:
 
 
 def active_speakers_context(
-    clip_number: int, candidate_speakers: int, pairwise: bool = True, temporal: bool = True
+    context_length: int, num_speakers: int, pairwise: bool = True, temporal: bool = True
 ) -> ASC_Net:
     """An ASC_Net for L moments of S speakers, convolutions Kaiming normal (fan out), their biases 0."""
-    model = ASC_Net(clip_number, candidate_speakers, pairwise=pairwise, temporal=temporal)
+    model = ASC_Net(context_length, num_speakers, pairwise=pairwise, temporal=temporal)
     _start_convolutions(model)
     return model

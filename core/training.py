@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from core.metrics import average_precision, roc_auc, speaking_score
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.device import autocast, keep_freed_memory
+from core.runtime.device import autocast, tune_malloc
 from core.runtime.errors import RunError
 from core.runtime.progress import progress
 from core.transforms import normalise
@@ -21,7 +21,7 @@ from core.transforms import normalise
 # model, batch on the device -> named losses, logits (B, 2), labels (B,)
 Losses = Callable[[nn.Module, dict[str, torch.Tensor]], tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]
 
-STEPS_BETWEEN_LOOKS = 20  # at the losses on CUDA, where every look waits for the device
+LOSS_CHECK_INTERVAL = 20  # at the losses on CUDA, where every look waits for the device
 
 
 def context_run_name(context_length: int, stride: int, speakers: int) -> str:
@@ -63,8 +63,8 @@ def train_one_epoch(
         with autocast(device, precision):
             losses, logits, label = losses_of(model, batch)
             total = sum(losses.values())
-        if ranks.get_world_size() > 1:
-            total = total * loader.batch_sampler.weight(index)
+        if distributed.get_world_size() > 1:
+            total = total * loader.batch_sampler.loss_scale(index)
         total.backward()
         optimizer.step()
         return losses, logits, label
@@ -90,7 +90,7 @@ def _run_epoch(name: str, step: Callable, loader: DataLoader, device: torch.devi
     sums: dict[str, torch.Tensor] = {}
     logits, labels, unseen = [], [], []
     count = 0
-    every = STEPS_BETWEEN_LOOKS if device.type == "cuda" else 1
+    every = LOSS_CHECK_INTERVAL if device.type == "cuda" else 1
     bar = progress(loader, desc=name, unit="batch", leave=False)
     for index, batch in enumerate(bar):
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
@@ -117,7 +117,7 @@ def _run_epoch(name: str, step: Callable, loader: DataLoader, device: torch.devi
 def _metrics(sums: dict[str, float], logits: list[torch.Tensor], labels: list[torch.Tensor]) -> dict[str, float]:
     """Means of the losses, AUC and AP over the samples of all ranks."""
     own = (sums, *(torch.cat(parts).float().cpu().numpy() for parts in (logits, labels))) if labels else None
-    all_sums, all_logits, all_labels = zip(*filter(None, ranks.all_gather(own)), strict=True)
+    all_sums, all_logits, all_labels = zip(*filter(None, distributed.all_gather(own)), strict=True)
     scores, positive = speaking_score(np.concatenate(all_logits)), np.concatenate(all_labels) == 1
     result = {f"loss_{key}": sum(part[key] for part in all_sums) / len(positive) for key in all_sums[0]}
     result["auc"] = roc_auc(scores, positive)
@@ -143,15 +143,15 @@ def fit(
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, params["step_size"], params["gamma"])
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     run.restore(parts)
-    network = ranks.parallel(model, device)
-    keep_freed_memory()
+    network = distributed.parallel(model, device)
+    tune_malloc()
     if run.epoch:
         print(f"resuming after epoch {run.epoch}")
     for epoch in range(run.epoch + 1, params["epochs"] + 1):
         row = {"epoch": epoch, "learning_rate": scheduler.get_last_lr()[0]}
         train_loader.batch_sampler.sampler.epoch = epoch
         train = train_one_epoch(network, train_loader, losses_of, optimizer, device, params["precision"])
-        ranks.share_buffers(network)
+        distributed.share_buffers(network)
         val = evaluate(model, val_loader, losses_of, device, params["precision"])
         scheduler.step()
         row |= {f"train_{key}": value for key, value in train.items()}

@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import data_inputs
 from core.formats.clips import wav_path
-from core.media.audio import extract_sound
-from core.media.ffmpeg import find_films
-from core.runtime.cli import Parser, describe, positive_int, run
+from core.media.audio import extract_audio
+from core.media.ffmpeg import list_videos
+from core.runtime.cli import Parser, launch, positive_int, print_settings
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, require_directory, setting_behind
-from core.runtime.jobs import Outcome, report, run_jobs
+from core.runtime.files import list_files, read_setting, require_directory
+from core.runtime.jobs import Outcome, print_outcome, run_jobs
 from core.runtime.provenance import saved_settings
 
 
@@ -40,13 +40,13 @@ def get_args_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> int:
-    describe(vars(args))
-    films = find_films(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
+    print_settings(vars(args))
+    films = list_videos(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
     if not films:
         raise InputError(f"{args.ava_video_dir}: no films here (sub-directories are not searched)")
-    found = existing_files(args.target_audios)
+    found = list_files(args.target_audios)
     existing = set() if args.overwrite else found
-    aligned = setting_behind(args.target_audios, "extract_audio_tracks_cfg.json", "align")
+    aligned = read_setting(args.target_audios, "extract_audio_tracks_cfg.json", "align")
     if not args.overwrite and aligned not in (None, args.align):
         raise InputError(f"{args.target_audios}: made {'with' if aligned else 'without'} --align; pass --overwrite")
 
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
             outcome.skipped += 1
         else:
             # Between pieces of sound the bar stands still, but a run that is stopped ends here.
-            extract_sound(film, wav, args.align, outcome, lambda _: advance(0))
+            extract_audio(film, wav, args.align, outcome, lambda _: advance(0))
         advance(1)
 
     def size(video_id: str) -> int:
@@ -67,8 +67,8 @@ def main(args: argparse.Namespace) -> int:
 
     with saved_settings(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args)):
         outcome = run_jobs(extract, films, str, lambda _: 1, "film", args.workers, args.target_audios, size)
-    return report(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
+    return print_outcome(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), distributed=True)
+    launch(main, get_args_parser(), all_ranks=True)

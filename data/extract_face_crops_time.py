@@ -18,16 +18,16 @@ import numpy as np
 
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import read_annotations
-from core.media.crops import cut_film, rows_to_cut
-from core.media.ffmpeg import find_films
-from core.media.reader import Film
-from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, run
+from core.media.crops import extract_crops, rows_without_crop
+from core.media.ffmpeg import list_videos
+from core.media.reader import VideoReader
+from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
 from core.runtime.errors import InputError
-from core.runtime.files import require_directory, setting_behind
-from core.runtime.jobs import Outcome, report, run_jobs
+from core.runtime.files import read_setting, require_directory
+from core.runtime.jobs import Outcome, print_outcome, run_jobs
 from core.runtime.provenance import saved_settings
 
-CFG = "extract_face_crops_time_cfg.json"
+SETTINGS_FILE = "extract_face_crops_time_cfg.json"
 
 
 def get_args_parser() -> Parser:
@@ -42,14 +42,14 @@ def get_args_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
-    describe(vars(args))
-    films = find_films(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
+    print_settings(vars(args))
+    films = list_videos(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
 
     def extract(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
         rows = table.rows_of_video(video)
-        missing = rows_to_cut(table, rows, output_dir)
+        missing = rows_without_crop(table, rows, output_dir)
         todo = rows if args.overwrite else missing
         outcome.skipped += len(rows) - len(todo)
         advance(len(rows) - len(todo))
@@ -57,20 +57,22 @@ def main(args: argparse.Namespace) -> int:
             path = films.get(table.video_ids[video])
             if path is None:
                 raise InputError(f"no film in {args.ava_video_dir}")
-            with Film(path) as film:
-                cut_film(table, todo, film, output_dir, outcome, advance)
+            with VideoReader(path) as film:
+                extract_crops(table, todo, film, output_dir, outcome, advance)
 
     videos, name = range(len(table.video_ids)), table.video_ids.__getitem__
     rows_of = np.bincount(table.video, minlength=len(videos))
     rows = table.digest()
-    before = rows if args.overwrite else setting_behind(output_dir, CFG, "rows") or rows
-    with saved_settings(output_dir / CFG, {**vars(args), "rows": before}):  # the rows that crops were first cut for
+    before = rows if args.overwrite else read_setting(output_dir, SETTINGS_FILE, "rows") or rows
+    with saved_settings(
+        output_dir / SETTINGS_FILE, {**vars(args), "rows": before}
+    ):  # the rows that crops were first cut for
         outcome = run_jobs(extract, videos, name, rows_of.__getitem__, "row", args.workers, output_dir)
     if rows != before and outcome.skipped:
         outcome.notes.append("the annotations are others than at first: where boxes have changed, pass --overwrite")
     after = "python STE_train.py 11 0" if args.split == "train" else f"python STE_forward.py 11 0 --split {args.split}"
-    return report(outcome, "crops", output_dir, after)
+    return print_outcome(outcome, "crops", output_dir, after)
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), distributed=True)
+    launch(main, get_args_parser(), all_ranks=True)

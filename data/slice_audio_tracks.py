@@ -19,14 +19,14 @@ import numpy as np
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import read_annotations
 from core.formats.clips import wav_path
-from core.media.audio import slice_sound
-from core.runtime.cli import Parser, add_split_arguments, describe, positive_int, run
+from core.media.audio import slice_track_audio
+from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, require_directory, setting_behind
-from core.runtime.jobs import Outcome, report, run_jobs
+from core.runtime.files import list_files, read_setting, require_directory
+from core.runtime.jobs import Outcome, print_outcome, run_jobs
 from core.runtime.provenance import saved_settings
 
-CFG = "slice_audio_tracks_cfg.json"
+SETTINGS_FILE = "slice_audio_tracks_cfg.json"
 
 
 def get_args_parser() -> Parser:
@@ -41,26 +41,26 @@ def get_args_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
-    describe(vars(args))
+    print_settings(vars(args))
     audio_dir = require_directory(args.ava_audio_dir, "the films' wavs: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
-    found = existing_files(output_dir)
+    found = list_files(output_dir)
     existing = set() if args.overwrite else found
 
     def slice_film(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
         wav = wav_path(audio_dir, table.video_ids[video])
-        slice_sound(table, video, wav, output_dir, existing, outcome, advance)
+        slice_track_audio(table, video, wav, output_dir, existing, outcome, advance)
 
     videos = range(len(table.video_ids))
-    align = setting_behind(audio_dir, "extract_audio_tracks_cfg.json", "align")
-    if existing and setting_behind(output_dir, CFG, "align") not in (None, align):
+    align = read_setting(audio_dir, "extract_audio_tracks_cfg.json", "align")
+    if existing and read_setting(output_dir, SETTINGS_FILE, "align") not in (None, align):
         raise InputError(f"{output_dir}: cut from sound made with another --align than there is now; pass --overwrite")
-    with saved_settings(output_dir / CFG, {**vars(args), "align": align}):
+    with saved_settings(output_dir / SETTINGS_FILE, {**vars(args), "align": align}):
         name, tracks = table.video_ids.__getitem__, np.bincount(table.track_video(), minlength=len(videos))
         outcome = run_jobs(slice_film, videos, name, tracks.__getitem__, "track", args.workers, output_dir)
-    return report(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
+    return print_outcome(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser(), distributed=True)
+    launch(main, get_args_parser(), all_ranks=True)

@@ -10,7 +10,7 @@ second begins with features at hand, AVA's or others, and their annotations. Bot
     ablation.png                  a panel for each axis
     seed_<K>/<network>/           weights and logs of every run
 
-The same command goes on where it was; other sizes or recipes need another directory. Baselines that see one clue
+The same command goes on where it was; other sizes or recipes need another directory. Baselines that see one cue
 alone, and the encoder itself, are in the table too. The first takes 6 GB, and 50 minutes on two cores with bfloat16.
 """
 
@@ -30,12 +30,12 @@ from core.formats.features import FeatureStore, encoder_sha256
 from core.reports.plots import plot_ablation
 from core.runtime.cli import (
     Parser,
-    describe,
     device_name,
+    launch,
     odd_positive,
     positive_float,
     positive_int,
-    run,
+    print_settings,
     seed,
     worker_count,
 )
@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
     for name in ON_MINI_AVA:
         if getattr(args, name) is None:
             setattr(args, name, recipe[name])
-    describe(vars(args))
+    print_settings(vars(args))
     started = time.monotonic()
     device, output_dir = get_device(args.cuda_device), Path(args.output_dir)
     sources = given_features(args) if any(given) else make_features(args, (output_dir / "mini_ava").absolute())
@@ -166,4 +166,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    launch(main, get_args_parser())

@@ -7,9 +7,9 @@
     python scripts/benchmark.py --stages --ranks 2  # nothing but films shared by two ranks: ten minutes
 
 Stages are run through their command lines, from files on disk to files on disk, at three sizes. The rate is that of
-the largest, start-up and all, and beside it the rate at which further rows are done. The ceiling is measured just
+the largest, start-up and all, and beside it the rate at which marginal_rate rows are done. The ceiling is measured just
 before: the rate of a bare tool, or the rate of products of 4096 x 4096 matrices divided by the operations of a row.
-Growth is the cost of a further row between the larger sizes over that between the smaller ones: 1 where a stage is
+Growth is the cost of a marginal_rate row between the larger sizes over that between the smaller ones: 1 where a stage is
 linear. Memory is what the processes of a stage hold together, the page cache not counted; where a function is measured
 and not a script (annotations, loader, opening, assembling), it is what the function adds.
 
@@ -47,15 +47,15 @@ from core.contexts import window
 from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import BOX_COLUMNS, LABELS, OFFICIAL_SUFFIX, FaceTable, find_annotations, read_annotations
 from core.formats.clips import crop_path, read_crop, read_wav, wav_path
-from core.formats.features import FeatureStore, writing_features
+from core.formats.features import FeatureStore, feature_writer
 from core.formats.predictions import write_predictions
 from core.inference import encode
 from core.loaders import EpochSampler, clip_batches
 from core.media.ffmpeg import run_ffmpeg
 from core.mfcc import fit_clip
 from core.models import active_speakers_context, short_term_encoder
-from core.runtime.cli import Parser, describe, device_name, positive_int, run
-from core.runtime.device import device_label, get_device, input_dtype, keep_freed_memory
+from core.runtime.cli import Parser, device_name, launch, positive_int, print_settings
+from core.runtime.device import device_label, get_device, input_dtype, tune_malloc
 from core.runtime.errors import InputError, RunError
 from core.runtime.files import replacing, write_bytes, write_json
 from core.transforms import evaluation_clip, normalise
@@ -70,7 +70,7 @@ CONTEXT = CLIPS, STRIDE, SPEAKERS = 11, 4, 3
 
 
 @dataclass
-class Figure:
+class Measurement:
     """One line of the table: a stage at growing sizes, and the rate that it is compared with."""
 
     stage: str
@@ -92,19 +92,19 @@ class Figure:
 
     @property
     def growth(self) -> float | None:
-        """Cost of a further row at the largest sizes over that at the smallest; 1 where the stage is linear."""
+        """Cost of a marginal_rate row at the largest sizes over that at the smallest; 1 where the stage is linear."""
         costs = np.diff(self.seconds) / np.diff(self.sizes)
         return float(costs[1] / costs[0]) if costs.min() > 0 else None  # a start-up that varies hides the rest
 
     @property
-    def further(self) -> float | None:
+    def marginal_rate(self) -> float | None:
         """Units a second of what the largest size adds to the one before: the rate without the start-up."""
         units, seconds = self.sizes[-1] - self.sizes[-2], self.seconds[-1] - self.seconds[-2]
         return units / seconds if seconds > 0 else None
 
     def numbers(self) -> dict[str, object]:
         """All that is known, for the json file."""
-        derived = {"rate": self.rate, "further": self.further, "share": self.share, "growth": self.growth}
+        derived = {"rate": self.rate, "marginal_rate": self.marginal_rate, "share": self.share, "growth": self.growth}
         return {**asdict(self), **derived}
 
 
@@ -181,12 +181,12 @@ def _call(sender, function: Callable, args: tuple) -> None:
     sender.send(function(*args))
 
 
-def up_to(largest: int) -> list[int]:
+def scaled_sizes(largest: int) -> list[int]:
     """The sizes of a stage by its largest."""
     return [largest * scale // SCALES[-1] for scale in SCALES]
 
 
-def scaled(figure: Figure, measure: Callable[[int], tuple[float, int]]) -> Figure:
+def scaled(figure: Measurement, measure: Callable[[int], tuple[float, int]]) -> Measurement:
     """Fill a figure: measure(size) gives seconds and bytes."""
     for size in figure.sizes:
         seconds, memory = measure(size)
@@ -223,11 +223,11 @@ def median_seconds(work: Callable[[], object], times: int, device: torch.device)
     return float(np.median(seconds))
 
 
-def network_figure(stage: str, precision: str, unit: str, sizes: list[int], device: str) -> Figure:
+def network_figure(stage: str, precision: str, unit: str, sizes: list[int], device: str) -> Measurement:
     """A figure with its ceiling: rows a second, were all of the network's operations products of large matrices."""
     rate, _ = measure_call(matmul_rate, device, input_dtype(precision))
     bound = f"{rate / 1e9:,.0f} GFLOP/s in {precision}"
-    return Figure(f"{stage}, {precision}", unit, sizes, ceiling=rate / (GFLOP[stage] * 1e9), bound=bound)
+    return Measurement(f"{stage}, {precision}", unit, sizes, ceiling=rate / (GFLOP[stage] * 1e9), bound=bound)
 
 
 # Data
@@ -240,7 +240,7 @@ def ffmpeg(*arguments: str) -> None:
         raise RunError(str(error)) from None
 
 
-def make_film(work: Path, minutes: int) -> Path:
+def make_video(work: Path, minutes: int) -> Path:
     """720p H.264 with a keyframe every 10 s, a moving test picture under noise, and noise to hear."""
     path = work / f"films_{minutes}_minutes" / "film.mp4"
     if not path.exists():
@@ -308,9 +308,9 @@ def make_store(work: Path, rows: int) -> Path:
         print(f"making {store}", flush=True)
         noise = np.random.default_rng(0).random((4096, STE_FEATURES), np.float32)
         lines = annotation_lines(rows, -(-rows // 22_000))
-        table = read_annotations(write_official(fresh(work / "annotations"), lines))
+        table = read_annotations(write_official(empty_dir(work / "annotations"), lines))
         for video in range(len(table.video_ids)):
-            with writing_features(store, table, table.rows_of_video(video)) as arrays:
+            with feature_writer(store, table, table.rows_of_video(video)) as arrays:
                 for array in arrays:
                     array[:] = np.resize(noise, array.shape)
         write_bytes(store / "done", b"")
@@ -330,7 +330,7 @@ def film_clips(work: Path, csv: Path) -> ClipReader:
     return ClipReader(read_annotations(csv), work / "slices" / "train", work / "crops" / "train", CLIP_LENGTH)
 
 
-def fresh(directory: Path) -> Path:
+def empty_dir(directory: Path) -> Path:
     """An empty directory in place of what was there."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -434,44 +434,44 @@ def row_by_row(work: Path, csv: Path, rows: int, name: str) -> tuple[float, np.n
 # The stages
 
 
-def measure_sound(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figure = Figure("sound of the films", "s of film", up_to(SCALES[-1] * 60 * args.minutes))
-    film = make_film(work, args.minutes)
+def measure_sound(args: argparse.Namespace, work: Path) -> list[Measurement]:
+    figure = Measurement("sound of the films", "s of film", scaled_sizes(SCALES[-1] * 60 * args.minutes))
+    film = make_video(work, args.minutes)
     start = time.perf_counter()
     ffmpeg("-i", str(film), "-vn", "-f", "null", "-")
     figure.ceiling = os.cpu_count() * figure.sizes[0] / (time.perf_counter() - start)
     figure.bound = "ffmpeg decoding the sound, one film a core"
 
     def measure(size: int) -> tuple[float, int]:
-        films = fresh(work / "copies")
+        films = empty_dir(work / "copies")
         for copy in range(size // figure.sizes[0]):
             os.link(film, films / f"film{copy}.mp4")
-        paths = ("--ava-video-dir", films, "--target-audios", fresh(work / "audio"))
+        paths = ("--ava-video-dir", films, "--target-audios", empty_dir(work / "audio"))
         return measure_script("data/extract_audio_tracks.py", *paths)
 
     scaled(figure, measure)
     os.replace(work / "audio" / "film0.wav", work / "film.wav")
-    fresh(work / "audio")
+    empty_dir(work / "audio")
     os.replace(work / "film.wav", work / "audio" / "film.wav")
     return [figure]
 
 
-def measure_slices(args: argparse.Namespace, work: Path) -> list[Figure]:
+def measure_slices(args: argparse.Namespace, work: Path) -> list[Measurement]:
     seconds = 60 * args.minutes
-    figure = Figure("sound of the tracks", "tracks", up_to(16 * seconds), bound="bare read and write")
-    figure.ceiling = copy_rate(work / "audio" / "film.wav", fresh(work / "copies"), seconds, figure.sizes[-1])
+    figure = Measurement("sound of the tracks", "tracks", scaled_sizes(16 * seconds), bound="bare read and write")
+    figure.ceiling = copy_rate(work / "audio" / "film.wav", empty_dir(work / "copies"), seconds, figure.sizes[-1])
 
     def measure(size: int) -> tuple[float, int]:
         csv = film_csv(work / f"film_{size}.csv", TRACK_ROWS * size, faces=16)
-        paths = ("--csv", csv, "--ava-audio-dir", work / "audio", "--output-dir", fresh(work / "slices"))
+        paths = ("--csv", csv, "--ava-audio-dir", work / "audio", "--output-dir", empty_dir(work / "slices"))
         return measure_script("data/slice_audio_tracks.py", *paths, "--split", "train")
 
     return [scaled(figure, measure)]
 
 
-def measure_crops(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figure = Figure("faces", "rows", up_to(FACES * FPS * 60 * args.minutes))
-    film = make_film(work, args.minutes)
+def measure_crops(args: argparse.Namespace, work: Path) -> list[Measurement]:
+    figure = Measurement("faces", "rows", scaled_sizes(FACES * FPS * 60 * args.minutes))
+    film = make_video(work, args.minutes)
     frames, _ = measure_call(decode_rate, film, FPS * 60)
     figure.ceiling, figure.bound = FACES * frames, f"OpenCV reading {frames:.0f} frames/s"
 
@@ -496,7 +496,7 @@ def read_seconds(source: Path) -> tuple[float, int]:
     """Seconds of reading annotations and all that training needs of them; bytes that a forked worker adds."""
     start = time.perf_counter()
     table = read_annotations(source)
-    _ = table.position, table.moment, table.track_begin, table.speech
+    _ = table.position, table.frame_id, table.audio_start, table.anyone_speaking
     seconds = time.perf_counter() - start
     receiver, sender = os.pipe()
     if not os.fork():
@@ -510,8 +510,8 @@ def read_seconds(source: Path) -> tuple[float, int]:
     return seconds, own
 
 
-def measure_reading(name: str, write: Callable, header: int | None, rows: int, work: Path) -> Figure:
-    figure = Figure(f"annotations, {name}", "rows", up_to(rows), bound="bare pandas.read_csv")
+def measure_reading(name: str, write: Callable, header: int | None, rows: int, work: Path) -> Measurement:
+    figure = Measurement(f"annotations, {name}", "rows", scaled_sizes(rows), bound="bare pandas.read_csv")
     sources: list[Path] = []
 
     def measure(size: int) -> tuple[float, int]:
@@ -525,7 +525,7 @@ def measure_reading(name: str, write: Callable, header: int | None, rows: int, w
     return figure
 
 
-def measure_annotations(args: argparse.Namespace, work: Path) -> list[Figure]:
+def measure_annotations(args: argparse.Namespace, work: Path) -> list[Measurement]:
     sources = (("one augmented file", write_augmented, 0), ("120 official files", write_official, None))
     return [measure_reading(*source, args.annotation_rows, work) for source in sources]
 
@@ -535,7 +535,7 @@ def decoded_rate(work: Path, csv: Path, name: str, precision: str) -> float:
     """Rows a second of the encoder on crops that are decoded already."""
     device, dataset = get_device(name), STETrackDataset(film_clips(work, csv))
     pieces = [dataset[index] for index in range(len(dataset))]
-    keep_freed_memory()
+    tune_malloc()
     model = short_term_encoder(CLIP_LENGTH).to(device, memory_format=torch.channels_last).eval()
 
     def forward() -> None:
@@ -545,10 +545,12 @@ def decoded_rate(work: Path, csv: Path, name: str, precision: str) -> float:
     return len(dataset.reader.table) / median_seconds(forward, 3, device)
 
 
-def measure_ste_forward(args: argparse.Namespace, work: Path) -> list[Figure]:
+def measure_ste_forward(args: argparse.Namespace, work: Path) -> list[Measurement]:
     figures = []
     for precision in ("fp32", "bf16"):
-        figure = network_figure("STE forward", precision, "rows", up_to(SCALES[-1] * 8 * args.clips), args.device)
+        figure = network_figure(
+            "STE forward", precision, "rows", scaled_sizes(SCALES[-1] * 8 * args.clips), args.device
+        )
 
         def measure(size: int, precision: str = precision) -> tuple[float, int]:
             csv = film_csv(work / f"rows_{size}.csv", size)
@@ -582,14 +584,14 @@ def loader_seconds(work: Path, csv: Path, clips: int) -> float:
     return time.perf_counter() - start
 
 
-def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Figure]:
-    sizes = up_to(SCALES[-1] * args.clips)
+def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Measurement]:
+    sizes = scaled_sizes(SCALES[-1] * args.clips)
     csvs = {size: film_csv(work / f"clips_{size}.csv", TRACK_ROWS * size) for size in sizes}
     val = film_csv(work / "val.csv", FACES * TRACK_ROWS)
     for directory in ("crops", "slices"):
         if not (work / directory / "val").exists():
             (work / directory / "val").symlink_to("train")
-    loader = Figure("STE training, one loader", "clips", sizes, bound="Pillow decoding the crops")
+    loader = Measurement("STE training, one loader", "clips", sizes, bound="Pillow decoding the crops")
     crops, _ = measure_call(pillow_rate, sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000])
     loader.ceiling = crops / CLIP_LENGTH
     scaled(loader, lambda size: measure_call(loader_seconds, work, csvs[size], size))
@@ -600,7 +602,7 @@ def measure_ste_train(args: argparse.Namespace, work: Path) -> list[Figure]:
         def measure(size: int, precision: str = precision) -> tuple[float, int]:
             data = ("--csv-train-full", csvs[size], "--csv-val-full", val, "--no-pretrained", "--epochs", 1)
             paths = ("--audio-dir", work / "slices", "--video-dir", work / "crops")
-            output = ("--models-out", fresh(work / "models"), "--batch-size", 64, "--precision", precision)
+            output = ("--models-out", empty_dir(work / "models"), "--batch-size", 64, "--precision", precision)
             return measure_script("STE_train.py", CLIP_LENGTH, args.device, *data, *paths, *output)
 
         figures.append(scaled(figure, measure))
@@ -615,7 +617,7 @@ def open_seconds(store: Path) -> float:
 
 def assembly_seconds(store: Path, samples: int) -> float:
     """Seconds of assembling shuffled batches of 64 contexts, after some to warm up."""
-    keep_freed_memory()
+    tune_malloc()
     dataset = ASCDataset(FeatureStore(store), *CONTEXT, seed=0, redraw=True)
     keys = list(EpochSampler(len(dataset), seed=0))
     for start in range(0, min(len(keys), 6400), 64):
@@ -626,14 +628,14 @@ def assembly_seconds(store: Path, samples: int) -> float:
     return time.perf_counter() - begin
 
 
-def measure_asc(args: argparse.Namespace, work: Path) -> list[Figure]:
-    opened, sizes = up_to(args.store_rows), up_to(SCALES[-1] * args.contexts)
+def measure_asc(args: argparse.Namespace, work: Path) -> list[Measurement]:
+    opened, sizes = scaled_sizes(args.store_rows), scaled_sizes(SCALES[-1] * args.contexts)
     stores, val = {size: make_store(work, size) for size in (*opened, *sizes)}, make_store(work, 500)
-    opening = Figure("ASC, opening the store", "rows", opened, bound="bare pandas.read_csv")
+    opening = Measurement("ASC, opening the store", "rows", opened, bound="bare pandas.read_csv")
     opening.ceiling, _ = measure_call(pandas_rate, sorted(stores[opened[-1]].glob("*.csv")), 0, opened[-1])
     scaled(opening, lambda size: measure_call(open_seconds, stores[size]))
 
-    assembly = Figure("ASC, assembling batches", "contexts", sizes, bound="bare copy of memory")
+    assembly = Measurement("ASC, assembling batches", "contexts", sizes, bound="bare copy of memory")
     assembly.ceiling = measure_call(copy_bytes_rate)[0] / (4 * STE_FEATURES * CLIPS * SPEAKERS)
     scaled(assembly, lambda size: measure_call(assembly_seconds, stores[size], size))
 
@@ -641,25 +643,25 @@ def measure_asc(args: argparse.Namespace, work: Path) -> list[Figure]:
 
     def measure(size: int) -> tuple[float, int]:
         data = ("--features-train-full", stores[size], "--features-val-full", val)
-        output = ("--models-out", fresh(work / "models"), "--epochs", 1)
+        output = ("--models-out", empty_dir(work / "models"), "--epochs", 1)
         return measure_script("ASC_train.py", *CONTEXT, args.device, *data, *output)
 
     scaled(train, measure)
     forward = network_figure("ASC forward", "fp32", "rows", sizes, args.device)
 
     def measure_forward(size: int) -> tuple[float, int]:
-        paths = ("--features-val-full", stores[size], "--output-dir", fresh(work / "predictions"))
+        paths = ("--features-val-full", stores[size], "--output-dir", empty_dir(work / "predictions"))
         return measure_script("ASC_forward.py", *CONTEXT, args.device, *paths, "--weights", work / "ASC.pth")
 
     return [opening, assembly, train, scaled(forward, measure_forward)]
 
 
-def measure_scores(args: argparse.Namespace, work: Path) -> list[Figure]:
-    figure = Figure("scores and evaluation", "rows", up_to(args.score_rows))
+def measure_scores(args: argparse.Namespace, work: Path) -> list[Measurement]:
+    figure = Measurement("scores and evaluation", "rows", scaled_sizes(args.score_rows))
     figure.bound = "pandas reading the inputs and writing the result"
 
     def measure(size: int) -> tuple[float, int]:
-        truth, logits = fresh(work / "truth"), fresh(work / "logits")
+        truth, logits = empty_dir(work / "truth"), empty_dir(work / "logits")
         table, rng = read_annotations(write_official(truth, annotation_lines(size, 33))), np.random.default_rng(0)
         for video in range(len(table.video_ids)):
             rows = table.rows_of_video(video)
@@ -709,8 +711,8 @@ def cpu_seconds() -> float:
 
 
 def measure_ranks(args: argparse.Namespace, work: Path) -> list[Shared]:
-    film = make_film(work, args.minutes)
-    root, videos = fresh(work / "shared"), [f"film{number}" for number in range(4)]
+    film = make_video(work, args.minutes)
+    root, videos = empty_dir(work / "shared"), [f"film{number}" for number in range(4)]
     rows, encoded = FACES * FPS * 60 * args.minutes, SCALES[-1] * 2 * args.clips
     for video in videos:
         (root / "films").mkdir(exist_ok=True)
@@ -739,7 +741,7 @@ def measure_ranks(args: argparse.Namespace, work: Path) -> list[Shared]:
         shared = Shared(stage, unit, size)
         for ranks in (1, args.ranks):
             workers = ("--workers", max(CORES // ranks, 1)) if script.startswith("data/") else ()
-            fresh(output)
+            empty_dir(output)
             before = cpu_seconds()
             shared.seconds[ranks], _ = measure_script(script, *inputs, *workers, flag, output, ranks=ranks)
             shared.cpu_seconds[ranks] = cpu_seconds() - before
@@ -761,19 +763,19 @@ def markdown_of_ranks(shared: list[Shared], ranks: int) -> str:
 # The table
 
 
-def row_of(figure: Figure) -> list[str]:
+def row_of(figure: Measurement) -> list[str]:
     ceiling = "" if figure.ceiling is None else f"{figure.ceiling:,.0f} ({figure.bound})"
     share = "" if figure.share is None else f"{figure.share:.2f}"
     growth = "" if figure.growth is None else f"{figure.growth:.2f}"
     rate = f"{figure.rate:,.0f} {figure.unit}/s" if figure.rate >= 100 else f"{figure.rate:.1f} {figure.unit}/s"
-    further = "" if figure.further is None else f"{figure.further:,.0f}"
+    marginal_rate = "" if figure.marginal_rate is None else f"{figure.marginal_rate:,.0f}"
     memory = f"{figure.memory[-1] / 1e9:.2f} GB"
     size = f"{figure.sizes[-1]:,}"
-    return [figure.stage, size, f"{figure.seconds[-1]:.1f} s", rate, further, memory, ceiling, share, growth]
+    return [figure.stage, size, f"{figure.seconds[-1]:.1f} s", rate, marginal_rate, memory, ceiling, share, growth]
 
 
-def markdown(figures: list[Figure]) -> str:
-    head = ["stage", "size", "time", "rate", "of further rows", "memory", "ceiling", "share", "growth"]
+def markdown(figures: list[Measurement]) -> str:
+    head = ["stage", "size", "time", "rate", "of marginal_rate rows", "memory", "ceiling", "share", "growth"]
     lines = [head, ["---"] * len(head), *map(row_of, figures)]
     remarks = [f"{figure.stage}: {remark}" for figure in figures for remark in figure.remarks]
     return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", *remarks])
@@ -816,7 +818,7 @@ def get_args_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> None:
-    describe(vars(args))
+    print_settings(vars(args))
     if args.clips * SCALES[-1] * TRACK_ROWS > FACES * FPS * 60 * args.minutes:
         raise InputError(f"--clips {args.clips}: a film of {args.minutes} minutes has not enough tracks for it")
     if min(args.annotation_rows, args.score_rows, args.store_rows) < SCALES[-1]:
@@ -824,10 +826,10 @@ def main(args: argparse.Namespace) -> None:
     work = Path(args.work)
     result = Path(args.json or work / "benchmark.json")
     machine = describe_machine(device_label(get_device(args.device)))
-    machine["bytes/s of reading"] = read_rate(make_film(work, args.minutes))
+    machine["bytes/s of reading"] = read_rate(make_video(work, args.minutes))
     make_weights(work)
-    describe(machine)
-    figures: list[Figure] = []
+    print_settings(machine)
+    figures: list[Measurement] = []
     for stage, measure in STAGES.items():
         if stage in args.stages:
             print(stage, flush=True)
@@ -846,4 +848,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    launch(main, get_args_parser())

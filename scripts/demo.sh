@@ -101,13 +101,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from core.media.reader import Film
+from core.media.reader import VideoReader
 import cv2
 
 directory, film, target = sys.argv[1:]
 moments = pd.read_csv(Path(directory, "tracks.csv")).groupby("frame_timestamp")["score"].agg(["size", "min", "max"])
 moments = moments[moments["size"] == moments["size"].max()]
-with Film(Path(directory, f"{film}_speakers.mp4")) as marked:
+with VideoReader(Path(directory, f"{film}_speakers.mp4")) as marked:
     image = next(marked.frames([(moments["max"] - moments["min"]).idxmax()], 60.0))
 cv2.imwrite(target, image, [cv2.IMWRITE_JPEG_QUALITY, 92])
 EOF

@@ -24,25 +24,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params
-from core.detection.pipeline import OwnVideo
+from core.detection.pipeline import SpeakerDetection
 from core.detection.tracks import FaceDetector
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime.cli import (
     Parser,
-    describe,
     device_name,
+    fraction,
+    launch,
     odd_positive,
     odd_window,
     positive_int,
-    run,
+    print_settings,
     seed,
-    share,
     worker_count,
 )
-from core.runtime.device import device_label, get_device, keep_freed_memory, load_weights
+from core.runtime.device import device_label, get_device, load_weights, tune_malloc
 from core.runtime.files import require_different, require_file
 
-SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
+RESULT_SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
 
 
 def get_args_parser() -> Parser:
@@ -66,7 +66,7 @@ def get_args_parser() -> Parser:
     )
     parser.add_argument("--speakers", type=positive_int, default=defaults["speakers"], help="faces in a context")
     parser.add_argument(
-        "--threshold", type=share, default=defaults["threshold"], help="faces that score as much or more speak"
+        "--threshold", type=fraction, default=defaults["threshold"], help="faces that score as much or more speak"
     )
     parser.add_argument(
         "--smoothing",
@@ -86,7 +86,7 @@ def get_args_parser() -> Parser:
 
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> int:
-    describe(vars(args))
+    print_settings(vars(args))
     device = get_device(args.cuda_device)
     film, output_dir = require_file(args.video, "a film"), Path(args.output_dir)
     require_different({"--tracks": args.tracks, "what is written to --output-dir": output_dir / "tracks.csv"})
@@ -100,31 +100,31 @@ def main(args: argparse.Namespace) -> int:
     if not args.tracks:
         fetch = "YuNet's onnx file, which bash scripts/downloads.sh detector fetches; or pass --tracks"
         detector = FaceDetector(require_file(args.face_detector, fetch))
-    video = OwnVideo(film, output_dir, vars(args))
+    video = SpeakerDetection(film, output_dir, vars(args))
     print(device_label(device))
 
-    video.look_for_shots()
+    video.detect_shots()
     if detector is None:
-        video.take_tracks(args.tracks)
+        video.load_tracks(args.tracks)
     else:
-        video.look_for_faces(detector)
-    if len(video.all_rows):
-        video.extract_sound()
-        video.cut_tracks()
-        keep_freed_memory()
+        video.detect_faces(detector)
+    if len(video.rows):
+        video.extract_audio()
+        video.extract_clips()
+        tune_malloc()
         encoder = encoder.to(device, memory_format=torch.channels_last).eval()
         options = {name: getattr(args, name) for name in ("batch_size", "workers", "precision")}
         video.encode(encoder, ste_digest, args.clip_length, device, **options)
         network, shape = network.to(device).eval(), (args.clips, args.time_stride, args.speakers)
         video.predict(network, asc_digest, shape, args.seed, device, batch_size=ASC_forward_params["batch_size"])
     scores = video.scores(args.smoothing)
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
     settings |= {"ste_weights_sha256": ste_digest, "asc_weights_sha256": asc_digest}
-    settings["face_detector_sha256"] = detector and detector.digest
+    settings["face_detector_sha256"] = detector and detector.sha256
     video.write_results(scores, args.threshold, settings)
-    video.write_marked_film(scores, args.smoothing)
+    video.write_marked_video(scores, args.smoothing)
     return video.report()
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    launch(main, get_args_parser())

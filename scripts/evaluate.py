@@ -17,9 +17,9 @@ from core.config import postprocessing_params
 from core.formats.annotations import read_annotations
 from core.formats.predictions import join, read_scores
 from core.reports import report
-from core.runtime.cli import Parser, describe, run
+from core.runtime.cli import Parser, launch, print_settings
 
-SETTINGS = "evaluate_cfg.json"  # in the directory of the pictures
+SETTINGS_FILE = "evaluate_cfg.json"  # in the directory of the pictures
 
 
 def get_args_parser() -> Parser:
@@ -37,9 +37,9 @@ def get_args_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> None:
-    describe(vars(args))
+    print_settings(vars(args))
     predictions = {f"--predictions (number {number})": path for number, path in enumerate(args.predictions, 1)}
-    report.require_no_overwriting(args, predictions, {}, SETTINGS)
+    report.require_distinct_paths(args, predictions, {}, SETTINGS_FILE)
     table = read_annotations(args.ground_truth)
     scores = {
         name: join(read_scores(path), table, path)["score"].to_numpy()
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
     }
     numbers = report.compute(scores, table, args.ava_video_dir)
     report.show(numbers)
-    report.save(numbers, scores, table, args, SETTINGS)
+    report.save(numbers, scores, table, args, SETTINGS_FILE)
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    launch(main, get_args_parser())

@@ -33,10 +33,10 @@ from scipy.signal import lfilter, sosfilt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.formats.annotations import LABELS
-from core.media.ffmpeg import write_film
-from core.runtime.cli import Parser, positive_float, positive_int, run, seed
+from core.media.ffmpeg import encode_video
+from core.runtime.cli import Parser, launch, positive_float, positive_int, seed
 from core.runtime.errors import InputError, RunError
-from core.runtime.files import existing_files, write_bytes, write_json
+from core.runtime.files import list_files, write_bytes, write_json
 from core.runtime.progress import progress
 
 FPS = 25
@@ -123,7 +123,7 @@ class Turn:
 
 
 @dataclass
-class Track:
+class FacePlan:
     """One face through a shot: frames first to last; times in seconds of the film, lengths in pixels."""
 
     person: int
@@ -143,23 +143,23 @@ class Track:
 
 
 @dataclass
-class Shot:
+class ShotPlan:
     """Frames first to last, both included; the turns are those heard, of people in the picture and outside."""
 
     first: int
     last: int
-    tracks: list[Track]
+    tracks: list[FacePlan]
     turns: list[Turn]
 
 
 @dataclass
-class Film:
+class VideoPlan:
     """One film in the making. Everything random in it is drawn from `rng`, in one order."""
 
     rng: np.random.Generator
     scenario: Scenario
     cast: list[Person] = field(default_factory=list)
-    shots: list[Shot] = field(default_factory=list)
+    shots: list[ShotPlan] = field(default_factory=list)
 
 
 # ---- Scene plan
@@ -178,7 +178,7 @@ def plan_cast(rng: np.random.Generator) -> list[Person]:
     return cast
 
 
-def plan_shots(film: Film, frames: int) -> list[Shot]:
+def plan_shots(film: VideoPlan, frames: int) -> list[ShotPlan]:
     """Cut so many frames into shots and fill each."""
     shortest, longest = (round(seconds * FPS) for seconds in film.scenario.shot_seconds)
     shots, first = [], 0
@@ -190,7 +190,7 @@ def plan_shots(film: Film, frames: int) -> list[Shot]:
     return shots
 
 
-def plan_shot(film: Film, first: int, last: int) -> Shot:
+def plan_shot(film: VideoPlan, first: int, last: int) -> ShotPlan:
     """People side by side, of any size, who talk in turns and now and then chew, talk unheard or hide their mouths."""
     rng, scenario = film.rng, film.scenario
     weights = np.array(scenario.faces_weight)
@@ -208,17 +208,17 @@ def plan_shot(film: Film, first: int, last: int) -> Shot:
         late, early = rng.integers(0, spare + 1, 2).tolist()  # frames that the face tracker misses at the ends
         phases, blinks = rng.uniform(0, 2 * np.pi, 8), start - 1.0 + np.cumsum(rng.uniform(0.8, 4.0, 6))
         own = [turn for turn in turns if turn.person == person]
-        track = Track(person, first + late, last - early, (x, y), width, phases, blinks, own)
+        track = FacePlan(person, first + late, last - early, (x, y), width, phases, blinks, own)
         fill_silence(film, track, start, end)
         if rng.random() < scenario.hidden_probability:
             seconds = rng.uniform(*scenario.hidden_seconds)
             begin = rng.uniform(start - seconds / 3, end - seconds * 2 / 3)
             track.hidden = (str(rng.choice(["hand", "microphone", "turned"])), begin, begin + seconds)
         tracks.append(track)
-    return Shot(first, last, tracks, turns)
+    return ShotPlan(first, last, tracks, turns)
 
 
-def plan_dialogue(film: Film, people: list[int], start: float, end: float) -> list[Turn]:
+def plan_dialogue(film: VideoPlan, people: list[int], start: float, end: float) -> list[Turn]:
     """Turns of the people of a shot, the last of whom is outside the picture; the first turn may begin before it."""
     rng, scenario, visible = film.rng, film.scenario, len(people) - 1
     weights = np.array([1.0] * visible + [scenario.outside_weight, scenario.silence_weight[visible - 1]])
@@ -237,7 +237,7 @@ def plan_dialogue(film: Film, people: list[int], start: float, end: float) -> li
     return turns
 
 
-def plan_turn(film: Film, person: int, start: float, end: float) -> Turn:
+def plan_turn(film: VideoPlan, person: int, start: float, end: float) -> Turn:
     """Syllables of 120 to 250 ms in words, words in sentences; the last syllable ends with the turn."""
     rng = film.rng
     syllables, time, in_word, loudness = [], start, 0, rng.uniform(0.75, 1.25)
@@ -253,7 +253,7 @@ def plan_turn(film: Film, person: int, start: float, end: float) -> Turn:
     return Turn(person, start, sum(syllables[-1][:2]), np.array(syllables, dtype=float))
 
 
-def fill_silence(film: Film, track: Track, start: float, end: float) -> None:
+def fill_silence(film: VideoPlan, track: FacePlan, start: float, end: float) -> None:
     """Between the track's own turns: talk that is not heard, chewing, or nothing."""
     rng, scenario = film.rng, film.scenario
     edges = [start - 0.15, *(edge for turn in track.turns for edge in (turn.start, turn.end)), end + 0.15]
@@ -275,7 +275,7 @@ def fill_silence(film: Film, track: Track, start: float, end: float) -> None:
 # ---- Voices
 
 
-def make_sound(film: Film, sample_rate: int) -> np.ndarray:
+def make_sound(film: VideoPlan, sample_rate: int) -> np.ndarray:
     """The film's sound (samples,) in [-1, 1]: what is heard of all turns, over quiet noise and sometimes music."""
     rng, samples = film.rng, (film.shots[-1].last + 1) * sample_rate // FPS
     sound = lfilter([0.1], [1, -0.9], rng.standard_normal(samples)) * rng.uniform(0.004, 0.012)
@@ -383,7 +383,7 @@ def draw_cover(pen: Pen, person: Person, what: str, amount: float) -> None:
         pen.ellipse(-0.06, y - 0.07, 0.1, 0.08, (110, 105, 105))
 
 
-def mouth_shapes(track: Track) -> np.ndarray:
+def mouth_shapes(track: FacePlan) -> np.ndarray:
     """How the mouth looks, (frames, 3): openness 0 to 1, spread (1 = at rest), shift sideways in head units."""
     times = track.times
     openness, shift = np.zeros(len(times)), np.zeros(len(times))
@@ -404,7 +404,7 @@ def mouth_shapes(track: Track) -> np.ndarray:
     return np.stack([openness, spread, shift], axis=1)
 
 
-def head_poses(track: Track) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def head_poses(track: FacePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centres (frames, 2) in pixels, roll in degrees and yaw in radians (frames,)."""
     waves = np.sin(np.outer(track.times, [1.1, 1.4, 0.9, 0.7]) + track.phases[2:6])
     yaw = 0.3 * waves[:, 3]
@@ -428,7 +428,7 @@ def make_background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarr
     return np.clip(cv2.GaussianBlur(wall, (0, 0), 6) + (blotches + grain)[:, :, None], 0, 255).astype(np.uint8)
 
 
-def draw_frames(film: Film) -> Iterator[np.ndarray]:
+def draw_frames(film: VideoPlan) -> Iterator[np.ndarray]:
     """Yield the film's frames, BGR (height, width, 3) uint8."""
     for shot in film.shots:
         background = make_background(film.rng, film.scenario.size)
@@ -450,7 +450,7 @@ def draw_frames(film: Film) -> Iterator[np.ndarray]:
 # ---- Films and annotations
 
 
-def label_frames(track: Track) -> np.ndarray:
+def label_frames(track: FacePlan) -> np.ndarray:
     """(frames,) of indices into LABELS."""
     labels, times = np.zeros(len(track.times), dtype=int), track.times
     for turn in track.turns:
@@ -458,14 +458,14 @@ def label_frames(track: Track) -> np.ndarray:
     return labels
 
 
-def face_boxes(track: Track, size: tuple[int, int]) -> np.ndarray:
+def face_boxes(track: FacePlan, size: tuple[int, int]) -> np.ndarray:
     """(frames, 4) x1, y1, x2, y2 in [0, 1]: round the head whatever the jaw does, wobbling as a detector's do."""
     wobble = 1 + 0.03 * np.sin(np.outer(track.times, [1.3, 1.7]) + track.phases[6:8])
     half, centres = wobble * track.width * np.array([0.5, HEAD_HEIGHT / 2]), head_poses(track)[0]
     return np.clip(np.concatenate([centres - half, centres + half], axis=1) / np.tile(size, 2), 0, 1)
 
 
-def annotation_lines(video_id: str, film: Film) -> Iterator[str]:
+def annotation_lines(video_id: str, film: VideoPlan) -> Iterator[str]:
     """The official csv, track by track. A timestamp is its frame's exact time: a 25th of a second has two decimals."""
     tracks_of_segment: Counter[int] = Counter()
     for track in (track for shot in film.shots for track in shot.tracks):
@@ -478,7 +478,7 @@ def annotation_lines(video_id: str, film: Film) -> Iterator[str]:
             yield ",".join([video_id, timestamp, *(f"{edge:.6f}" for edge in box), LABELS[label], entity_id]) + "\n"
 
 
-def make_film(path: Path, csv: Path, film: Film, frames: int) -> None:
+def make_video(path: Path, csv: Path, film: VideoPlan, frames: int) -> None:
     """One film and its csv, which comes last: it says that the film is whole."""
     film.cast = plan_cast(film.rng)
     film.shots = plan_shots(film, frames)
@@ -488,7 +488,7 @@ def make_film(path: Path, csv: Path, film: Film, frames: int) -> None:
         wav = Path(directory, "sound.wav")
         wavfile.write(wav, sample_rate, np.rint(sound * 32767).astype(np.int16))
         try:
-            write_film(path, draw_frames(film), film.scenario.size, FPS, ("-i", f"file:{wav}"), *SAME_BYTES)
+            encode_video(path, draw_frames(film), film.scenario.size, FPS, ("-i", f"file:{wav}"), *SAME_BYTES)
         except ValueError as error:
             raise RunError(f"{path}: {error}") from None
     write_bytes(csv, "".join(annotation_lines(path.stem, film)).encode())
@@ -556,15 +556,15 @@ def main(args: argparse.Namespace) -> None:
     settings = {name: value for name, value in vars(args).items() if name != "root"}
     claim_root(root, settings | {"scenario": asdict(scenario)})
     video_dir, train_films = root / "videos" / "trainval", args.videos - max(1, round(args.videos / 3))
-    films = existing_files(video_dir)
+    films = list_files(video_dir)
     for index in progress(range(args.videos), desc="films", unit="film"):
         rng = np.random.default_rng([args.seed, index])
         path = video_dir / f"{draw_video_id(rng, index)}.mp4"
         csv = root / "csv" / ("train" if index < train_films else "val") / f"{path.stem}-activespeaker.csv"
         if path.name not in films or not csv.exists():
-            make_film(path, csv, Film(rng, scenario), round(args.seconds * FPS))
+            make_video(path, csv, VideoPlan(rng, scenario), round(args.seconds * FPS))
     report(root, args.videos)
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    launch(main, get_args_parser())

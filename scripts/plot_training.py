@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 
 from core.formats.csv_table import first_fields, read_table, scan
-from core.reports.report import display_names, labels_of
+from core.reports.report import display_names, short_labels
 from core.reports.training_plots import best_text, is_curve, plot_training
-from core.runtime.cli import Parser, describe, run
+from core.runtime.cli import Parser, launch, print_settings
 from core.runtime.errors import InputError, one_line
-from core.runtime.files import existing_files, require_different, write_json
+from core.runtime.files import list_files, require_different, write_json
 
-PICTURE, SETTINGS = "training.png", "plot_training_cfg.json"
+PICTURE, SETTINGS_FILE = "training.png", "plot_training_cfg.json"
 MAX_EPOCH = 10**9
 
 
@@ -42,7 +42,7 @@ def find_log(path: Path) -> Path:
     """The log itself, or the one that lies in a run's directory. Raises InputError."""
     if not path.is_dir():
         return path
-    found = sorted(name for name in existing_files(path) if name.endswith("_logs.csv"))
+    found = sorted(name for name in list_files(path) if name.endswith("_logs.csv"))
     if len(found) != 1:
         raise InputError(f"{path}: {len(found)} logs in this directory, expected one <name>_logs.csv")
     return path / found[0]
@@ -82,18 +82,18 @@ def _number(text: str, place: str) -> float:
 
 def run_names(paths: list[Path]) -> list[str]:
     """What the runs are called: as their logs, without the ending if they differ without it."""
-    labels = list(labels_of(display_names(list(map(str, paths)))).values())
+    labels = list(short_labels(display_names(list(map(str, paths)))).values())
     short = [label.removesuffix(".csv").removesuffix("_logs") for label in labels]
     return next(names for names in (short, labels, list(map(str, paths))) if len(set(names)) == len(names))
 
 
 def main(args: argparse.Namespace) -> None:
-    describe(vars(args))
+    print_settings(vars(args))
     paths = [find_log(Path(log)) for log in args.logs]
     output = Path(args.output) if args.output is not None else paths[0].with_name(PICTURE)
     if output.suffix != ".png":
         raise InputError(f"{output}: --output must end with .png")
-    settings = output.with_name(SETTINGS)
+    settings = output.with_name(SETTINGS_FILE)
     logs = {f"LOG (number {number})": path for number, path in enumerate(paths, 1)}
     require_different({**logs, "--output": output, "the settings beside --output": settings})
     runs = {name: read_log(path) for name, path in zip(run_names(paths), paths, strict=True)}
@@ -105,4 +105,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, get_args_parser())
+    launch(main, get_args_parser())

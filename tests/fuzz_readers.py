@@ -296,9 +296,9 @@ def check_annotations(trial: Trial, files: dict[str, bytes]) -> bool:
 
     def read() -> list[tuple]:
         table = read_annotations(source)
-        columns = (table.video, table.entity, table.timestamp, table.label, table.box, table.speech)
+        columns = (table.video, table.entity, table.timestamp, table.label, table.box, table.anyone_speaking)
         return [
-            (table.video_ids[v], table.entity_ids[e], t, label, box, loud, table.track_begin[e].item())
+            (table.video_ids[v], table.entity_ids[e], t, label, box, loud, table.audio_start[e].item())
             for v, e, t, label, box, loud in zip(*(column.tolist() for column in columns), strict=True)
         ]
 

@@ -30,7 +30,7 @@ LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Fault:
     """What happens to a process. Functions are named by their dotted path; calls are counted from 1."""
 
     kill_at: tuple[str, int] | None = None  # SIGKILL to itself at this call of this function
@@ -61,13 +61,13 @@ def _context():
 class Running:
     """A script that runs: a leader of its own session, so that whatever it starts can be found."""
 
-    def __init__(self, directory: Path, script: str, *args: object, trouble: Trouble | None = None):
+    def __init__(self, directory: Path, script: str, *args: object, fault: Fault | None = None):
         directory.mkdir(parents=True, exist_ok=True)
         self.args = [str(ROOT / script), *map(str, args)]
         number = len(list(directory.glob("*.out")))
         self.out, self.err = directory / f"{number}.out", directory / f"{number}.err"
         self.out.touch()
-        self.process = _context().Process(target=_child, args=(self.args, self.out, self.err, trouble or Trouble()))
+        self.process = _context().Process(target=_child, args=(self.args, self.out, self.err, fault or Fault()))
         self.process.start()
 
     def wait(self, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -94,7 +94,7 @@ class Running:
             os.killpg(self.process.pid, number)
 
     def until_stopped(self) -> None:
-        """Wait for `Trouble.stop_at`."""
+        """Wait for `Fault.stop_at`."""
         self.until(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
     def companions(self, zombies: bool = True) -> list[int]:
@@ -108,9 +108,9 @@ class Running:
         return [number for number in found if number != self.process.pid]
 
 
-def run(directory: Path, script: str, *args: object, trouble: Trouble | None = None):
+def run(directory: Path, script: str, *args: object, fault: Fault | None = None):
     """Run a script to its end. `directory` holds what it prints."""
-    return Running(directory, script, *args, trouble=trouble).wait()
+    return Running(directory, script, *args, fault=fault).wait()
 
 
 def free_port() -> int:
@@ -121,25 +121,25 @@ def free_port() -> int:
 
 
 def start_ranks(
-    directory: Path, world_size: int, script: str, *args: object, troubles: dict[int, Trouble] | None = None
+    directory: Path, world_size: int, script: str, *args: object, faults: dict[int, Fault] | None = None
 ) -> list[Running]:
-    """Start a script as torchrun would, once for every rank; `troubles` are of single ranks."""
+    """Start a script as torchrun would, once for every rank; `faults` are of single ranks."""
     place = (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(free_port())))
     running = []
     for rank in range(world_size):
-        trouble = (troubles or {}).get(rank, Trouble())
+        fault = (faults or {}).get(rank, Fault())
         own = (("RANK", str(rank)), ("LOCAL_RANK", str(rank)), ("WORLD_SIZE", str(world_size)))
-        trouble = replace(trouble, environment=(*trouble.environment, *place, *own))
-        running.append(Running(directory, script, *args, trouble=trouble))
+        fault = replace(fault, environment=(*fault.environment, *place, *own))
+        running.append(Running(directory, script, *args, fault=fault))
     return running
 
 
-def run_ranks(directory: Path, world_size: int, script: str, *args: object, troubles: dict[int, Trouble] | None = None):
+def run_ranks(directory: Path, world_size: int, script: str, *args: object, faults: dict[int, Fault] | None = None):
     """Run a script with several ranks to the end of all. Returns what became of each."""
-    return [running.wait() for running in start_ranks(directory, world_size, script, *args, troubles=troubles)]
+    return [running.wait() for running in start_ranks(directory, world_size, script, *args, faults=faults)]
 
 
-def _child(args: list[str], out: Path, err: Path, trouble: Trouble) -> None:
+def _child(args: list[str], out: Path, err: Path, fault: Fault) -> None:
     os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
@@ -147,23 +147,23 @@ def _child(args: list[str], out: Path, err: Path, trouble: Trouble) -> None:
         import torch
 
         torch.set_num_threads(1)
-    if trouble.file_size is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (trouble.file_size, resource.RLIM_INFINITY))
-    if trouble.open_files is not None:
+    if fault.file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.file_size, resource.RLIM_INFINITY))
+    if fault.open_files is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (trouble.open_files, hard))
-    if trouble.environment:
-        os.environ.update(trouble.environment)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fault.open_files, hard))
+    if fault.environment:
+        os.environ.update(fault.environment)
         reload(import_module("core.config"))
     for moment, send, number in (
-        (trouble.kill_at, os.kill, signal.SIGKILL),
-        (trouble.stop_at, os.kill, signal.SIGSTOP),
-        (trouble.interrupt_at, os.killpg, signal.SIGINT),
+        (fault.kill_at, os.kill, signal.SIGKILL),
+        (fault.stop_at, os.kill, signal.SIGSTOP),
+        (fault.interrupt_at, os.killpg, signal.SIGINT),
     ):
         if moment:
             _signal_at(*moment, functools.partial(send, os.getpid(), number))
-    if trouble.sample_at:
-        _at_calls(trouble.sample_at, _sample)
+    if fault.sample_at:
+        _at_calls(fault.sample_at, _sample)
     sys.argv = args
     sys.path[0] = str(Path(args[0]).parent)
     os.chdir(ROOT)
@@ -204,14 +204,14 @@ def _sample(_: int) -> None:
 
 
 def samples(result: subprocess.CompletedProcess[str]) -> list[tuple[int, int, int]]:
-    """Memory in bytes, the most of it so far, and open files, at each call of `Trouble.sample_at`."""
+    """Memory in bytes, the most of it so far, and open files, at each call of `Fault.sample_at`."""
     lines = [line.split() for line in result.stdout.splitlines() if line.startswith("sample ")]
     return [(int(memory), int(most), int(files)) for _, memory, most, files in lines]
 
 
 def kill(printed: Path, arguments: list[object], moment: tuple[str, int]) -> None:
     """Run until SIGKILL at a call, and wait for what it started."""
-    running = Running(printed, *arguments, trouble=Trouble(kill_at=moment))
+    running = Running(printed, *arguments, fault=Fault(kill_at=moment))
     result = running.wait()
     assert result.returncode == -signal.SIGKILL, (moment, result)
     end = time.monotonic() + 20

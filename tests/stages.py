@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import torch
-from mini import (
+from tiny_inputs import (
     Track,
     digests,
     faces_of,

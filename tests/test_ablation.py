@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_refused, run_script
-from mini import Track, digests, faces_of, noise_features, run_here, write_annotations, write_store
+from tiny_inputs import Track, digests, faces_of, noise_features, run_here, write_annotations, write_store
 
-from core import ablation, baselines
+from core import ablation
 from core.config import ASC_optimization_params
 from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore
@@ -134,32 +134,32 @@ class TestTraining:
 
 
 class TestBaselines:
-    def clue(self, tells: bool) -> tuple[dict, dict]:
-        """A clue (N, 2) of each row, and the tables."""
+    def cue(self, tells: bool) -> tuple[dict, dict]:
+        """A cue (N, 2) of each row, and the tables."""
         faces = faces_of([Track("one:a", "0110" * 100, 0.4, "one"), Track("one:b", "10" * 200, 0.4, "one")])
         rng = np.random.default_rng(0)
-        clues = {split: rng.random((len(faces), 2)) for split in ("train", "val")}
+        cues = {split: rng.random((len(faces), 2)) for split in ("train", "val")}
         if tells:
-            for clue in clues.values():
-                clue[:, 0] = 100 + 0.3 * clue[:, 0] + 0.1 * np.array([face.label == 1 for face in faces])
-        return clues, faces
+            for cue in cues.values():
+                cue[:, 0] = 100 + 0.3 * cue[:, 0] + 0.1 * np.array([face.label == 1 for face in faces])
+        return cues, faces
 
     @pytest.mark.parametrize("tells", [True, False])
     def test_find_what_a_clue_tells_and_no_more(self, tells):
-        clues, faces = self.clue(tells)
-        speaking = dict.fromkeys(clues, np.array([face.label == 1 for face in faces]))
+        cues, faces = self.cue(tells)
+        speaking = dict.fromkeys(cues, np.array([face.label == 1 for face in faces]))
         state = torch.get_rng_state()
-        found = baselines.score_clue(clues, speaking, 0)
+        found = ablation.single_cue_ap(cues, speaking, 0)
         assert (found > 0.7) if tells else (abs(found - 0.5) < 0.06)
         assert torch.equal(torch.get_rng_state(), state)  # networks trained later do not depend on it
-        assert baselines.score_clue(clues, speaking, 0) == found
+        assert ablation.single_cue_ap(cues, speaking, 0) == found
 
     def test_see_what_they_are_called_after(self, root, stores):
         table = read_annotations(root / "annotations.csv")
         rows = np.array([3, 5, 8])
-        assert np.allclose(baselines.positions(table, rows), [[0.375, 0.4375]] * 3)
-        assert np.allclose(baselines.sizes(table, rows), [[0.25, 0.625]] * 3)
-        assert np.array_equal(baselines.sound(stores["val"], rows), stores["val"].gather(rows)[:, :512])
+        assert np.allclose(ablation.positions(table, rows), [[0.375, 0.4375]] * 3)
+        assert np.allclose(ablation.sizes(table, rows), [[0.25, 0.625]] * 3)
+        assert np.array_equal(ablation.sound(stores["val"], rows), stores["val"].gather(rows)[:, :512])
 
 
 @pytest.fixture(scope="module")

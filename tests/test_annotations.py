@@ -51,7 +51,7 @@ ALL_LINES = [line for lines in TWO_FILMS.values() for line in lines]
 
 def assert_same(one: FaceTable, two: FaceTable) -> None:
     assert (one.video_ids, one.entity_ids) == (two.video_ids, two.entity_ids)
-    for name in ("video", "entity", "timestamp", "label", "box", "track_begin", "speech", "moment", "position"):
+    for name in ("video", "entity", "timestamp", "label", "box", "audio_start", "speech", "moment", "position"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
 
 
@@ -96,10 +96,10 @@ def test_table_of_an_official_file(laid_out):
     assert table.box[:3].tolist() == [[0.1, 0.2, 0.3, 0.6], [0, 0, 1, 1], [0.123456, 0.5, 0.654321, 0.999]]
     assert table.position.tolist() == [0, 1, 0, 2, 1, 2]
     assert table.rows_of_track(1).tolist() == [2, 4, 5]
-    assert table.track_begin.tolist() == [1299.0, 1299.04]
+    assert table.audio_start.tolist() == [1299.0, 1299.04]
     assert [times.tolist() for times in table.track_spans()] == [[1299.0, 1299.04], [1299.1, 1300.0]]
     assert table.track_video().tolist() == [0, 0]
-    assert table.speech.tolist() == [True, True, True, False, False, False]
+    assert table.anyone_speaking.tolist() == [True, True, True, False, False, False]
 
 
 def test_all_forms_give_equal_tables(laid_out):
@@ -250,7 +250,7 @@ def test_moments(tmp_path):
         row("c", 1.04, video="two"),
         row("d", 1.04, video="one"),
     ]
-    moment = read(tmp_path, lines).moment
+    moment = read(tmp_path, lines).frame_id
     same = moment[:, None] == moment
     np.testing.assert_array_equal(
         same,
@@ -263,8 +263,8 @@ def test_films_of_one_and_the_same_moment(tmp_path):
     """Every film begins at 900 s, and these end there too; and one begins where another ends."""
     lines = [row(video, 900, AUDIBLE if video == "b" else SILENT, video) for video in "abc"]
     table = read(tmp_path, [*lines, row("a", 901, video="a"), row("d", 901, video="d")])
-    assert len(set(table.moment.tolist())) == 5
-    assert table.speech.tolist() == [False, True, False, False, False]
+    assert len(set(table.frame_id.tolist())) == 5
+    assert table.anyone_speaking.tolist() == [False, True, False, False, False]
 
 
 def film_and_time(line: str) -> tuple[str, float]:
@@ -281,7 +281,7 @@ def test_speech_is_somebody_audible_in_this_film_at_this_moment(tmp_path):
         row("b", 2, SILENT, "one"),
         row("c", 2, AUDIBLE, "two"),
     ]
-    assert read(tmp_path, lines).speech.tolist() == [True, True, False, False, False, True]
+    assert read(tmp_path, lines).anyone_speaking.tolist() == [True, True, False, False, False, True]
 
 
 def test_what_was_annotated_survives_keeping_some_rows(tmp_path):
@@ -297,10 +297,10 @@ def test_what_was_annotated_survives_keeping_some_rows(tmp_path):
     for rows in (np.array([0, 2, 4]), np.array([True, False, True, False, True, False])):
         kept = table.keep(rows)
         assert names(kept) == [("film", "a", t, 0) for t in (1.0, 2.0, 3.0)]
-        assert kept.speech.tolist() == [True, False, True]  # though who spoke is gone
+        assert kept.anyone_speaking.tolist() == [True, False, True]  # though who spoke is gone
     late = table.keep(np.array([2, 3, 4]))
     assert names(late) == [("film", "a", 2.0, 0), ("film", "b", 2.0, 0), ("film", "a", 3.0, 0)]
-    assert late.track_begin.tolist() == [1.0, 1.0, 3.0]  # where the wavs of a, b and c begin
+    assert late.audio_start.tolist() == [1.0, 1.0, 3.0]  # where the wavs of a, b and c begin
     assert late.position.tolist() == [0, 0, 1]
     assert late.rows_of_track(0).tolist() == [0, 2]
     assert late.rows_of_track(2).tolist() == []
@@ -312,8 +312,8 @@ def test_what_was_annotated_survives_keeping_some_rows(tmp_path):
 def test_28_faces_at_a_moment(tmp_path):
     lines = [row(f"film:{n}", t, AUDIBLE if (n, t) == (27, 2) else SILENT) for t in (1, 2) for n in range(28)]
     table = read(tmp_path, lines)
-    assert np.bincount(table.moment).tolist() == [28, 28]
-    assert table.speech.tolist() == [False] * 28 + [True] * 28
+    assert np.bincount(table.frame_id).tolist() == [28, 28]
+    assert table.anyone_speaking.tolist() == [False] * 28 + [True] * 28
     assert len(table.entity_ids) == 28
 
 
@@ -543,12 +543,12 @@ def test_any_valid_table_is_read_as_it_is(tmp_path, rows):
     assert names(table) == [(video, entity, float(time), LABEL_IDS[label]) for video, entity, time, box, label in rows]
     assert table.box.tolist() == [[float(x) for x in box] for *_, box, _ in rows]
     loud = {(video, float(time)) for video, _, time, _, label in rows if label == AUDIBLE}
-    assert table.speech.tolist() == [(video, float(time)) in loud for video, _, time, _, _ in rows]
+    assert table.anyone_speaking.tolist() == [(video, float(time)) in loud for video, _, time, _, _ in rows]
     for entity, name in enumerate(table.entity_ids):
         mine = [i for i, fields in enumerate(rows) if fields[1] == name]
         assert table.rows_of_track(entity).tolist() == mine
         assert table.position[mine].tolist() == list(range(len(mine)))
-        assert table.track_begin[entity] == float(rows[mine[0]][2])
+        assert table.audio_start[entity] == float(rows[mine[0]][2])
     assert_same(read(tmp_path, augment(lines)), table)
 
 
@@ -583,9 +583,9 @@ def test_the_whole_train_set_of_ava(test_data, tmp_path):
     assert len(table) == 2_676_314
     assert len(table.video_ids) == 120
     assert len(table.entity_ids) == 29_723
-    lengths = np.diff(table.track_start)
+    lengths = np.diff(table.track_offsets)
     assert (lengths.min(), np.median(lengths), lengths.max()) == (21, 65, 304)
-    assert np.bincount(table.moment).max() == 28
+    assert np.bincount(table.frame_id).max() == 28
     within = np.diff(table.entity[table.track_rows]) == 0
     steps = np.diff(table.timestamp[table.track_rows])[within]
     assert len(steps) == 2_676_314 - 29_723

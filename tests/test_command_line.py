@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_refused, run_script
-from mini import (
+from tiny_inputs import (
     Face,
     Track,
     digests,

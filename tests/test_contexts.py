@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mini import Face, Track, counting_features, faces_of, write_store
 from scipy.stats import chisquare
+from tiny_inputs import Face, Track, counting_features, faces_of, write_store
 
 from core.contexts import Contexts
 from core.datasets import ASCDataset

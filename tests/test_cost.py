@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, run_script, write_lines
-from mini import (
+from scipy.ndimage import median_filter
+from tiny_inputs import (
     Face,
     Track,
     digests,
@@ -24,7 +25,6 @@ from mini import (
     write_store,
     write_wav,
 )
-from scipy.ndimage import median_filter
 from torchvision.transforms.v2 import functional as F
 
 from core import datasets, metrics
@@ -33,7 +33,7 @@ from core.formats.annotations import FaceTable, read_annotations
 from core.formats.features import FeatureStore
 from core.loaders import EpochSampler, batch_loader, clip_batches
 from core.media import crops
-from core.media.reader import Film
+from core.media.reader import VideoReader
 from core.metrics import smooth_tracks
 from core.runtime.files import write_csv
 from core.runtime.jobs import Outcome
@@ -94,9 +94,9 @@ class TestCrops:
                 np.tile(BOX, (rows, 1)),
             )  # fmt: skip
             (tmp_path / "film.mp4").touch()
-            with Film(tmp_path / "film.mp4") as film:
+            with VideoReader(tmp_path / "film.mp4") as film:
                 outcome = Outcome()
-                crops.cut_film(table, np.arange(rows), film, tmp_path / "out", outcome, lambda _: None)
+                crops.extract_crops(table, np.arange(rows), film, tmp_path / "out", outcome, lambda _: None)
             return CountedFilm.calls, outcome
 
         return cut
@@ -199,10 +199,10 @@ class TestContexts:
         assert sum(shape[0] for shape in shapes) == len(contexts)
 
     def test_features_held_on_a_device_make_the_same_batches(self, contexts, monkeypatch):
-        monkeypatch.setattr(datasets, "_ROWS_HELD", 7)
+        monkeypatch.setattr(datasets, "_ROWS_PER_COPY", 7)
         keys = [(0, row) for row in range(len(contexts))]
         before = contexts.__getitems__(keys)
-        contexts.hold_on(CPU)
+        contexts.cache_on(CPU)
         contexts.store._arrays.clear()  # nothing is read any more
         after = contexts.__getitems__(keys)
         assert torch.equal(before["features"], after["features"])
@@ -238,7 +238,7 @@ def test_resizing_for_training_is_a_grey_level_off_at_most(size):
 
 @pytest.mark.parametrize("width", [3, 5, 101])
 def test_smoothing_equals_a_median_filter_of_every_track(width, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "_VALUES_AT_ONCE", 150)  # so that it takes several pieces
+    monkeypatch.setattr(metrics, "_VALUES_PER_STEP", 150)  # so that it takes several pieces
     faces = sorted(faces_of(TRACKS), key=lambda face: face.time)
     table = read_annotations(write_annotations(tmp_path / "film-activespeaker.csv", faces))
     values = np.random.default_rng(0).normal(size=(len(table), 2)).astype(np.float32)

@@ -16,11 +16,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, assert_refused
-from drawn import QUICK, Square, SquareDetector, make_film
-from films import ffmpeg
-from films import rate as rate_of
 from golden import fill
-from mini import (
+from numbered_videos import ffmpeg
+from numbered_videos import rate as rate_of
+from processes import Fault, Running, kill, run, samples
+from square_videos import QUICK, Square, SquareDetector, make_video
+from stages import make_inputs
+from tiny_inputs import (
     RATE,
     Track,
     digests,
@@ -34,8 +36,6 @@ from mini import (
     write_annotations,
     write_text,
 )
-from processes import Running, Trouble, kill, run, samples
-from stages import make_inputs
 
 import core.detection.timeline
 import core.detection.tracks
@@ -43,8 +43,8 @@ from core.config import tracking_params
 from core.detection.shots import row_rate
 from core.formats.annotations import read_annotations
 from core.formats.predictions import read_scores
-from core.media.ffmpeg import ffmpeg_path, film_sound
-from core.media.reader import Film
+from core.media.ffmpeg import ffmpeg_path, iter_audio
+from core.media.reader import VideoReader
 
 SCRIPT = "scripts/detect_speakers.py"
 SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0)
@@ -87,7 +87,7 @@ def squares_for_faces():
     """Bright squares are faces, and a track may be as short as a test's films are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core.detection.tracks, "FaceDetector", SquareDetector)
-        patch.setitem(tracking_params, "shortest_track", 0.3)
+        patch.setitem(tracking_params, "min_track_seconds", 0.3)
         yield
 
 
@@ -118,7 +118,7 @@ def done(result: subprocess.CompletedProcess[str]) -> list[str]:
 def base(root, tmp_path_factory):
     """<base>/talk.mp4, three faces and a cut, and <base>/out, what becomes of it."""
     folder = tmp_path_factory.mktemp("base")
-    make_film(folder / "talk.mp4", FACES, 1.6, cuts=[0.8], size=SIZE, sound=CLICK)
+    make_video(folder / "talk.mp4", FACES, 1.6, cuts=[0.8], size=SIZE, sound=CLICK)
     with squares_for_faces():
         result = detect(root, folder / "talk.mp4", folder / "out")
     assert done(result) == STEPS
@@ -239,7 +239,7 @@ def duration(film: Path) -> float:
 
 
 def frames_of(film: Path) -> list[np.ndarray]:
-    with Film(film) as opened:
+    with VideoReader(film) as opened:
         count = np.arange(100_000) / opened.fps
         return list(opened.frames(count, float("inf")))
 
@@ -256,10 +256,10 @@ def assert_plays_in_a_browser(film: Path) -> None:
 def assert_boxes(out: Path, film: Path) -> None:
     """In the frames that are written: each row's box at its place, green or red, and the film's own picture around."""
     marked = out / f"{film.stem}_speakers.mp4"
-    with Film(marked) as opened:
+    with VideoReader(marked) as opened:
         rows_per_second = opened.fps
     images = frames_of(marked)
-    with Film(film) as opened:
+    with VideoReader(film) as opened:
         size = opened.size
         originals = list(opened.frames(np.arange(len(images)) / rows_per_second, float("inf")))
     assert len(originals) == len(images)
@@ -291,7 +291,7 @@ def test_the_film_plays_as_long_and_its_boxes_are_where_they_belong(base):
     assert_plays_in_a_browser(film)
     assert len(frames_of(film)) == 40
     assert duration(film) == pytest.approx(1.6, abs=0.05)
-    with Film(film) as opened:
+    with VideoReader(film) as opened:
         assert opened.size == SIZE
         assert opened.fps == pytest.approx(25)
     assert_boxes(base / "out", base / "talk.mp4")
@@ -300,7 +300,7 @@ def test_the_film_plays_as_long_and_its_boxes_are_where_they_belong(base):
 
 def click(film: Path) -> float:
     """Seconds from the beginning of a film to the first loud moment."""
-    sound = np.concatenate(list(film_sound(film))).astype(float)
+    sound = np.concatenate(list(iter_audio(film))).astype(float)
     return float(np.flatnonzero(np.abs(sound) > 8000)[0] / RATE)
 
 
@@ -384,7 +384,7 @@ def test_what_has_changed_is_done_again_with_all_after_it(copied, base, root, sq
 
 
 def test_another_film_of_the_same_name_is_not_taken_for_the_first(copied, base, root, squares, tmp_path):
-    make_film(tmp_path / "talk.mp4", FACE, 0.8, size=SIZE)
+    make_video(tmp_path / "talk.mp4", FACE, 0.8, size=SIZE)
     assert done(detect(root, tmp_path / "talk.mp4", copied)) == STEPS
     content = read_json(copied / "speakers.json")
     assert content["video"]["seconds"] == pytest.approx(0.8)
@@ -404,7 +404,7 @@ def test_a_result_that_is_missing_is_made_again(copied, base, root, squares):
 
 def test_pages_of_a_timeline_that_has_fewer_of_them_now(root, tmp_path, monkeypatch):
     monkeypatch.setattr(core.detection.timeline, "LANES", 2)
-    film = make_film(tmp_path / "film.mp4", [], 0.4, size=SIZE)
+    film = make_video(tmp_path / "film.mp4", [], 0.4, size=SIZE)
     many = [Track(f"film:{n}", "00", 0.04, "film") for n in range(3)]
     csv = write_annotations(tmp_path / "tracks.csv", faces_of(many))
     assert detect(root, film, tmp_path / "out", "--tracks", csv).returncode == 0
@@ -483,7 +483,7 @@ def test_tracks_in_every_form_and_of_many_films(root, tmp_path):
 
 def test_tracks_beyond_the_film_are_listed_and_the_rest_is_scored(root, tmp_path):
     """One track begins after its end, one goes on beyond it, one is whole."""
-    film = make_film(tmp_path / "film.mp4", FACE, 1.2, size=SIZE)
+    film = make_video(tmp_path / "film.mp4", FACE, 1.2, size=SIZE)
     rows = [Track("whole", "000", 0.4), Track("beyond", "0000", 1.12), Track("after", "000", 7.0)]
     csv = write_annotations(tmp_path / "tracks.csv", faces_of(rows))
     result = detect(root, film, tmp_path / "out", "--tracks", csv)
@@ -507,7 +507,7 @@ def test_tracks_beyond_the_film_are_listed_and_the_rest_is_scored(root, tmp_path
 
 
 def test_tracks_all_beyond_the_film(root, tmp_path):
-    film = make_film(tmp_path / "film.mp4", FACE, 1.2, size=SIZE)
+    film = make_video(tmp_path / "film.mp4", FACE, 1.2, size=SIZE)
     csv = write_annotations(tmp_path / "tracks.csv", faces_of([Track("after", "000", 7.0)]))
     result = detect(root, film, tmp_path / "out", "--tracks", csv)
     assert "Traceback" not in result.stderr
@@ -517,7 +517,7 @@ def test_tracks_all_beyond_the_film(root, tmp_path):
 
 def test_failures_of_other_tracks_are_forgotten(root, tmp_path, squares):
     """Also where there is nothing to cut out any more."""
-    film = make_film(tmp_path / "film.mp4", [], 1.2, size=SIZE)
+    film = make_video(tmp_path / "film.mp4", [], 1.2, size=SIZE)
     rows = [Track("film:1", "00", 0.4), Track("film:2", "00", 7.0)]
     csv = write_annotations(tmp_path / "tracks.csv", faces_of(rows))
     assert detect(root, film, tmp_path / "out", "--tracks", csv).returncode == 1
@@ -546,7 +546,7 @@ def found(root, squares, tmp_path):
 
 
 def test_a_film_without_faces(found, root, tmp_path):
-    film = make_film(tmp_path / "empty.mp4", [], 0.8, size=SIZE, sound=CLICK)
+    film = make_video(tmp_path / "empty.mp4", [], 0.8, size=SIZE, sound=CLICK)
     content = found(film)
     assert content["tracks"] == []
     out = tmp_path / "out"
@@ -560,7 +560,7 @@ def test_a_film_without_faces(found, root, tmp_path):
 
 
 def test_a_film_without_sound(root, squares, tmp_path):
-    film = make_film(tmp_path / "silent.mp4", FACE, 1.2, size=SIZE, sound=None)
+    film = make_video(tmp_path / "silent.mp4", FACE, 1.2, size=SIZE, sound=None)
     assert_refused(detect(root, film, tmp_path / "out"), film, "no sound")
     assert files_under(tmp_path) == ["silent.mp4"]
 
@@ -568,7 +568,7 @@ def test_a_film_without_sound(root, squares, tmp_path):
 @pytest.mark.parametrize("fps", ["60", "30000/1001", "12"])
 def test_a_film_of_another_frame_rate(found, tmp_path, fps):
     """Rows come 20 to 33 times a second, and so do the frames with boxes."""
-    film = make_film(tmp_path / "film.mp4", FACE, 1, fps, size=SIZE, sound=CLICK)
+    film = make_video(tmp_path / "film.mp4", FACE, 1, fps, size=SIZE, sound=CLICK)
     content = found(film)
     rows = row_rate(rate_of(fps))
     assert content["video"]["frame_rate"] == pytest.approx(rate_of(fps), abs=0.001)
@@ -593,7 +593,7 @@ def test_a_film_of_another_frame_rate(found, tmp_path, fps):
 def test_a_film_whose_frame_rate_varies(found, tmp_path):
     """25 frames a second, then every fourth of them: boxes follow the frame on show."""
     chosen = ("-vf", "select='if(lt(n,15),1,not(mod(n-15,4)))'", "-fps_mode", "vfr")
-    film = make_film(tmp_path / "film.mp4", FACE, 1.4, size=SIZE, sound=CLICK, options=(*chosen, *QUICK))
+    film = make_video(tmp_path / "film.mp4", FACE, 1.4, size=SIZE, sound=CLICK, options=(*chosen, *QUICK))
     content = found(film)
     assert content["video"]["frame_rate"] < 20
     (track,) = content["tracks"]
@@ -609,7 +609,7 @@ def test_a_film_whose_frame_rate_varies(found, tmp_path):
 
 def test_a_film_that_stands_upright_and_one_that_is_turned(found, tmp_path):
     """Boxes are shares of the frame as it is shown; the result needs no turning."""
-    film = make_film(tmp_path / "plain.mp4", FACE, 0.8, size=SIZE)
+    film = make_video(tmp_path / "plain.mp4", FACE, 0.8, size=SIZE)
     ffmpeg("-display_rotation", 90, "-i", film, "-c", "copy", tmp_path / "turned.mp4")
     content = found(tmp_path / "turned.mp4")
     assert (content["video"]["width"], content["video"]["height"]) == (240, 320)
@@ -623,7 +623,7 @@ def test_a_film_that_stands_upright_and_one_that_is_turned(found, tmp_path):
 
 def test_odd_width_and_height(found, tmp_path):
     options = ("-c:v", "ffv1", "-pix_fmt", "yuv444p", "-c:a", "aac")
-    film = make_film(tmp_path / "odd.mkv", FACE, 0.8, size=(319, 241), options=options)
+    film = make_video(tmp_path / "odd.mkv", FACE, 0.8, size=(319, 241), options=options)
     content = found(film)
     assert (content["video"]["width"], content["video"]["height"]) == (319, 241)
     marked = tmp_path / "out" / "odd_speakers.mp4"
@@ -635,7 +635,7 @@ def test_odd_width_and_height(found, tmp_path):
 def test_a_name_of_odd_characters(root, tmp_path, monkeypatch, name):
     """Given as it stands in its directory; one with a leading dash as ./-dash.mp4, as everywhere."""
     monkeypatch.chdir(tmp_path)
-    make_film(tmp_path / "plain.mkv", FACE, 0.6, size=SIZE, sound=CLICK)
+    make_video(tmp_path / "plain.mkv", FACE, 0.6, size=SIZE, sound=CLICK)
     ffmpeg("-i", tmp_path / "plain.mkv", "-c", "copy", f"file:{tmp_path / name}")
     video = Path(name).stem
     lines = [
@@ -661,7 +661,7 @@ def test_a_name_of_odd_characters(root, tmp_path, monkeypatch, name):
 def test_picture_and_sound_that_do_not_begin_or_end_together(root, tmp_path, kind, expected):
     """Sound stays in step with the picture, in the film that is written and where tracks are cut out of it."""
     sound = f"{CLICK}:d={({'short sound': 0.8, 'long sound': 3.0}).get(kind, 1.6)}"
-    whole = make_film(tmp_path / "whole.mp4", FACE, 1.6, size=SIZE, sound=sound)
+    whole = make_video(tmp_path / "whole.mp4", FACE, 1.6, size=SIZE, sound=sound)
     film = tmp_path / "film.mp4"
     late, early = {"late sound": (1, 0), "late picture": (0, 1)}.get(kind, (1, 1))
     inputs = ("-itsoffset", 0.52, "-i", whole, "-i", whole)
@@ -680,7 +680,7 @@ def test_picture_and_sound_that_do_not_begin_or_end_together(root, tmp_path, kin
 
 def test_a_film_that_breaks_off(root, squares, tmp_path):
     """As much as is left of it, and what is written can be played."""
-    film = make_film(tmp_path / "film.mkv", FACE, 2, size=SIZE)
+    film = make_video(tmp_path / "film.mkv", FACE, 2, size=SIZE)
     film.write_bytes(film.read_bytes()[: film.stat().st_size // 2])
     result = detect(root, film, tmp_path / "out")
     assert "Traceback" not in result.stderr
@@ -819,7 +819,7 @@ def test_killed_again_and_again_the_same_command_goes_on(root, undisturbed, tmp_
 
 def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(root, undisturbed, tmp_path):
     command = given_tracks(root, tmp_path / "out")
-    running = Running(tmp_path, *command, trouble=Trouble(interrupt_at=("core.detection.overlay.mark_face", 3)))
+    running = Running(tmp_path, *command, fault=Fault(interrupt_at=("core.detection.overlay.mark_face", 3)))
     result = running.wait(60)
     assert result.returncode == 130, result
     assert result.stderr.splitlines()[-1].startswith("interrupted; ")
@@ -833,7 +833,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(root, undisturbed, tmp_p
 @pytest.mark.parametrize(("limit", "file"), [(30_000, "one.wav"), (60_000, "one_speakers.mp4")])
 def test_full_disk_is_one_line_with_the_path(root, undisturbed, tmp_path, limit, file):
     """While the sound is written, and while the film is."""
-    result = run(tmp_path, *given_tracks(root, tmp_path / "out"), trouble=Trouble(file_size=limit))
+    result = run(tmp_path, *given_tracks(root, tmp_path / "out"), fault=Fault(file_size=limit))
     assert_one_line_of_failure(result, file)
     wrong = {name for name, digest in results(tmp_path / "out").items() if undisturbed.get(name) != digest}
     assert wrong == {".steps.json"}
@@ -850,7 +850,7 @@ def assert_one_line_of_failure(result: subprocess.CompletedProcess[str], *words:
 
 def test_two_at_once_the_second_is_refused(root, undisturbed, tmp_path):
     command = given_tracks(root, tmp_path / "out")
-    first = Running(tmp_path / "first", *command, trouble=Trouble(stop_at=("core.detection.pipeline.cut_film", 1)))
+    first = Running(tmp_path / "first", *command, fault=Fault(stop_at=("core.detection.pipeline.extract_crops", 1)))
     first.until_stopped()
     assert_refused(run(tmp_path / "second", *command), "another process")
     os.kill(first.process.pid, signal.SIGCONT)
@@ -923,7 +923,7 @@ def test_memory_does_not_grow_with_the_film(root, tmp_path):
         tracks = [Track(f"t{n}", "000", 10.0 * n + 1, film.stem) for n in range(6)]
         csv = write_annotations(tmp_path / f"{minutes}.csv", faces_of(tracks))
         command = arguments(root, film, tmp_path / f"out{minutes}", "--tracks", csv)
-        running = Running(tmp_path, *command, trouble=Trouble(sample_at="core.runtime.steps.Steps._note"))
+        running = Running(tmp_path, *command, fault=Fault(sample_at="core.runtime.steps.StepCache._note"))
         result = running.wait(500)
         assert result.returncode == 0, result.stderr
         most[minutes] = max(peak for _, peak, _ in samples(result))

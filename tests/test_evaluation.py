@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import GOLDEN, ROOT, assert_refused, run_script
-from films import make_film
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from mini import (
+from numbered_videos import make_video
+from PIL import Image
+from tiny_inputs import (
     LABELS,
     Face,
     Track,
@@ -34,7 +35,6 @@ from mini import (
     write_store,
     write_text,
 )
-from PIL import Image
 
 from core import config
 from core.formats.annotations import FaceTable, read_annotations
@@ -670,7 +670,7 @@ class TestEvaluate:
         write_text(files["truth"], "".join(lines))
         for video in ("one", "two"):
             (tmp_path / "films").mkdir(exist_ok=True)
-            make_film(tmp_path / "films" / f"{video}.mp4", seconds=0.2)
+            make_video(tmp_path / "films" / f"{video}.mp4", seconds=0.2)
         asked = ("--ava-video-dir", tmp_path / "films")
         numbers, output = self.evaluate(tmp_path, files["first"], truth=files["truth"], more=asked)
         groups = numbers["predictions"]["first"]["face width (pixels)"]

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from conftest import assert_refused, run_script
-from mini import (
+from processes import Fault, Running, kill, run, samples
+from stages import DATA, FORWARD, TRACKS, TRAINING, command, make_inputs, results
+from tiny_inputs import (
     Track,
     digests,
     faces_of,
@@ -24,8 +26,6 @@ from mini import (
     write_encoder_inputs,
     write_store,
 )
-from processes import Running, Trouble, kill, run, samples
-from stages import DATA, FORWARD, TRACKS, TRAINING, command, make_inputs, results
 
 from core.media.ffmpeg import ffmpeg_path
 
@@ -107,7 +107,7 @@ MOMENTS = {
         ("numpy.lib.format.open_memmap", 1),
         (WRITES_CSV["STE_forward.py"], 1),  # the features are there, the csv is not
         ("os.replace", 3),
-        ("core.inference._arrived", 2),
+        ("core.inference._wait_to_numpy", 2),
     ],
     "ASC_forward.py": [(WRITES_CSV["ASC_forward.py"], 1), ("os.replace", 2), ("os.replace", 3)],
 }
@@ -166,9 +166,9 @@ def test_overwriting_clears_up_after_a_killed_run_too(script, root, undisturbed,
 INTERRUPTIONS = {
     "STE_train.py": ("torch.optim.Adam.step", 2),
     "ASC_train.py": ("torch.optim.Adam.step", 9),
-    "STE_forward.py": ("core.inference._arrived", 1),
+    "STE_forward.py": ("core.inference._wait_to_numpy", 1),
     "ASC_forward.py": (WRITES_CSV["ASC_forward.py"], 2),
-    "data/extract_audio_tracks.py": ("core.media.audio.film_sound", 1),
+    "data/extract_audio_tracks.py": ("core.media.audio.iter_audio", 1),
     "data/slice_audio_tracks.py": ("wave.Wave_write.writeframesraw", 2),
     "data/extract_face_crops_time.py": ("cv2.imencode", 3),
 }
@@ -181,7 +181,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(script, root, undisturbe
     arguments = command(script, root, out)
     if script == "STE_train.py":
         arguments[arguments.index("--workers") + 1] = 2
-    running = Running(tmp_path / "printed", *arguments, *again, trouble=Trouble(interrupt_at=INTERRUPTIONS[script]))
+    running = Running(tmp_path / "printed", *arguments, *again, fault=Fault(interrupt_at=INTERRUPTIONS[script]))
     result = running.wait(60)
     assert result.returncode == 130, result
     lines = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.strip()]
@@ -217,7 +217,7 @@ def test_full_disk_is_one_line_with_the_path(script, root, undisturbed, tmp_path
     arguments = command(script, root, out)
     if script == "STE_forward.py":
         arguments += ["--workers", 0]
-    result = run(tmp_path / "printed", *arguments, trouble=Trouble(file_size=LIMITS[script]))
+    result = run(tmp_path / "printed", *arguments, fault=Fault(file_size=LIMITS[script]))
     assert_one_line_of_failure(result, out, "File too large")
     assert_tidy(out)
     assert_no_half_files(out, whole)
@@ -233,7 +233,7 @@ def test_full_disk_while_saving_keeps_the_epochs_before(script, root, undisturbe
     first = [*arguments[:epochs], 1, *arguments[epochs + 1 :]]
     assert run(tmp_path / "printed", *first).returncode == 0
     before = digests(out)
-    result = run(tmp_path / "printed", *arguments, "--resume", trouble=Trouble(file_size=1_000_000))
+    result = run(tmp_path / "printed", *arguments, "--resume", fault=Fault(file_size=1_000_000))
     assert_one_line_of_failure(result, out / TRAINING[script] / "2.pth", "File too large")
     changed = {name for name, digest in digests(out).items() if before.get(name) != digest}
     assert {Path(name).name for name in changed} <= {f"{TRAINING[script]}_cfg.json"}
@@ -245,7 +245,7 @@ def test_full_disk_while_saving_keeps_the_epochs_before(script, root, undisturbe
 def test_full_shared_memory_is_one_line_too(root, tmp_path):
     """What workers read travels in files of /dev/shm, under the same limit."""
     arguments = [*command("STE_forward.py", root, tmp_path / "out"), "--workers", 1]
-    result = run(tmp_path / "printed", *arguments, trouble=Trouble(file_size=100_000))
+    result = run(tmp_path / "printed", *arguments, fault=Fault(file_size=100_000))
     assert_one_line_of_failure(result, "a process that reads data died", "/dev/shm", "--workers")
 
 
@@ -280,7 +280,7 @@ def test_two_at_once_with_networks_the_second_is_refused(script, root, undisturb
     whole, out = undisturbed(script), tmp_path / "out"
     again = ("--resume",) if script in TRAINING else ()
     place = "torch.save" if script in TRAINING else WRITES_CSV[script]
-    first = Running(tmp_path / "first", *command(script, root, out), *again, trouble=Trouble(stop_at=(place, 1)))
+    first = Running(tmp_path / "first", *command(script, root, out), *again, fault=Fault(stop_at=(place, 1)))
     first.until_stopped()
     second = run(tmp_path / "second", *command(script, root, out), *again)
     assert_refused(second, "another process")
@@ -299,7 +299,7 @@ def test_what_another_process_did_meanwhile_is_not_undone(script, root, undistur
         tmp_path / "slow",
         *command(script, root, out),
         *again,
-        trouble=Trouble(stop_at=("core.formats.features.FeatureStore", 1)),
+        fault=Fault(stop_at=("core.formats.features.FeatureStore", 1)),
     )
     slow.until_stopped()
     quick = run(tmp_path / "quick", *command(script, root, out), *again)
@@ -312,7 +312,7 @@ def test_what_another_process_did_meanwhile_is_not_undone(script, root, undistur
         tmp_path / "slow",
         *command(script, root, out),
         *again,
-        trouble=Trouble(stop_at=("core.formats.features.FeatureStore", 1)),
+        fault=Fault(stop_at=("core.formats.features.FeatureStore", 1)),
     )
     slow.until_stopped()
     assert_refused(run(tmp_path / "quick", *command(script, root, out), *again), out, "another process")
@@ -377,7 +377,7 @@ def test_memory_and_open_files_stay_level_over_fifty_films(root, tmp_path):
     for script, place in WRITES_CSV.items():
         arguments = command(script, tmp_path, tmp_path / script)
         arguments[arguments.index("--weights") + 1] = root / f"{script[:3]}.pth"
-        result = run(tmp_path / "printed", *arguments, trouble=Trouble(sample_at=place))
+        result = run(tmp_path / "printed", *arguments, fault=Fault(sample_at=place))
         assert result.returncode == 0, result
         memory, _, files = zip(*samples(result), strict=True)
         assert len(memory) == 50
@@ -390,7 +390,7 @@ def test_a_store_of_more_films_than_files_may_be_open(root, tmp_path):
     write_store(tmp_path / "features", faces_of(tracks), noise_features)
     arguments = command("ASC_forward.py", tmp_path, tmp_path / "out")
     arguments[arguments.index("--weights") + 1] = root / "ASC.pth"
-    result = run(tmp_path / "printed", *arguments, trouble=Trouble(open_files=100))
+    result = run(tmp_path / "printed", *arguments, fault=Fault(open_files=100))
     assert result.returncode == 0, result
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from mini import (
+from tiny_inputs import (
     LABELS,
     WIDTH,
     Face,
@@ -29,10 +29,10 @@ from mini import (
 
 from core.formats import annotations
 from core.formats.annotations import FaceTable, read_annotations
-from core.formats.features import FeatureStore, writing_features
+from core.formats.features import FeatureStore, feature_writer
 from core.formats.predictions import read_logits, write_predictions
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, replacing, write_bytes, write_json
+from core.runtime.files import list_files, replacing, write_bytes, write_json
 
 HEADER = ["video_id", "frame_timestamp", "entity_id", "label_id", "logit_0", "logit_1"]
 FACES = faces_of([Track("film:1", "0121", 1080.0), Track("film:2", "100", 1080.04)])
@@ -54,7 +54,7 @@ def table(tmp_path) -> FaceTable:
 def write(directory: Path, table: FaceTable, text: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Write features as a forward run does. Returns what was written: logits and features."""
     logits, features = any_float32(len(table), 2, seed=1), any_float32(len(table), WIDTH, seed=2)
-    with writing_features(directory, table, np.arange(len(table)), text) as (logits_out, features_out):
+    with feature_writer(directory, table, np.arange(len(table)), text) as (logits_out, features_out):
         for start in range(0, len(table), 3):  # in batches, the last ones first
             rows = slice(len(table) - start - 3 if start + 3 < len(table) else 0, len(table) - start)
             logits_out[rows], features_out[rows] = logits[rows], features[rows]
@@ -126,7 +126,7 @@ class TestBinaryFormat:
         """Only the rows asked for are written, under their film's name."""
         faces = faces_of([Track("a:1", "01", video="a"), Track("b:1", "110", video="b")])
         table = read_annotations(write_annotations(tmp_path / "both.csv", faces))
-        with writing_features(tmp_path / "out", table, np.array([2, 3, 4])) as (logits, features):
+        with feature_writer(tmp_path / "out", table, np.array([2, 3, 4])) as (logits, features):
             logits[:], features[:] = 1, 2
         assert files_under(tmp_path / "out") == ["b.csv", "b.npy"]
         assert [line[2] for line in read_csv(tmp_path / "out" / "b.csv")[1:]] == ["b:1"] * 3
@@ -339,7 +339,7 @@ class Interruption(Exception):
 class TestWholeOrNotAtAll:
     @pytest.mark.parametrize("text", [False, True])
     def test_features_of_a_block_that_fails(self, tmp_path, table, text):
-        with pytest.raises(Interruption), writing_features(tmp_path / "out", table, np.arange(7), text) as (_, out):
+        with pytest.raises(Interruption), feature_writer(tmp_path / "out", table, np.arange(7), text) as (_, out):
             out[:3] = 1
             raise Interruption
         assert files_under(tmp_path / "out") == []
@@ -349,12 +349,12 @@ class TestWholeOrNotAtAll:
         """A film made anew and broken off counts as not there: never the csv of one run and the array of another."""
         write(tmp_path / "out", table)
         assert has_features(tmp_path / "out", "film")
-        with pytest.raises(Interruption), writing_features(tmp_path / "out", table, np.arange(7)):
+        with pytest.raises(Interruption), feature_writer(tmp_path / "out", table, np.arange(7)):
             raise Interruption
         assert not has_features(tmp_path / "out", "film")
 
     def test_nothing_has_its_name_while_it_is_written(self, tmp_path, table):
-        with writing_features(tmp_path / "out", table, np.arange(7)) as (logits, _):
+        with feature_writer(tmp_path / "out", table, np.arange(7)) as (logits, _):
             logits[:] = 0
             assert [name for name in files_under(tmp_path / "out") if not name.startswith(".")] == []
             assert not has_features(tmp_path / "out", "film")
@@ -404,9 +404,9 @@ class TestLeftovers:
         assert left.startswith(".")
         with replacing(tmp_path / "mine.txt") as temporary:
             temporary.write_bytes(b"not yet")
-            assert existing_files(tmp_path) == {"whole.txt"}
+            assert list_files(tmp_path) == {"whole.txt"}
             assert files_under(tmp_path) == sorted([temporary.name, "whole.txt"])
-        assert existing_files(tmp_path) == {"whole.txt", "mine.txt"}
+        assert list_files(tmp_path) == {"whole.txt", "mine.txt"}
 
     def test_of_another_machine_are_kept(self, tmp_path):
         """On a shared disk another machine's process may be alive; its host's name may begin with this one's."""
@@ -418,7 +418,7 @@ class TestLeftovers:
         for other in ("-2", "-b", "-1-"):
             (tmp_path / name.replace(process, f"{other}{process}")).touch()
         before = files_under(tmp_path)
-        existing_files(tmp_path)
+        list_files(tmp_path)
         assert files_under(tmp_path) == before
 
     def test_of_another_machine_go_after_a_day(self, tmp_path):
@@ -430,7 +430,7 @@ class TestLeftovers:
         for other, hours in ((old, 25), (new, 23)):
             (tmp_path / other).touch()
             os.utime(tmp_path / other, (time.time() - hours * 3600,) * 2)
-        assert existing_files(tmp_path) == set()
+        assert list_files(tmp_path) == set()
         assert files_under(tmp_path) == [new]
 
     def test_of_a_process_whose_number_is_another_ones_now(self, tmp_path):
@@ -439,13 +439,13 @@ class TestLeftovers:
             process, birth = temporary.name.split("-")[-3:-1]
             name = temporary.name.replace(f"-{process}-{birth}-", f"-{process}-{int(birth) - 1}-")
             (tmp_path / name).touch()
-            assert existing_files(tmp_path) == set()
+            assert list_files(tmp_path) == set()
             assert not (tmp_path / name).exists()
             temporary.write_bytes(b"")
-        assert existing_files(tmp_path) == {"x.npy"}
+        assert list_files(tmp_path) == {"x.npy"}
 
     def test_of_no_directory(self, tmp_path):
-        assert existing_files(tmp_path / "nowhere") == set()
+        assert list_files(tmp_path / "nowhere") == set()
 
 
 class TestPredictions:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import assert_refused
-from mini import (
+from processes import Fault, run, samples
+from tiny_inputs import (
     Face,
     Track,
     faces_of,
@@ -22,7 +23,6 @@ from mini import (
     write_store,
     write_text,
 )
-from processes import Trouble, run, samples
 
 from core.formats.clips import read_crop
 from core.formats.predictions import read_logits
@@ -99,8 +99,8 @@ def test_a_field_of_100_megabytes_is_refused_in_a_moment(tmp_path, form):
     path = write_text(tmp_path / "film-activespeaker.csv", texts[form])
     run(tmp_path / "printed", "STE_postprocessing.py", "--help")  # the first process takes seconds to start
     start = time.monotonic()
-    trouble = Trouble(sample_at="core.runtime.cli._fail")
-    result = run(tmp_path / "printed", "STE_postprocessing.py", "--ground-truth", path, trouble=trouble)
+    fault = Fault(sample_at="core.runtime.cli._fail")
+    result = run(tmp_path / "printed", "STE_postprocessing.py", "--ground-truth", path, fault=fault)
     assert_refused(result, path)
     assert len(result.stderr) < 1000
     assert time.monotonic() - start < 5
@@ -248,7 +248,7 @@ def test_odd_names_go_through_every_stage(weights, tmp_path):
 def test_a_root_with_percent_signs_does_not_break_help(tmp_path):
     environment = (("ASC_DATA_ROOT", "50%s (x)"), ("COLUMNS", "300"))
     for script in ("STE_forward.py", "ASC_train.py", "data/extract_audio_tracks.py"):
-        result = run(tmp_path, script, "--help", trouble=Trouble(environment=environment))
+        result = run(tmp_path, script, "--help", fault=Fault(environment=environment))
         assert result.returncode == 0, result
         assert "50%s (x)" in result.stdout
 

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 from conftest import assert_refused
-from films import HEIGHT, WIDTH, ffmpeg, make_film, number
-from mini import RATE, read_wav, write_text
+from numbered_videos import HEIGHT, WIDTH, ffmpeg, make_video, number
 from processes import run
+from tiny_inputs import RATE, read_wav, write_text
 
 SECONDS = 4
 FPS25 = [round(index * 0.04, 2) for index in range(0, 25 * SECONDS, 3)]
@@ -52,7 +52,7 @@ ROWS: dict[str, list[tuple[float, tuple[float, ...]]]] = {
 
 def write_films(films: Path) -> None:
     films.mkdir()
-    picture = make_film(films.parent / "picture.mp4", seconds=SECONDS)
+    picture = make_video(films.parent / "picture.mp4", seconds=SECONDS)
 
     def join(name: str, *options: object, before: tuple = ()) -> Path:
         """The picture with a beep at 2 s; options go before the output, `before` before both inputs."""
@@ -86,7 +86,7 @@ def write_films(films: Path) -> None:
         )
     ffmpeg("-display_rotation", 90, "-i", whole, "-c", "copy", films / "turned.mp4")
     ffmpeg("-i", whole, "-vf", "scale=127:95", "-c:v", "ffv1", "-pix_fmt", "yuv444p", "-c:a", "copy", films / "odd.mkv")
-    make_film(films / "sixty.mp4", fps="60", seconds=SECONDS)
+    make_video(films / "sixty.mp4", fps="60", seconds=SECONDS)
     for name, (late, early) in {"late_picture": (0, 1), "late_sound": (1, 0)}.items():
         inputs = ("-itsoffset", 0.52, "-i", whole, "-i", whole)
         ffmpeg(*inputs, "-map", f"{late}:v", "-map", f"{early}:a", "-c", "copy", films / f"{name}.mp4")

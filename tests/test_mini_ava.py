@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.ablation import score_clue
-from core.media.ffmpeg import ffmpeg_path, film_sound
-from core.media.reader import Film
+from core.ablation import single_cue_ap
+from core.media.ffmpeg import ffmpeg_path, iter_audio
+from core.media.reader import VideoPlan
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_mini_ava.py"
 SECONDS = 6
@@ -74,12 +74,12 @@ def films_of(root: Path) -> list[Path]:
 
 
 def decode(path: Path) -> np.ndarray:
-    with Film(path) as film:
+    with VideoPlan(path) as film:
         return np.stack(list(film.frames(np.arange(SECONDS * 25 + 1) / 25, seek_gap=1e9)))
 
 
 def sound_of(path: Path) -> np.ndarray:
-    return np.concatenate(list(film_sound(path)))
+    return np.concatenate(list(iter_audio(path)))
 
 
 def pixels(row: list[str], image: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -198,49 +198,49 @@ def script():
 
 
 def plan(script, scenario) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the rows of 80 films: labels (N,), clues (N, 6) beside faces and voices, whether the mouth is hidden (N,)."""
-    labels, clues, hidden = [], [], []
+    """Of the rows of 80 films: labels (N,), cues (N, 6) beside faces and voices, whether the mouth is hidden (N,)."""
+    labels, cues, hidden = [], [], []
     for index in range(80):
-        film = script.Film(np.random.default_rng([5, index]), scenario)
+        film = script.VideoPlan(np.random.default_rng([5, index]), scenario)
         film.cast = script.plan_cast(film.rng)
         for shot in script.plan_shots(film, 300):
             for track in shot.tracks:
                 labels.append(script.label_frames(track))
                 x1, y1, x2, y2 = script.face_boxes(track, film.scenario.size).T
                 faces, age = np.full(len(x1), len(shot.tracks)), track.times - shot.first / 25
-                clues.append(np.stack([x2 - x1, y2 - y1, x1 + x2, y1 + y2, faces, age], axis=1))
+                cues.append(np.stack([x2 - x1, y2 - y1, x1 + x2, y1 + y2, faces, age], axis=1))
                 _, start, end = track.hidden
                 hidden.append((track.times > start) & (track.times < end))
-    return np.concatenate(labels), np.concatenate(clues), np.concatenate(hidden)
+    return np.concatenate(labels), np.concatenate(cues), np.concatenate(hidden)
 
 
-def away_from_chance(clue: np.ndarray, speaking: np.ndarray) -> float:
+def away_from_chance(cue: np.ndarray, speaking: np.ndarray) -> float:
     """How far the area under the ROC curve is from a half."""
-    ranks = np.argsort(np.argsort(clue + 1e-9 * np.random.default_rng(0).random(len(clue))))
+    ranks = np.argsort(np.argsort(cue + 1e-9 * np.random.default_rng(0).random(len(cue))))
     return abs((ranks[speaking].mean() - (speaking.sum() - 1) / 2) / (~speaking).sum() - 0.5)
 
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_shares_over_many_films_and_nothing_but_faces_and_voices_tells_the_label(script, hard):
-    labels, clues, hidden = plan(script, script.HARD if hard else script.Scenario())
+    labels, cues, hidden = plan(script, script.HARD if hard else script.Scenario())
     shares = np.bincount(labels) / len(labels)
     assert 0.25 < shares[1] < 0.35
     assert (0.005 < shares[2] < 0.03) if hard else (0.03 < shares[2] < 0.12)
     assert (0.3 < hidden.mean() < 0.5) if hard else (0.05 < hidden.mean() < 0.15)
-    for clue in (*clues.T, hidden):
-        assert away_from_chance(clue, labels == 1) < 0.1
+    for cue in (*cues.T, hidden):
+        assert away_from_chance(cue, labels == 1) < 0.1
     # Nor do all of them together, however they hang together.
     half = len(labels) // 2
     parts = {"train": slice(0, half, 5), "val": slice(half, None)}
-    seen = {split: np.column_stack([clues, hidden])[part] for split, part in parts.items()}
+    seen = {split: np.column_stack([cues, hidden])[part] for split, part in parts.items()}
     speaking = {split: (labels == 1)[part] for split, part in parts.items()}
-    assert score_clue(seen, speaking, 0) < speaking["val"].mean() + 0.1
+    assert single_cue_ap(seen, speaking, 0) < speaking["val"].mean() + 0.1
 
 
 def test_hard_films_hide_mouths_for_seconds_and_show_others_meanwhile(script):
     seconds, alone = [], 0
     for index in range(40):
-        film = script.Film(np.random.default_rng([5, index]), script.HARD)
+        film = script.VideoPlan(np.random.default_rng([5, index]), script.HARD)
         film.cast = script.plan_cast(film.rng)
         for shot in script.plan_shots(film, 300):
             alone += len(shot.tracks) == 1

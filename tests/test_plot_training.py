@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_refused
-from mini import digests, files_under, run_here, write_text
 from PIL import Image
+from tiny_inputs import digests, files_under, run_here, write_text
 
 from core.reports import plots, training_plots
 from core.runtime.checkpoint import TrainingRun

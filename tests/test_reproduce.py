@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_script
-from mini import digests
 from server import Server, archive, running_server
+from tiny_inputs import digests
 from torchvision.models import ResNet18_Weights, resnet18
 
 from core.models import active_speakers_context, short_term_encoder

@@ -15,7 +15,10 @@ import processes
 import pytest
 import torch
 from conftest import assert_refused
-from mini import (
+from PIL import Image
+from python_speech_features import mfcc
+from scipy.stats import chisquare
+from tiny_inputs import (
     RATE,
     Face,
     Track,
@@ -33,9 +36,6 @@ from mini import (
     write_store,
     write_wav,
 )
-from PIL import Image
-from python_speech_features import mfcc
-from scipy.stats import chisquare
 from torch import nn
 
 import core.datasets
@@ -492,7 +492,7 @@ class TestMissingInputs:
         assert (clips[key][1] == whole[key][1]).all()
         kept = [(face.time, face.video) for face in faces_of(TRAIN) if face[1:3] not in (("t:1", 10.0), ("t:1", 10.04))]
         speaking = {(face.time, face.video) for face in faces_of(TRAIN) if face.label == 1}
-        assert part.speech.tolist() == [moment in speaking for moment in kept]
+        assert part.anyone_speaking.tolist() == [moment in speaking for moment in kept]
 
 
 # One sample, built as the specification says and with nothing of the project's
@@ -553,7 +553,7 @@ class TestClipsOfTheForwardPass:
     @pytest.mark.parametrize("rows_at_once", [512, 4, 3], ids=lambda rows: f"pieces of {rows}")
     def test_equal_single_clips(self, encoder_inputs, monkeypatch, clip_length, rows_at_once):
         """Across tracks, and for tracks longer than what is read at once."""
-        monkeypatch.setattr(core.datasets, "ROWS_AT_ONCE", rows_at_once)
+        monkeypatch.setattr(core.datasets, "ROWS_PER_ITEM", rows_at_once)
         table = read_annotations(encoder_inputs / "train.csv")
         directories = encoder_inputs / "wavs" / "train", encoder_inputs / "crops" / "train"
         clips = clips_by_row(ClipReader(table, *directories, clip_length))

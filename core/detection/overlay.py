@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from core.detection.segments import short_name, track_step
+from core.detection.segments import row_interval, short_name
 from core.formats.annotations import FaceTable
 
 SPEAKING, SILENT = np.array([115, 158, 0]), np.array([0, 60, 213])  # BGR; a green and a red that differ in lightness
@@ -18,7 +18,7 @@ def colour(score: float) -> tuple[int, ...]:
     return tuple(np.rint(SILENT + score * (SPEAKING - SILENT)).astype(int).tolist())
 
 
-def rows_on_show(table: FaceTable, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def visible_rows(table: FaceTable, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which rows are to be marked at the increasing times (T,): pairs (place among the times, row), sorted by time.
 
     A track is shown from half a row before its first to half a row after its last, by the nearest of its rows, and not
@@ -30,7 +30,7 @@ def rows_on_show(table: FaceTable, times: np.ndarray) -> tuple[np.ndarray, np.nd
         if not len(rows):
             continue
         own = table.timestamp[rows]
-        reach = max(track_step(own), track_step(times)) / 2 + 1e-6
+        reach = max(row_interval(own), row_interval(times)) / 2 + 1e-6
         first, last = np.searchsorted(times, own[0] - reach), np.searchsorted(times, own[-1] + reach)
         here = np.arange(first, last)
         nearest = np.searchsorted((own[1:] + own[:-1]) / 2, times[here])
@@ -53,7 +53,7 @@ def marked_frames(
 
     Where an image is broken (None), the one before stands for it.
     """
-    places, rows = rows_on_show(table, times)
+    places, rows = visible_rows(table, times)
     start = np.searchsorted(places, np.arange(len(times) + 1))
     names = [short_name(table, track) for track in range(len(table.entity_ids))]
     image = np.zeros((size[1], size[0], 3), np.uint8)

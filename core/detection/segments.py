@@ -22,14 +22,14 @@ class Segment:
     score: float
 
 
-def track_step(times: np.ndarray) -> float:
+def row_interval(times: np.ndarray) -> float:
     """Seconds from a row of a track to the next: the median of times (n,); AVA's for a single row."""
     return float(np.median(np.diff(times))) if len(times) > 1 else _ROW_SECONDS
 
 
-def begins_anew(times: np.ndarray) -> np.ndarray:
+def starts_after_gap(times: np.ndarray) -> np.ndarray:
     """(n,) whether a row of a track, times (n,), is the first or follows a pause: more than twice the usual step."""
-    return np.append(True, np.diff(times) > 2 * track_step(times))
+    return np.append(True, np.diff(times) > 2 * row_interval(times))
 
 
 def short_name(table: FaceTable, track: int) -> str:
@@ -42,8 +42,8 @@ def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[Se
 
     A row lasts until the next one, and no longer than the usual step; a pause of the track ends a segment.
     """
-    apart = begins_anew(times)
-    until = np.minimum(times + track_step(times), np.append(times[1:], np.inf))
+    apart = starts_after_gap(times)
+    until = np.minimum(times + row_interval(times), np.append(times[1:], np.inf))
     speaks = scores >= threshold
     begins = np.flatnonzero(speaks & (apart | np.append(True, ~speaks[:-1])))
     ends = np.flatnonzero(speaks & (np.append(apart[1:], True) | np.append(~speaks[1:], True)))
@@ -70,7 +70,7 @@ def describe_tracks(table: FaceTable, scores: np.ndarray, threshold: float, size
             {
                 "id": name,
                 "start": round(float(times[0]), 3),
-                "end": round(float(times[-1]) + track_step(times), 3),
+                "end": round(float(times[-1]) + row_interval(times), 3),
                 "rows": len(rows),
                 "box_width": width,
                 "box_height": height,

@@ -9,13 +9,13 @@ import numpy as np
 
 from core.config import tracking_params
 from core.media.ffmpeg import _ffmpeg, _source
-from core.media.reader import Film, follows, is_timed
+from core.media.reader import VideoReader, has_frame_timestamps, is_constant_rate_time
 from core.runtime.progress import progress
 
 # The steps between rows of AVA are 0.03 to 0.05 s; what the networks make of others, nobody has measured.
-SLOWEST_ROWS, USUAL_ROWS, FASTEST_ROWS = 20.0, 25.0, 100 / 3  # a second
+MIN_ROWS_PER_SECOND, DEFAULT_ROWS_PER_SECOND, MAX_ROWS_PER_SECOND = 20.0, 25.0, 100 / 3  # a second
 
-_HAIR = 1e-5  # seconds, by which clocks differ that mean the same
+TIME_EPS = 1e-5  # seconds, by which clocks differ that mean the same
 
 _TICKS = 1_000_000  # a second
 _SCENE_WIDTH = 320  # pixels of a frame in which a cut is looked for: fine enough to see it, and fast
@@ -26,8 +26,8 @@ def row_rate(fps: float) -> float:
 
     The film's own rate, or every n-th frame of a faster film; 25 where neither is within what AVA has.
     """
-    rate = fps / max(1, round(fps / USUAL_ROWS))
-    return rate if SLOWEST_ROWS <= rate <= FASTEST_ROWS else USUAL_ROWS
+    rate = fps / max(1, round(fps / DEFAULT_ROWS_PER_SECOND))
+    return rate if MIN_ROWS_PER_SECOND <= rate <= MAX_ROWS_PER_SECOND else DEFAULT_ROWS_PER_SECOND
 
 
 @dataclass
@@ -48,8 +48,8 @@ class Shots:
     def __post_init__(self) -> None:
         self.rate = row_rate(self.fps)
         times = np.round(np.arange(int(self.until * self.rate) + 2) / self.rate, 2)  # two decimals, as AVA has them
-        self.times = times[times < max(self.until - _HAIR, _HAIR)]
-        # By the rule of `Film.frames`, to the last bit: frames are counted where they come evenly, else by their times.
+        self.times = times[times < max(self.until - TIME_EPS, TIME_EPS)]
+        # By the rule of `VideoReader.frames`, to the last bit: frames are counted where they come evenly, else by their times.
         if self.steady:
             frames = np.floor(self.times * self.nominal + 0.5)
             first = np.searchsorted(frames, np.rint(np.array(self.cuts) * self.nominal))
@@ -57,18 +57,18 @@ class Shots:
             first = np.searchsorted(self.times, self.begins)
         self.shot = np.searchsorted(first, np.arange(len(self.times)), side="right")
 
-    def facts(self) -> dict:
+    def to_dict(self) -> dict:
         """What it is made from."""
         return {
             name: getattr(self, name) for name in ("seconds", "until", "fps", "cuts", "begins", "nominal", "steady")
         }
 
 
-def find_shots(film: Path) -> Shots:
+def detect_shots(film: Path) -> Shots:
     """Look through a film for its length and its cuts. Raises ValueError where it has no picture."""
-    with Film(film) as opened:
+    with VideoReader(film) as opened:
         nominal, frames = opened.fps, opened.frame_count
-    half = 0.5 / nominal  # of a frame, as long before its time it counts as on show: see `Film.frames`
+    half = 0.5 / nominal  # of a frame, as long before its time it counts as on show: see `VideoReader.frames`
     cuts, begins, count, last, before, steady = [], [], 0, 0.0, 0.0, True
     with progress(total=frames, desc="shots", unit="frame") as bar:
         for time, score in scene_scores(film):
@@ -76,7 +76,7 @@ def find_shots(film: Path) -> Shots:
             if count > 1 and score >= tracking_params["cut_score"] and score > 2 * before:
                 cuts.append(time)
                 begins.append(time - min(half, (time - last) / 2))
-            steady = steady and follows(time, count, nominal)
+            steady = steady and is_constant_rate_time(time, count, nominal)
             count, last, before = count + 1, max(last, time), score
             bar.update()
     if not count:
@@ -90,10 +90,10 @@ def find_shots(film: Path) -> Shots:
 def scene_scores(film: Path) -> Iterator[tuple[float, float]]:
     """How much each frame differs from the one before it: ffmpeg's scene score, 0 to 1, and the frame's time.
 
-    Times are in seconds from the first frame, as those of `Film`. Raises ValueError where there is no picture or no
+    Times are in seconds from the first frame, as those of `VideoReader`. Raises ValueError where there is no picture or no
     film.
     """
-    with Film(film) as opened:
+    with VideoReader(film) as opened:
         fps = opened.fps
     scale = f"scale={_SCENE_WIDTH}:-2:flags=fast_bilinear,settb=1/{_TICKS}"  # whole ticks, as seconds may be rounded
     scores = f"{scale},select='gte(scene,0)',metadata=mode=print:file=-"
@@ -103,7 +103,7 @@ def scene_scores(film: Path) -> Iterator[tuple[float, float]]:
             if found := re.search(rb"pts: *(-?\d+)", line):
                 moment = int(found[1]) / _TICKS
                 zero = moment if zero is None else zero
-                time = moment - zero if is_timed(film) else count / fps
+                time = moment - zero if has_frame_timestamps(film) else count / fps
             elif found := re.search(rb"scene_score=([\d.]+)", line):
                 count += 1
                 yield time, float(found[1])

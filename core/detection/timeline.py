@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps
 
-from core.detection.segments import begins_anew, segments, short_name, track_step
+from core.detection.segments import row_interval, segments, short_name, starts_after_gap
 from core.formats.annotations import FaceTable
 from core.reports.plots import COLOURS, save, short
 
@@ -57,7 +57,7 @@ def _plot_page(
     figure.get_layout_engine().set(h_pad=0.02, hspace=0.02, w_pad=0.02)
     times = [table.timestamp[table.rows_of_track(track)] for track in tracks]
     begin = 0.0 if seconds else min(own[0] for own in times)
-    end = seconds or max(own[-1] + track_step(own) for own in times)
+    end = seconds or max(own[-1] + row_interval(own) for own in times)
     for number, (face, lane) in enumerate(lanes):
         face.axis("off")
         lane.set(xlim=(begin, end), ylim=(-0.05, 1.05), yticks=(0, 1))
@@ -69,9 +69,9 @@ def _plot_page(
         track, own = tracks[number], times[number]
         values = scores[table.rows_of_track(track)]
         face.imshow(ImageOps.contain(thumbnail(track), FACE))
-        breaks = np.flatnonzero(begins_anew(own))[1:]
+        breaks = np.flatnonzero(starts_after_gap(own))[1:]
         for piece in np.split(own, breaks):
-            seen = (piece[0], piece[-1] + track_step(own))
+            seen = (piece[0], piece[-1] + row_interval(own))
             lane.axvspan(*seen, color="grey", alpha=0.12, linewidth=0, label="in the picture")
         for part in segments(own, values, threshold):
             lane.axvspan(part.start, part.end, color=COLOURS[2], alpha=0.35, linewidth=0, label="speaks")

@@ -11,12 +11,12 @@ from scipy.optimize import linear_sum_assignment
 from core.config import tracking_params
 from core.detection.shots import Shots
 from core.formats.annotations import NOT_SPEAKING, FaceTable
-from core.media.reader import Film
+from core.media.reader import VideoReader
 from core.runtime.device import sha256
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
 
-_LEAST_PIXELS = 2  # of a side of a box: what is smaller can round to nothing
+_MIN_BOX_PIXELS = 2  # of a side of a box: what is smaller can round to nothing
 
 
 class FaceDetector:
@@ -26,9 +26,9 @@ class FaceDetector:
     """
 
     def __init__(self, weights: Path):
-        self.digest = sha256(weights)
+        self.sha256 = sha256(weights)
         self.size: tuple[int, int] | None = None
-        low = tracking_params["weakest_face"]
+        low = tracking_params["min_detection_score"]
         try:
             self._network = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), low, 0.3, 5000)
             self.detect(np.zeros((320, 320, 3), np.uint8))
@@ -38,7 +38,7 @@ class FaceDetector:
     def detect(self, image: np.ndarray) -> np.ndarray:
         """Faces in a BGR image (H, W, 3) uint8: (n, 5) float64, x1 y1 x2 y2 as shares of the frame, and a score."""
         height, width = image.shape[:2]
-        scale = min(1.0, tracking_params["detector_side"] / max(height, width))
+        scale = min(1.0, tracking_params["detector_max_side"] / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if size != self.size:
             self._network.setInputSize(size)
@@ -76,7 +76,7 @@ class Track:
         return box + np.tile(np.clip(shift, -limit, limit), 2)
 
 
-def link(sightings: list[tuple[float, np.ndarray]]) -> list[Track]:
+def link_detections(sightings: list[tuple[float, np.ndarray]]) -> list[Track]:
     """Tracks of the faces of one shot, from times in seconds and what `FaceDetector.detect` found at each.
 
     Faces are given to the tracks whose expected boxes they overlap most, all at once; a face that is out of sight for
@@ -86,13 +86,13 @@ def link(sightings: list[tuple[float, np.ndarray]]) -> list[Track]:
     tracks: list[Track] = []
     open_tracks: list[Track] = []
     for time, faces in sightings:
-        open_tracks = [track for track in open_tracks if time - track.times[-1] <= params["longest_gap"]]
+        open_tracks = [track for track in open_tracks if time - track.times[-1] <= params["max_gap"]]
         free = set(range(len(faces)))
         if open_tracks and len(faces):
             expected = np.stack([track.expected(time) for track in open_tracks])
             overlaps = overlap(expected, faces[:, :4])
             for row, column in zip(*linear_sum_assignment(-overlaps), strict=True):
-                if overlaps[row, column] >= params["least_overlap"]:
+                if overlaps[row, column] >= params["min_iou"]:
                     track = open_tracks[row]
                     track.times.append(time)
                     track.boxes.append(faces[column, :4])
@@ -104,7 +104,8 @@ def link(sightings: list[tuple[float, np.ndarray]]) -> list[Track]:
     return [
         track
         for track in tracks
-        if track.times[-1] - track.times[0] >= params["shortest_track"] and max(track.scores) >= params["clear_face"]
+        if track.times[-1] - track.times[0] >= params["min_track_seconds"]
+        and max(track.scores) >= params["min_track_score"]
     ]
 
 
@@ -117,7 +118,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-12)
 
 
-def find_tracks(film: Film, shots: Shots, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def detect_tracks(film: VideoReader, shots: Shots, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the tracks of a film, shot by shot: times (n,) in seconds, boxes (n, 4) as shares of the frame.
 
     Faces are looked for in every few rows, and in the first and last of a shot; between them boxes are interpolated. No
@@ -133,11 +134,11 @@ def find_tracks(film: Film, shots: Shots, detector: FaceDetector) -> Iterator[tu
     for row in progress(looked, desc="faces", unit="frame"):
         image = next(images, None)
         if shots.shot[row] != shot:
-            yield from _whole(link(sightings), shots, film.size)
+            yield from _interpolate(link_detections(sightings), shots, film.size)
             sightings, shot = [], shots.shot[row]
         if image is not None:
             sightings.append((shots.times[row], detector.detect(image)))
-    yield from _whole(link(sightings), shots, film.size)
+    yield from _interpolate(link_detections(sightings), shots, film.size)
 
 
 def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -> FaceTable:
@@ -151,12 +152,12 @@ def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -
     return FaceTable([video_id], names, np.zeros(len(entity), np.int32), entity, times, label, boxes)
 
 
-def _whole(tracks: list[Track], shots: Shots, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _interpolate(tracks: list[Track], shots: Shots, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A row at every time of the shots' from a track's first to its last, within the frame."""
     for track in tracks:
         start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
         times = shots.times[start : end + 1]
         boxes = track.box_at(times).clip(0, 1).round(6)
-        inside = ((boxes[:, 2:] - boxes[:, :2]) * size >= _LEAST_PIXELS).all(axis=1)  # not out of the frame
+        inside = ((boxes[:, 2:] - boxes[:, :2]) * size >= _MIN_BOX_PIXELS).all(axis=1)  # not out of the frame
         if inside.any():
             yield times[inside], boxes[inside]

@@ -20,7 +20,7 @@ _COLUMNS = {
     "video_id": "id",
     "frame_timestamp": "number",
     **dict.fromkeys(BOX_COLUMNS, "number"),
-    "label": "word",
+    "label": "category",
     "entity_id": "id",
 }
 
@@ -39,8 +39,8 @@ class FaceTable:
     timestamp: np.ndarray  # (N,) float64, seconds
     label: np.ndarray  # (N,) int8, label_id
     box: np.ndarray | None = None  # (N, 4) float64, x1 y1 x2 y2 as shares of the frame; None for stored features
-    track_begin: np.ndarray | None = None  # (E,) float64, seconds: where the track's audio slice begins
-    speech: np.ndarray | None = None  # (N,) bool: somebody in this video speaks audibly at this moment
+    audio_start: np.ndarray | None = None  # (E,) float64, seconds: where the track's audio slice begins
+    anyone_speaking: np.ndarray | None = None  # (N,) bool: somebody in this video speaks audibly at this moment
 
     def __len__(self) -> int:
         return len(self.video)
@@ -51,7 +51,7 @@ class FaceTable:
         return np.argsort(self.entity, kind="stable").astype(np.int32)
 
     @cached_property
-    def track_start(self) -> np.ndarray:
+    def track_offsets(self) -> np.ndarray:
         """(E + 1,) where each track begins in `track_rows`."""
         return np.searchsorted(self.entity[self.track_rows], np.arange(len(self.entity_ids) + 1)).astype(np.int64)
 
@@ -65,11 +65,11 @@ class FaceTable:
     def position(self) -> np.ndarray:
         """(N,) position of each row in its track, from 0."""
         position = np.empty(len(self), np.int32)
-        position[self.track_rows] = np.arange(len(self)) - self.track_start[self.entity[self.track_rows]]
+        position[self.track_rows] = np.arange(len(self)) - self.track_offsets[self.entity[self.track_rows]]
         return position
 
     @cached_property
-    def moment(self) -> np.ndarray:
+    def frame_id(self) -> np.ndarray:
         """(N,) int32 code of the row's (video, timestamp): rows with one code share a frame."""
         order = np.lexsort((self.timestamp, self.video))
         video, timestamp = self.video[order], self.timestamp[order]
@@ -80,7 +80,7 @@ class FaceTable:
 
     def rows_of_track(self, entity: int) -> np.ndarray:
         """Rows of one track, in time order."""
-        return self.track_rows[self.track_start[entity] : self.track_start[entity + 1]]
+        return self.track_rows[self.track_offsets[entity] : self.track_offsets[entity + 1]]
 
     def rows_of_video(self, video: int) -> np.ndarray:
         """Rows of one video, in the order they were read."""
@@ -96,7 +96,7 @@ class FaceTable:
     def track_spans(self) -> tuple[np.ndarray, np.ndarray]:
         """First and last timestamp of each track in seconds, (E,) each. Every track must have rows."""
         timestamp = self.timestamp[self.track_rows]
-        return timestamp[self.track_start[:-1]], timestamp[self.track_start[1:] - 1]
+        return timestamp[self.track_offsets[:-1]], timestamp[self.track_offsets[1:] - 1]
 
     def digest(self) -> str:
         """Of all that the rows say, in hex: equal for equal tables only."""
@@ -145,7 +145,7 @@ class FaceTable:
             timestamp=self.timestamp[rows],
             label=self.label[rows],
             box=None if self.box is None else self.box[rows],
-            speech=None if self.speech is None else self.speech[rows],
+            anyone_speaking=None if self.anyone_speaking is None else self.anyone_speaking[rows],
         )
 
 
@@ -205,9 +205,9 @@ def read_annotations(source: str | Path) -> FaceTable:
 
     check_tracks(table, place)
     begin, _ = table.track_spans()
-    spoken = np.zeros(table.moment.max() + 1, bool)
-    spoken[table.moment[table.is_speaking]] = True
-    table.track_begin, table.speech = begin, spoken[table.moment]
+    spoken = np.zeros(table.frame_id.max() + 1, bool)
+    spoken[table.frame_id[table.is_speaking]] = True
+    table.audio_start, table.anyone_speaking = begin, spoken[table.frame_id]
     return table
 
 

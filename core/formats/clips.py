@@ -14,9 +14,9 @@ from PIL import Image
 
 from core.config import SAMPLE_RATE
 from core.formats.annotations import FaceTable
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, replacing
+from core.runtime.files import list_files, replacing
 from core.runtime.progress import progress
 
 MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
@@ -121,7 +121,7 @@ class Missing:
 def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
     """Look for the crop of every row and the wav of every track."""
     missing = Missing(np.zeros(len(table), bool))
-    wavs = existing_files(audio_dir)
+    wavs = list_files(audio_dir)
     for entity in progress(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
         rows, name = table.rows_of_track(entity), table.entity_ids[entity]
         if len(rows) and f"{name}.wav" not in wavs:
@@ -129,7 +129,7 @@ def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
             missing.wavs += 1
             if missing.wavs <= 2:
                 missing.examples.append(wav_path(audio_dir, name))
-        crops = existing_files(video_dir / name)
+        crops = list_files(video_dir / name)
         for row in rows[[crop_name(timestamp) not in crops for timestamp in table.timestamp[rows]]]:
             missing.rows[row] = True
             missing.crops += 1
@@ -143,8 +143,8 @@ def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missin
 
     Missing ones are dropped and counted with `skip_missing`; without it they are an InputError.
     """
-    ranks.require_same("annotations", table.digest)
-    missing = ranks.on_main(find_missing)(table, audio_dir, video_dir)
+    distributed.require_same("annotations", table.digest)
+    missing = distributed.on_main(find_missing)(table, audio_dir, video_dir)
     if not missing.rows.any():
         return table
     examples = ", ".join(map(str, missing.examples))

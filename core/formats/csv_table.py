@@ -17,7 +17,7 @@ from core.runtime.errors import InputError
 
 MAX_NAME_BYTES = 240  # a file system's limit of 255 less room for ".wav" and the like
 _CHUNK_BYTES = 1 << 20  # no line of a table is longer than this
-_DTYPES = {"number": "float64", "rough number": "float64", "id": "category", "word": "category", "text": "str"}
+_DTYPES = {"number": "float64", "approx": "float64", "id": "category", "category": "category", "text": "str"}
 
 
 def check_name(name: str, where: str) -> str:
@@ -93,8 +93,8 @@ def first_fields(path: Path) -> list[str]:
 def read_table(path: Path, columns: dict[str, str], names: list[str] | None = None) -> pd.DataFrame:
     """Read some columns of a csv; the index of the result is each row's line number in the file, from 1.
 
-    `columns` maps the wanted names to "number" (finite float64), "rough number" (the same to 15 digits, faster), "id"
-    (category of strings that are plain file names), "word" (category) or "text" (str). A first line that holds the
+    `columns` maps the wanted names to "number" (finite float64), "approx" (the same to 15 digits, faster), "id"
+    (category of strings that are plain file names), "category" (category) or "text" (str). A first line that holds the
     first of them is a header, and columns are found by name; without one the file holds exactly the columns `names`
     (default: the wanted ones). Blank lines are skipped. Raises InputError with file and line.
     """
@@ -135,8 +135,10 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
         raise InputError(f"{path}: no rows")
     # Without quotes the commas of a file count its columns, which pandas fills up in silence where they are short.
     commas = len(names) - 1
-    even = found.commas == commas * (len(table) + header) and (names[-1] in columns or _is_even(path, commas))
-    if found.quotes or not even or _is_logical(path, columns, names, header):
+    even = found.commas == commas * (len(table) + header) and (
+        names[-1] in columns or _has_constant_width(path, commas)
+    )
+    if found.quotes or not even or _has_booleans(path, columns, names, header):
         problem = _explain(path, columns, names, header, None)
         if problem:
             raise InputError(problem)
@@ -150,7 +152,7 @@ def _is_exact(numbers: np.ndarray) -> bool:
         return bool((numbers.round(9) == numbers).all())
 
 
-def _is_even(path: Path, commas: int) -> bool:
+def _has_constant_width(path: Path, commas: int) -> bool:
     """Whether every line has so many commas, or none as blank lines have."""
     rest = b""
     with open(path, "rb") as file:
@@ -166,7 +168,7 @@ def _is_even(path: Path, commas: int) -> bool:
     return True
 
 
-def _is_logical(path: Path, columns: dict[str, str], names: list[str], header: bool) -> bool:
+def _has_booleans(path: Path, columns: dict[str, str], names: list[str], header: bool) -> bool:
     """Whether True or False stands where numbers should: pandas takes a column of nothing else for ones and zeros."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:

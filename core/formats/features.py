@@ -15,7 +15,7 @@ from core.config import STE_FEATURES
 from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable, check_tracks
 from core.formats.csv_table import first_fields, read_table
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, replacing, setting_behind, write_csv
+from core.runtime.files import list_files, read_setting, replacing, write_csv
 from core.runtime.progress import progress
 
 _FEATURE_COLUMNS = {
@@ -26,18 +26,18 @@ _FEATURE_COLUMNS = {
     "logit_0": "number",
     "logit_1": "number",
 }
-_STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "rough number", "logit_1": "rough number"}  # it only checks them
+_STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "approx", "logit_1": "approx"}  # it only checks them
 STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read by the stages after it
 _TEXT_COLUMNS = [*_FEATURE_COLUMNS, "features"]  # the released implementation's files have no header
 
 
 def encoder_sha256(directory: str | Path) -> str | None:
     """SHA-256 of the encoder weights that made the features in a directory; None if it is not recorded."""
-    return setting_behind(directory, STE_FORWARD_SETTINGS, "weights_sha256")
+    return read_setting(directory, STE_FORWARD_SETTINGS, "weights_sha256")
 
 
 @contextlib.contextmanager
-def writing_features(
+def feature_writer(
     directory: Path, table: FaceTable, rows: np.ndarray, text: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield arrays to fill, logits (n, 2) and features (n, 1024) float32, for the rows (n,) of one video.
@@ -92,7 +92,7 @@ class FeatureStore:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
         files = _csv_files(directory, "what STE_forward.py writes, <video_id>.csv and .npy")
-        videos = setting_behind(directory, STE_FORWARD_SETTINGS, "videos")
+        videos = read_setting(directory, STE_FORWARD_SETTINGS, "videos")
         if isinstance(videos, int) and videos != len(files):
             raise InputError(f"{directory}: {len(files)} of {videos} films; finish STE_forward.py first")
         _allow_open_files(len(files))
@@ -214,9 +214,7 @@ def _open_array(path: Path) -> np.ndarray:
 def _csv_files(directory: str | Path, what: str) -> list[Path]:
     directory = Path(directory)
     files = sorted(
-        directory / name
-        for name in existing_files(directory)
-        if name.endswith(".csv") and not name.startswith(".partial-")
+        directory / name for name in list_files(directory) if name.endswith(".csv") and not name.startswith(".partial-")
     )
     if not files:
         raise InputError(f"{directory}: no csv files here; it should hold {what}")

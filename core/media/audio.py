@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from core.config import MAX_MISSING_SECONDS, MAX_PICTURE_DELAY_SECONDS, SAMPLE_RATE
+from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE
 from core.formats.annotations import FaceTable
 from core.formats.clips import read_wav, slice_bounds, wav_length, wav_path, write_wav
-from core.media.ffmpeg import film_sound, picture_delay
+from core.media.ffmpeg import iter_audio, video_start_offset
 from core.runtime.jobs import Outcome
 
 
-def shift_sound(pieces: Iterable[np.ndarray], seconds: float, until: float = 0.0) -> Iterator[np.ndarray]:
+def shift_audio(pieces: Iterable[np.ndarray], seconds: float, until: float = 0.0) -> Iterator[np.ndarray]:
     """Sound in pieces (n,) int16 from some seconds on; where they are negative, after as much silence.
 
     Silence follows where it would end before `until`, in seconds of what is given out.
@@ -32,7 +32,7 @@ def shift_sound(pieces: Iterable[np.ndarray], seconds: float, until: float = 0.0
         missing -= 60 * SAMPLE_RATE
 
 
-def extract_sound(
+def extract_audio(
     film: Path, wav: Path, align: bool, outcome: Outcome, heard: Callable[[int], None], seconds: float = 0.0
 ) -> None:
     """Write the sound of a film, of at least so many seconds; with `align` it begins with the film's first frame.
@@ -46,18 +46,18 @@ def extract_sound(
             heard(len(piece))
             yield piece
 
-    delay = picture_delay(film)
-    if abs(delay) >= MAX_PICTURE_DELAY_SECONDS and not align:
+    delay = video_start_offset(film)
+    if abs(delay) >= MAX_START_OFFSET_SECONDS and not align:
         apart = f"{abs(delay):.2f} s {'after' if delay > 0 else 'before'} its sound"
         outcome.notes.append(f"{film.name}: its picture begins {apart}; --align puts them together")
     complaints: list[str] = []
-    with closing(film_sound(film, complaints)) as sound:  # ends ffmpeg, whatever happens
-        write_wav(wav, watched(shift_sound(sound, delay if align else 0.0, seconds)))
+    with closing(iter_audio(film, complaints)) as sound:  # ends ffmpeg, whatever happens
+        write_wav(wav, watched(shift_audio(sound, delay if align else 0.0, seconds)))
     outcome.done += 1
     outcome.notes += [f"{film.name}: its sound is damaged ({complaint})" for complaint in complaints]
 
 
-def slice_sound(
+def slice_track_audio(
     table: FaceTable,
     video: int,
     wav: Path,

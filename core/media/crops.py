@@ -9,14 +9,14 @@ import numpy as np
 from core.config import JPEG_QUALITY, SEEK_GAP_SECONDS
 from core.formats.annotations import FaceTable
 from core.formats.clips import crop_name, crop_path, timestamp_name
-from core.media.reader import Film
-from core.runtime.files import existing_files, write_bytes
+from core.media.reader import VideoReader
+from core.runtime.files import list_files, write_bytes
 from core.runtime.jobs import Outcome
 
 
-def rows_to_cut(table: FaceTable, rows: np.ndarray, output_dir: Path) -> np.ndarray:
+def rows_without_crop(table: FaceTable, rows: np.ndarray, output_dir: Path) -> np.ndarray:
     """Those of the rows (n,) whose crop is not in the output directory yet."""
-    existing = {track: existing_files(output_dir / table.entity_ids[track]) for track in np.unique(table.entity[rows])}
+    existing = {track: list_files(output_dir / table.entity_ids[track]) for track in np.unique(table.entity[rows])}
     places = zip(table.timestamp[rows], table.entity[rows], strict=True)
     return rows[[crop_name(timestamp) not in existing[track] for timestamp, track in places]]
 
@@ -36,10 +36,10 @@ def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
     return jpeg.tobytes()
 
 
-def cut_film(
+def extract_crops(
     table: FaceTable,
     rows: np.ndarray,
-    film: Film,
+    film: VideoReader,
     output_dir: Path,
     outcome: Outcome,
     advance: Callable[[int], None],

@@ -20,11 +20,11 @@ from core.runtime.files import replacing
 # What a film may be, and where it may be: one local file. A playlist posing as a film opens nothing else.
 PROTOCOLS = "file"
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
-FILM_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 _SOUND_ALONE = ("-vn", "-sn", "-dn")  # of several streams of sound ffmpeg takes its favourite, here as everywhere
 _BLOCK_BYTES = 1 << 20
 _NO_STREAM = "does not contain any stream"  # ffmpeg, where a film lacks what is asked of it
-_TELLING = (_NO_STREAM, "Unknown encoder", "No space left")  # what says more than ffmpeg's last line
+_SPECIFIC_ERRORS = (_NO_STREAM, "Unknown encoder", "No space left")  # what says more than ffmpeg's last line
 
 
 def ffmpeg_path() -> str:
@@ -77,7 +77,7 @@ def _ffmpeg(
         if status:
             reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             last = lines[-1] if lines and status > 0 else reason
-            telling = (line for line in lines for sign in _TELLING if sign in line)
+            telling = (line for line in lines for sign in _SPECIFIC_ERRORS if sign in line)
             raise ValueError(f"ffmpeg: {next(telling, last)}")
 
 
@@ -92,7 +92,7 @@ def _require_file(film: Path) -> None:
         raise ValueError("not a file")
 
 
-def film_sound(film: Path, complaints: list[str] | None = None) -> Iterator[np.ndarray]:
+def iter_audio(film: Path, complaints: list[str] | None = None) -> Iterator[np.ndarray]:
     """The whole sound of a film in pieces (n,) int16, 16 kHz mono; silence where it starts late or has gaps.
 
     Where it is damaged, what ffmpeg says is added to the complaints. Raises ValueError where there is no sound or no
@@ -111,18 +111,18 @@ def film_sound(film: Path, complaints: list[str] | None = None) -> Iterator[np.n
         raise ValueError("its sound is empty")
 
 
-def picture_delay(film: Path) -> float:
-    """Seconds from where the sound of `film_sound` begins to the film's first frame; 0 where either is missing.
+def video_start_offset(film: Path) -> float:
+    """Seconds from where the sound of `iter_audio` begins to the film's first frame; 0 where either is missing.
 
     Raises ValueError for what is no file.
     """
-    picture = _first_moment("-copyts", *_source(film), "-map", "0:V:0", "-enc_time_base", "1:1000000")
-    sound = _first_moment("-copyts", *_source(film), *_SOUND_ALONE)
-    heard = _first_moment(*_source(film), *_SOUND_ALONE)
+    picture = _first_pts("-copyts", *_source(film), "-map", "0:V:0", "-enc_time_base", "1:1000000")
+    sound = _first_pts("-copyts", *_source(film), *_SOUND_ALONE)
+    heard = _first_pts(*_source(film), *_SOUND_ALONE)
     return 0.0 if None in (picture, sound, heard) else picture - (sound - heard)
 
 
-def _first_moment(*arguments: str) -> float | None:
+def _first_pts(*arguments: str) -> float | None:
     """Presentation time in seconds of the first packet or frame, None where there is none."""
     try:
         lines = run_ffmpeg(*arguments, "-frames", "1", "-f", "framecrc", "pipe:1").decode().splitlines()
@@ -133,20 +133,20 @@ def _first_moment(*arguments: str) -> float | None:
     return float(moments[0] * Fraction(unit)) if moments else None
 
 
-def has_sound(film: Path) -> bool:
+def has_audio(film: Path) -> bool:
     """Whether there is sound in the film. Raises ValueError for what is no file."""
-    return _first_moment(*_source(film), *_SOUND_ALONE) is not None
+    return _first_pts(*_source(film), *_SOUND_ALONE) is not None
 
 
-def sound_with_picture(film: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A film's own sound for `write_film`: where it comes from, and what has it begin with the film's first frame."""
-    delay = picture_delay(film)
+def aligned_audio_args(film: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A film's own sound for `encode_video`: where it comes from, and what has it begin with the film's first frame."""
+    delay = video_start_offset(film)
     sound = (*_SOUND_ALONE, *_source(film))  # as options of the source: nothing else is taken from it
     shift = f",atrim=start={delay:.6f},asetpts=PTS-STARTPTS" if delay > 0 else f",adelay={-1000 * delay:.0f}:all=1"
     return sound, ("-ac", "2", "-af", f"aresample=async=1:first_pts=0{shift if delay else ''}")
 
 
-def write_film(
+def encode_video(
     path: Path, images: Iterable[np.ndarray], size: tuple[int, int], fps: float, sound: Sequence[str], *options: str
 ) -> None:
     """Encode BGR images (H, W, 3) uint8 of a size (W, H) to H.264 and their sound to AAC, as browsers play it.
@@ -169,11 +169,11 @@ def write_film(
                 process.stdin.write(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420))
 
 
-def find_films(directory: Path) -> dict[str, Path]:
+def list_videos(directory: Path) -> dict[str, Path]:
     """video_id -> path of every film in the directory. Raises InputError where one id has two films."""
     films: dict[str, Path] = {}
     for path in sorted(directory.iterdir()):
-        if path.suffix.lower() not in FILM_SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in films:
             raise InputError(f"{path}: there is also {films[path.stem].name}; keep one film per video id")

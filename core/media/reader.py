@@ -14,24 +14,24 @@ os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;{PROTOCOLS}|f
 # Containers where seeking finds a frame: in the others it lands some frames off.
 SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 # And those that tell when each frame is shown:
-TIMED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".3g2")
+TIMESTAMPED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".3g2")
 MAX_FRAME_RATE = 1000  # what some recorders that know no rate write, and keep a clock in milliseconds
 MAX_FRAME_PIXELS = 100_000_000  # 8K has a third of it
 _CLOCK_STEP = 0.002  # seconds; matroska rounds times to 0.001: what is further off than that shows another frame rate
 _LONGEST_FRAME = 60.0  # seconds; frames that are over by then are not looked at
 
 
-def is_timed(film: Path) -> bool:
+def has_frame_timestamps(film: Path) -> bool:
     """Whether the film's container tells when each frame is shown; in the others frames are counted."""
-    return film.suffix.lower() in TIMED_SUFFIXES
+    return film.suffix.lower() in TIMESTAMPED_SUFFIXES
 
 
-def follows(time: float, index: int, fps: float) -> bool:
+def is_constant_rate_time(time: float, index: int, fps: float) -> bool:
     """Whether a frame's time, in seconds from the first frame, is what its number (from 0) at this rate makes it."""
     return abs(time - index / fps) <= max(0.1 / fps, _CLOCK_STEP)
 
 
-class Film:
+class VideoReader:
     """A film opened for reading frames forward. Use as a context manager.
 
     Time is counted from its first frame. Raises ValueError where the file is no film.
@@ -40,7 +40,7 @@ class Film:
     def __init__(self, path: Path):
         _require_file(path)
         self.path = path
-        self._timed, self._seekable = is_timed(path), path.suffix.lower() in SEEKABLE_SUFFIXES
+        self._timed, self._seekable = has_frame_timestamps(path), path.suffix.lower() in SEEKABLE_SUFFIXES
         self._open()
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         width, height = self.size
@@ -59,7 +59,7 @@ class Film:
         self._next = 0  # the frame that is grabbed next
         self._zero = 0.0  # where the film's clock stands at its first frame, in milliseconds
 
-    def __enter__(self) -> "Film":
+    def __enter__(self) -> "VideoReader":
         return self
 
     def __exit__(self, *_) -> None:
@@ -98,7 +98,7 @@ class Film:
             while self._next <= index:
                 if not self._grab():
                     return
-            if self._timed and not follows(self._time(), index, self.fps):
+            if self._timed and not is_constant_rate_time(self._time(), index, self.fps):
                 yield from self._frames_by_time(moments[place:])
                 return
             yield self._image()

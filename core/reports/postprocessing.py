@@ -8,10 +8,10 @@ from core.formats.annotations import read_annotations
 from core.formats.predictions import join, read_logits, write_scores
 from core.metrics import smooth_tracks, speaking_score
 from core.reports import report
-from core.runtime.cli import Parser, describe, odd_window
+from core.runtime.cli import Parser, odd_window, print_settings
 from core.runtime.files import require_different, write_json
 
-SETTINGS = "postprocessing_cfg.json"  # in the directory of the pictures
+SETTINGS_FILE = "postprocessing_cfg.json"  # in the directory of the pictures
 
 
 def make_parser(description: str, flag: str, default: str, content: str, predictions_csv: str) -> Parser:
@@ -29,11 +29,11 @@ def make_parser(description: str, flag: str, default: str, content: str, predict
 
 def postprocess(args: argparse.Namespace, directory: str) -> None:
     """Join a directory's logits to the ground truth, smooth and score them, write both csv files, report on them."""
-    describe(vars(args))
+    print_settings(vars(args))
     settings = Path(args.predictions_csv).with_suffix(".json")
     written = {"--predictions-csv": args.predictions_csv, "--ground-truth-csv": args.ground_truth_csv}
     outputs = {**written, "the settings beside --predictions-csv": settings}
-    report.require_no_overwriting(args, {}, outputs, SETTINGS)
+    report.require_distinct_paths(args, {}, outputs, SETTINGS_FILE)
     places = {
         f"the directory of {flag}": Path(path).parent for flag, path in {**written, "--json": args.json}.items() if path
     }
@@ -49,7 +49,7 @@ def postprocess(args: argparse.Namespace, directory: str) -> None:
     write_json(settings, {**vars(args), "mAP": numbers["mAP"]})
     print(f"{len(table)} rows: {args.predictions_csv}, ground truth beside it: {args.ground_truth_csv}")
     report.show(numbers)
-    report.save(numbers, scores, table, args, SETTINGS)
+    report.save(numbers, scores, table, args, SETTINGS_FILE)
     print(f"official mAP: {100 * numbers['mAP']:.2f} (chance {100 * numbers['chance']:.2f})")
     print(
         f"next: python scripts/evaluate.py --predictions {args.predictions_csv} --ground-truth {args.ground_truth_csv}"

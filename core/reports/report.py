@@ -15,8 +15,8 @@ import pandas as pd
 
 from core.config import data_inputs
 from core.formats.annotations import FaceTable, find_annotations
-from core.media.ffmpeg import FILM_SUFFIXES, find_films
-from core.media.reader import Film
+from core.media.ffmpeg import VIDEO_SUFFIXES, list_videos
+from core.media.reader import VideoReader
 from core.metrics import average_precision, roc_auc
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import require_different, require_directory, write_json
@@ -43,7 +43,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", help="file for all the numbers, mAP as a fraction in full precision")
 
 
-def require_no_overwriting(
+def require_distinct_paths(
     args: argparse.Namespace, inputs: dict[str, str | Path], outputs: dict[str, str | Path], settings: str
 ) -> None:
     """Raise InputError where what a script writes is one of its inputs, or where two of its outputs are one file.
@@ -62,7 +62,7 @@ def require_no_overwriting(
         require_different({**group, **outputs})
     if args.plots is not None:
         _require_elsewhere({**inputs, **annotations, **outputs}, args.plots, (".png",), "the pictures of --plots")
-    _require_elsewhere(outputs, _film_directory(args.ava_video_dir), FILM_SUFFIXES, "the films")
+    _require_elsewhere(outputs, _video_directory(args.ava_video_dir), VIDEO_SUFFIXES, "the films")
 
 
 def _require_elsewhere(paths: dict[str, str | Path], directory: str, suffixes: tuple[str, ...], what: str) -> None:
@@ -73,7 +73,7 @@ def _require_elsewhere(paths: dict[str, str | Path], directory: str, suffixes: t
             raise InputError(f"{path}: both {flag} and one of {what}; give them different paths")
 
 
-def _film_directory(ava_video_dir: str | None) -> str:
+def _video_directory(ava_video_dir: str | None) -> str:
     return data_inputs["ava_video_dir"] if ava_video_dir is None else ava_video_dir
 
 
@@ -97,7 +97,7 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
     left_out = {}
     groups: dict[str, tuple[np.ndarray, Sequence[str]]] = {BY_FACES: (faces_group(table), FACES)}
     try:
-        films = film_widths(table, _film_directory(ava_video_dir))
+        films = video_widths(table, _video_directory(ava_video_dir))
         groups[BY_WIDTH] = (width_group(table, films), WIDTHS)
     except (InputError, OSError) as error:
         if ava_video_dir is not None:
@@ -125,9 +125,9 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
     }
 
 
-def film_widths(table: FaceTable, directory: str) -> np.ndarray:
+def video_widths(table: FaceTable, directory: str) -> np.ndarray:
     """(V,) width of each video's film in pixels. Raises InputError where a film is missing or broken."""
-    films = find_films(require_directory(directory, "the films, <video_id>.<ext>"))
+    films = list_videos(require_directory(directory, "the films, <video_id>.<ext>"))
     missing = [video_id for video_id in table.video_ids if video_id not in films]
     if missing:
         more = f", nor {len(missing) - 1} others of {len(table.video_ids)}" if len(missing) > 1 else ""
@@ -135,7 +135,7 @@ def film_widths(table: FaceTable, directory: str) -> np.ndarray:
     widths = []
     for video_id in table.video_ids:
         try:
-            with Film(films[video_id]) as film:
+            with VideoReader(films[video_id]) as film:
                 widths.append(film.size[0])
         except ValueError as error:
             raise InputError(f"{films[video_id]}: {error}") from None
@@ -158,7 +158,7 @@ def display_names(paths: list[str]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else paths
 
 
-def labels_of(names: Sequence[str]) -> dict[str, str]:
+def short_labels(names: Sequence[str]) -> dict[str, str]:
     """What names are called where they stand beside each other: paths without the directories that all have in common.
 
     name -> label, as different as the names are.
@@ -188,12 +188,12 @@ def breakdown(scores: np.ndarray, table: FaceTable, group: np.ndarray, names: Se
 
 def faces_group(table: FaceTable) -> np.ndarray:
     """(N,) index into FACES: how many faces share the row's frame."""
-    return np.minimum(np.bincount(table.moment)[table.moment], len(FACES)) - 1
+    return np.minimum(np.bincount(table.frame_id)[table.frame_id], len(FACES)) - 1
 
 
-def width_group(table: FaceTable, film_widths: np.ndarray) -> np.ndarray:
-    """(N,) index into WIDTHS; film_widths (V,) in pixels."""
-    pixels = ((table.box[:, 2] - table.box[:, 0]) * film_widths[table.video]).round(6)
+def width_group(table: FaceTable, video_widths: np.ndarray) -> np.ndarray:
+    """(N,) index into WIDTHS; video_widths (V,) in pixels."""
+    pixels = ((table.box[:, 2] - table.box[:, 0]) * video_widths[table.video]).round(6)
     return np.where(pixels < 64, 0, np.where(pixels <= 128, 1, 2))
 
 
@@ -203,7 +203,7 @@ def width_group(table: FaceTable, film_widths: np.ndarray) -> np.ndarray:
 def show(numbers: dict) -> None:
     """Print what `compute` found, fractions as percentages."""
     predictions, videos = numbers["predictions"], numbers["videos"]
-    labels = labels_of(list(predictions))
+    labels = short_labels(list(predictions))
     print(f"{numbers['rows']} rows of {len(videos)} videos, {numbers['positives']} positive")
     lines = [[labels[name], _percent(own["mAP"]), _percent(own["auc"])] for name, own in predictions.items()]
     chance = ["chance", _percent(numbers["chance"]), "50.00"]
@@ -290,7 +290,7 @@ def draw(directory: Path, numbers: dict, scores: dict[str, np.ndarray], table: F
     drawn = {name: _between_0_and_1(values) for name, values in scores.items()}
     texts = {
         name: plots.short(label) + ("" if drawn[name] is scores[name] else " (ranks)")
-        for name, label in labels_of(list(predictions)).items()
+        for name, label in short_labels(list(predictions)).items()
     }
     overall = {name: f"{text}, mAP {_percent(predictions[name]['mAP'])} %" for name, text in texts.items()}
     titles = [title for title in (BY_FACES, BY_WIDTH) if title not in numbers["left out"]]

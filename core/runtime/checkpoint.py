@@ -8,12 +8,12 @@ from typing import IO
 import pandas as pd
 import torch
 
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.device import load_checkpoint
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, lock, write_bytes, write_csv, write_json
+from core.runtime.files import list_files, lock, write_bytes, write_csv, write_json
 
-LAST = "last.ckpt"
+CHECKPOINT_FILE = "last.ckpt"
 
 
 class TrainingRun:
@@ -28,26 +28,30 @@ class TrainingRun:
     """
 
     def __init__(self, models_out: str | Path, name: str, settings: dict, resume: bool):
-        self.name, self.settings = name, {**settings, "ranks": ranks.get_world_size()}
+        self.name, self.settings = name, {**settings, "ranks": distributed.get_world_size()}
         self.directory = Path(models_out, name)
         self._lock: IO | None = None
-        self.state: dict | None = self._look(resume)
+        self.state: dict | None = self._load_existing(resume)
         self.log: list[dict] = self.state["log"] if self.state else []
 
-    @ranks.on_main
-    def _look(self, resume: bool) -> dict | None:
+    @distributed.on_main
+    def _load_existing(self, resume: bool) -> dict | None:
         """What lies there to go on from."""
         self._lock = lock(self.directory) if self.directory.is_dir() else None
-        names = (name for name in existing_files(self.directory) if not name.startswith("."))
-        found = sorted(name for name in names if name == LAST or name.endswith(".pth"))
+        names = (name for name in list_files(self.directory) if not name.startswith("."))
+        found = sorted(name for name in names if name == CHECKPOINT_FILE or name.endswith(".pth"))
         if found and not resume:
             advice = "pass --resume to go on with it, or another --models-out to start anew"
             raise InputError(f"{self.directory}: a run lies here already ({found[-1]}): {advice}")
-        if found and LAST not in found and found != ["1.pth"]:  # which a run killed in its first epoch may leave
-            raise InputError(f"{self.directory}: weights, but no {LAST} to go on from; choose another --models-out")
-        if LAST not in found:
+        if (
+            found and CHECKPOINT_FILE not in found and found != ["1.pth"]
+        ):  # which a run killed in its first epoch may leave
+            raise InputError(
+                f"{self.directory}: weights, but no {CHECKPOINT_FILE} to go on from; choose another --models-out"
+            )
+        if CHECKPOINT_FILE not in found:
             return None
-        state = load_checkpoint(self.directory / LAST)
+        state = load_checkpoint(self.directory / CHECKPOINT_FILE)
         kinds = {"model": dict, "optimizer": dict, "scheduler": dict, "log": list, "settings": dict}
         if not all(isinstance(state.get(key), kind) for key, kind in {**kinds, "rng": torch.Tensor}.items()):
             raise self._broken()
@@ -65,34 +69,38 @@ class TrainingRun:
         Raises InputError if the run was started with other rows, or if the ranks have different ones.
         """
         rows = {f"{split}_rows": digest for split, digest in digests.items()}
-        ranks.require_same("rows", lambda: rows)
+        distributed.require_same("rows", lambda: rows)
         self.settings = {**self.settings, **rows}
         for split in digests:
             before = (self.state or {"settings": {}})["settings"].get(f"{split}_rows", rows[f"{split}_rows"])
             if before != rows[f"{split}_rows"]:
                 problem = f"the rows to {split} have changed since the run was started"
-                raise InputError(f"{self.directory / LAST}: {problem}; resume with the same, or start anew elsewhere")
+                raise InputError(
+                    f"{self.directory / CHECKPOINT_FILE}: {problem}; resume with the same, or start anew elsewhere"
+                )
 
     def _broken(self) -> InputError:
         advice = "put back a copy, or start anew in another --models-out"
-        return InputError(f"{self.directory / LAST}: not the state of such a training run; {advice}")
+        return InputError(f"{self.directory / CHECKPOINT_FILE}: not the state of such a training run; {advice}")
 
     def _check_settings(self, before: dict) -> None:
         free = {"epochs", "workers", "resume", "cuda_device", "models_out", "ranks"}
         for name in sorted(self.settings.keys() & before.keys() - free):
             if os.path.abspath(str(before[name])) != os.path.abspath(str(self.settings[name])):  # paths may be respelt
                 change = f"{name} {before.get(name)}, now {self.settings[name]}"
-                raise InputError(f"{self.directory / LAST}: the run was started with {change}; resume with the same")
+                raise InputError(
+                    f"{self.directory / CHECKPOINT_FILE}: the run was started with {change}; resume with the same"
+                )
 
     def save(self, parts: dict[str, object], row: dict[str, float]) -> None:
         """Finish an epoch: parts are what has a state_dict (model, optimizer, scheduler), row its line of the log."""
         states = {name: part.state_dict() for name, part in parts.items()}
         log = [*self.log, row]
-        if ranks.is_main_process():
+        if distributed.is_main_process():
             self._save(states["model"], f"{len(log)}.pth")
-            self._save({**states, "log": log, "settings": self.settings, "rng": torch.get_rng_state()}, LAST)
+            self._save({**states, "log": log, "settings": self.settings, "rng": torch.get_rng_state()}, CHECKPOINT_FILE)
         self.log = log
-        if ranks.is_main_process():
+        if distributed.is_main_process():
             self._write_log()
 
     def restore(self, parts: dict[str, object]) -> None:
@@ -111,11 +119,11 @@ class TrainingRun:
             raise self._broken() from None
         self.state = None
 
-    @ranks.on_main
+    @distributed.on_main
     def _begin(self) -> None:
         if self._lock is None:
             self._lock = lock(self.directory)
-            if (self.directory / LAST).exists():
+            if (self.directory / CHECKPOINT_FILE).exists():
                 raise InputError(f"{self.directory}: another process has trained here meanwhile; run this again")
         write_json(self.directory / f"{self.name}_cfg.json", self.settings)
         if self.state is None:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.errors import InputError, RunError, one_line
 
 SPLITS = ("train", "val", "test")
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         told = f"error: {one_line(message)} (--help shows every argument)\n"
-        self.exit(2, told if ranks.is_main_process() else None)
+        self.exit(2, told if distributed.is_main_process() else None)
 
 
 def positive_int(text: str) -> int:
@@ -75,7 +75,7 @@ def positive_float(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -111,30 +111,30 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict, mode
     parser.add_argument("--seed", type=seed, default=defaults["seed"], help="of weights, order, clips and contexts")
 
 
-def describe(settings: dict) -> None:
+def print_settings(settings: dict) -> None:
     """Print the settings a run is about to use, one a line."""
     width = max(map(len, settings))
     for name, value in settings.items():
         print(one_line(f"  {name:<{width}}  {value}"))
 
 
-def run(
-    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, distributed: bool = False
+def launch(
+    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, all_ranks: bool = False
 ) -> NoReturn:
     """Run `main` on the parsed command line and exit: 0 done, 1 failed or partly failed, 2 unusable input.
 
     The user's mistakes and the machine's (a full disk) end in one line on stderr; a traceback means a bug. Of several
-    ranks all run `main` together if it is `distributed`, else rank 0 does alone.
+    ranks all run `main` together if `all_ranks`, else rank 0 does alone.
     """
     try:
-        if not ranks.is_main_process():
+        if not distributed.is_main_process():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
-            if not distributed:
+            if not all_ranks:
                 sys.exit(0)
         args = parser.parse_args()
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(line_buffering=True)  # so that a log is never behind, nor lost when it is killed
-        with ranks.process_group() if distributed else contextlib.nullcontext():
+        with distributed.process_group() if all_ranks else contextlib.nullcontext():
             status = main(args) or 0
     except (InputError, RunError) as error:
         status = _fail(error, 2 if isinstance(error, InputError) else 1)
@@ -142,29 +142,29 @@ def run(
         place = f"{error.filename}: " if error.filename else ""
         status = _fail(f"{place}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1)
     except Exception as error:
-        fault = _fault_of_the_machine(error)
+        fault = describe_system_error(error)
         if fault is None:
-            if not distributed or ranks.get_world_size() == 1:
+            if not all_ranks or distributed.get_world_size() == 1:
                 raise
             traceback.print_exc()
         status = _fail(fault or f"{type(error).__name__}: {error}", 1)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
         advice = "the same command goes on (training: add --resume; with --overwrite it begins anew)"
-        if ranks.is_main_process():  # Ctrl-C comes to all
+        if distributed.is_main_process():  # Ctrl-C comes to all
             print(f"interrupted; what was finished is kept: {advice}", file=sys.stderr)
         status = 130
-    if status and distributed:
-        ranks.leave(status)
+    if status and all_ranks:
+        distributed.abort_all(status)
     sys.exit(status)
 
 
 def _fail(message: object, status: int) -> int:
-    ranks.fail(one_line(message), status)
+    distributed.report_failure(one_line(message), status)
     return status
 
 
-def _fault_of_the_machine(error: Exception) -> str | None:
+def describe_system_error(error: Exception) -> str | None:
     """One line for what torch says when memory ends or one of its processes dies, None for anything else."""
     reason = (str(error).strip().splitlines() or ["no more of it"])[0].rstrip(".: ")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -172,4 +172,4 @@ def _fault_of_the_machine(error: Exception) -> str | None:
     if reason.startswith("DataLoader worker") and ("killed" in reason or "exited" in reason):
         advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
         return f"a process that reads data died ({reason}); {advice}"
-    return ranks.lost_rank(error) if isinstance(error, RuntimeError) else None
+    return distributed.lost_rank(error) if isinstance(error, RuntimeError) else None

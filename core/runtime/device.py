@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.errors import InputError
 from core.runtime.files import require_file
 
@@ -25,18 +25,18 @@ def get_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    number = int(name) + ranks.get_local_rank()
+    number = int(name) + distributed.get_local_rank()
     if number >= count:
         have = f"CUDA devices 0 to {count - 1} are here" if count else "no CUDA device is here"
         advice = "pass cpu to run on the CPU"
-        if local := ranks.get_local_rank():
+        if local := distributed.get_local_rank():
             have, advice = f"for local rank {local} {have}", "start fewer ranks, each of which sees all devices"
         raise InputError(f"cuda_device {name}: {have}; {advice}")
     torch.cuda.set_device(number)  # else helpers such as the thread that pins memory open the first one too
     return torch.device("cuda", number)
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Have glibc keep what is freed for the next step, instead of giving it back and fetching it page by page.
 
     Activations come and go by the hundred megabytes; without this a quarter of a step goes into page faults. Call it
@@ -52,15 +52,15 @@ def keep_freed_memory() -> None:
 def device_label(device: torch.device) -> str:
     cuda = device.type == "cuda"
     label = f"{device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'})"
-    return label if ranks.get_world_size() == 1 else f"{ranks.get_world_size()} ranks, the first on {label}"
+    return label if distributed.get_world_size() == 1 else f"{distributed.get_world_size()} ranks, the first on {label}"
 
 
-def spare_memory(device: torch.device) -> int:
+def free_device_memory(device: torch.device) -> int:
     """Bytes that are free on a CUDA device; 0 for the CPU, whose memory the page cache uses already."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def seed_everything(seed: int) -> None:
+def seed_torch(seed: int) -> None:
     """Seed torch, for the initial weights. Data is drawn by (seed, epoch, row) and knows no global state."""
     torch.manual_seed(seed)
 

@@ -28,17 +28,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 # A rank that dies is noticed by its connection, at once. How long to wait for one whose machine is gone without a word:
-_WAIT = timedelta(days=1)  # where ranks have films of their own, which take what they take
-_STEP = timedelta(minutes=10)  # where they go in step
-_CONNECT = timedelta(minutes=5)  # for all ranks to be started
-_EVER = timedelta(days=3650)
+STAGE_TIMEOUT = timedelta(days=1)  # where ranks have films of their own, which take what they take
+STEP_TIMEOUT = timedelta(minutes=10)  # where they go in step
+CONNECT_TIMEOUT = timedelta(minutes=5)  # for all ranks to be started
+NO_TIMEOUT = timedelta(days=3650)
 _LOST = "another rank has died or cannot be reached"
 _group: "torch.distributed.ProcessGroup | None" = None  # of gloo, of all ranks
 _watched: "torch.distributed.ProcessGroup | None" = None  # where a rank says that it ends, and with which status
 _ending = threading.Lock()
-_AFTER_RANK_0 = 0.5  # seconds in which rank 0 alone says a cause, as it may be that of all
-_AFTER_TORCHRUN = 2  # seconds in which torchrun ends those who have only lost another, and names that one as the cause
-_AFTER_WATCHERS = 10  # seconds in which those who watch find out more than an operation that failed
+RANK_0_GRACE_SECONDS = 0.5  # seconds in which rank 0 alone says a cause, as it may be that of all
+TORCHRUN_GRACE_SECONDS = (
+    2  # seconds in which torchrun ends those who have only lost another, and names that one as the cause
+)
+WATCHER_GRACE_SECONDS = 10  # seconds in which those who watch find out more than an operation that failed
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 Value = TypeVar("Value")
 
@@ -101,14 +103,14 @@ def process_group() -> Iterator[None]:
         end_with_parent()
     place = f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}"
     try:
-        store, rank, world_size = next(distributed.rendezvous("env://", timeout=_CONNECT))
+        store, rank, world_size = next(distributed.rendezvous("env://", timeout=CONNECT_TIMEOUT))
         store = distributed.PrefixStore(_meet(store, rank, world_size), store)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_CONNECT)
-        _watched = distributed.new_group(backend="gloo", timeout=_EVER)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=CONNECT_TIMEOUT)
+        _watched = distributed.new_group(backend="gloo", timeout=NO_TIMEOUT)
         watchers = [threading.Thread(target=_watch, args=(other,), daemon=True) for other in _others()]
         for watcher in watchers:
             watcher.start()
-        _group = distributed.new_group(backend="gloo", timeout=_WAIT)
+        _group = distributed.new_group(backend="gloo", timeout=STAGE_TIMEOUT)
     except ValueError as error:
         raise InputError(f"MASTER_ADDR and MASTER_PORT are {place}: {error}") from None
     except RuntimeError as error:
@@ -140,10 +142,12 @@ def _watch(other: int) -> None:
     try:
         distributed.recv(status, other, group=_watched)
     except RuntimeError as error:
-        time.sleep(_AFTER_TORCHRUN)
-        _end(lost_rank(error) or str(error) if get_rank() < 2 else None, 1)  # rank 1 speaks for all who lost rank 0
+        time.sleep(TORCHRUN_GRACE_SECONDS)
+        _exit_all(
+            lost_rank(error) or str(error) if get_rank() < 2 else None, 1
+        )  # rank 1 speaks for all who lost rank 0
     if status.item():
-        _end(None, int(status.item()), told_by=other)
+        _exit_all(None, int(status.item()), told_by=other)
 
 
 def _send(status: int, other: int) -> None:
@@ -166,10 +170,14 @@ def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> str:
         name = store.get(word).decode()
         store.set(f"{name}/{rank}", "heard")
         return name
-    name, waiting, end = str(store.add("starts", 1)), set(range(1, world_size)), time.monotonic() + _CONNECT.seconds
+    name, waiting, end = (
+        str(store.add("starts", 1)),
+        set(range(1, world_size)),
+        time.monotonic() + CONNECT_TIMEOUT.seconds,
+    )
     while waiting:
         if time.monotonic() > end:
-            raise RuntimeError(f"no word of rank {min(waiting)} in {_CONNECT.seconds} s")
+            raise RuntimeError(f"no word of rank {min(waiting)} in {CONNECT_TIMEOUT.seconds} s")
         for other in sorted(waiting):
             if store.check([f"hello/{other}"]):
                 store.set(store.get(f"hello/{other}").decode(), name)
@@ -227,18 +235,18 @@ def wait_for_all() -> None:
     all_gather(None)
 
 
-def share(lengths: Sequence[float]) -> list[int]:
+def local_items(lengths: Sequence[float]) -> list[int]:
     """Which of some items, whose lengths these are, this rank is to take, in order."""
-    return sorted(on_main(deal)(lengths, get_world_size())[get_rank()])
+    return sorted(on_main(partition)(lengths, get_world_size())[get_rank()])
 
 
-def deal(lengths: Sequence[float], hands: int) -> list[list[int]]:
-    """Items by their lengths into so many hands that end at about the same time.
+def partition(lengths: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Items by their lengths into so many num_ranks that end at about the same time.
 
     The longest is given out first, each to the hand that holds the least so far.
     """
-    result: list[list[int]] = [[] for _ in range(hands)]
-    loads = [(0.0, 0, hand) for hand in range(hands)]
+    result: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [(0.0, 0, hand) for hand in range(num_ranks)]
     for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
         load, count, hand = loads[0]
         heapq.heapreplace(loads, (load + lengths[item], count + 1, hand))
@@ -278,9 +286,11 @@ def parallel(network: "nn.Module", device: "torch.device") -> "nn.Module":
     from torch.nn.parallel import DistributedDataParallel
 
     if device.type != "cuda":
-        return DistributedDataParallel(network, process_group=distributed.new_group(backend="gloo", timeout=_STEP))
+        return DistributedDataParallel(
+            network, process_group=distributed.new_group(backend="gloo", timeout=STEP_TIMEOUT)
+        )
     bound = "device_id" in inspect.signature(distributed.new_group).parameters  # else NCCL takes it from the tensors
-    group = distributed.new_group(backend="nccl", timeout=_STEP, **({"device_id": device} if bound else {}))
+    group = distributed.new_group(backend="nccl", timeout=STEP_TIMEOUT, **({"device_id": device} if bound else {}))
     SyncBatchNorm.convert_sync_batchnorm(network, group)
     return DistributedDataParallel(network, device_ids=[device.index], process_group=group)
 
@@ -298,30 +308,30 @@ def share_buffers(network: "nn.Module") -> None:
 # Ends
 
 
-def fail(cause: str, status: int) -> None:
+def report_failure(cause: str, status: int) -> None:
     """Say why this rank ends; one of several ends then, and all others with it, who say nothing.
 
     What rank 0 says first is not said again, as it is mostly the cause of all.
     """
     if get_world_size() > 1:
         if cause.startswith(_LOST):
-            time.sleep(_AFTER_WATCHERS)
+            time.sleep(WATCHER_GRACE_SECONDS)
         elif not is_main_process():
-            time.sleep(_AFTER_RANK_0)
+            time.sleep(RANK_0_GRACE_SECONDS)
         if _watched is not None:
-            _end(cause, status)
-    _say(cause)
+            _exit_all(cause, status)
+    log_error(cause)
 
 
-def leave(status: int) -> None:
+def abort_all(status: int) -> None:
     """End one of several ranks, and all others with it; alone, nothing."""
     if _watched is not None:
         if not is_main_process():
-            time.sleep(_AFTER_WATCHERS)  # rank 0 leaves too, and ends this one
-        _end(None, status)
+            time.sleep(WATCHER_GRACE_SECONDS)  # rank 0 leaves too, and ends this one
+        _exit_all(None, status)
 
 
-def _say(cause: str) -> None:
+def log_error(cause: str) -> None:
     """Print it, and note it for torchrun's summary."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with contextlib.suppress(OSError), open(path, "w") as file:
@@ -331,11 +341,11 @@ def _say(cause: str) -> None:
     print(f"error: {rank}{cause}", file=sys.stderr, flush=True)
 
 
-def _end(cause: str | None, status: int, told_by: int | None = None) -> NoReturn:
+def _exit_all(cause: str | None, status: int, told_by: int | None = None) -> NoReturn:
     """End this rank at once, as a device that waits for the others would hold up an orderly end."""
     with _ending:  # for good: no other thread comes after
         if cause is not None:
-            _say(cause)
+            log_error(cause)
         for other in _others():
             if other != told_by:
                 _send(status, other)

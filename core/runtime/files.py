@@ -20,7 +20,7 @@ import pandas as pd
 from core.runtime.errors import InputError
 
 
-def _machine() -> str:
+def _host_id() -> str:
     """What tells machines and containers of one name apart: the boot, and where process numbers are counted."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
@@ -30,7 +30,7 @@ def _machine() -> str:
 
 
 # Half-written files carry the machine and the process that writes them, so that what a killed run left can be told.
-_PARTIAL = f".partial-{socket.gethostname()}-{_machine()}-"
+_PARTIAL = f".partial-{socket.gethostname()}-{_host_id()}-"
 _OWN_PARTIAL = re.compile(re.escape(_PARTIAL) + r"(\d+)-(\d+)-\d+(\.\w+)?")
 _ANY_PARTIAL = re.compile(r"\.partial-.+-\d+-\d+-\d+(\.\w+)?")
 _DAY = 86400  # seconds; what another machine has not touched for so long it has left behind
@@ -81,10 +81,10 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 @lru_cache(maxsize=1)
 def _own_partial(process: int) -> str:
-    return f"{_PARTIAL}{process}-{_birth(process)}"
+    return f"{_PARTIAL}{process}-{_process_start_time(process)}"
 
 
-def existing_files(directory: str | Path) -> set[str]:
+def list_files(directory: str | Path) -> set[str]:
     """Names of the files in a directory, none if it does not exist. Removes what killed runs left half-written."""
     try:
         names = set(os.listdir(directory))
@@ -106,10 +106,10 @@ def _is_left_behind(partial: Path) -> bool:
     own = _OWN_PARTIAL.fullmatch(partial.name)
     if own is None:
         return time.time() - partial.stat().st_mtime > _DAY
-    return _birth(int(own[1])) != int(own[2])
+    return _process_start_time(int(own[1])) != int(own[2])
 
 
-def _birth(process: int) -> int:
+def _process_start_time(process: int) -> int:
     """When a process began, in clock ticks since the machine did, as its number alone will be another's; 0 if gone."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
@@ -126,7 +126,7 @@ def write_json(path: str | Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def setting_behind(directory: str | Path, name: str, key: str) -> object:
+def read_setting(directory: str | Path, name: str, key: str) -> object:
     """One of the settings that a directory's results were made with, None where they do not tell."""
     try:
         return dict(json.loads(Path(directory, name).read_text())).get(key)

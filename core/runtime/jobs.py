@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from core.runtime import distributed as ranks
+from core.runtime import distributed
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import write_bytes
 from core.runtime.progress import progress
@@ -53,8 +53,8 @@ def run_jobs(
     where one of them dies, nothing is listed.
     """
     items = list(items)
-    ranks.require_same("films", lambda: [name(item) for item in items])
-    mine = ranks.share([(length or units)(item) for item in items])
+    distributed.require_same("films", lambda: [name(item) for item in items])
+    mine = distributed.local_items([(length or units)(item) for item in items])
     outcomes = {number: Outcome() for number in mine}
     stop = threading.Event()
     total = sum(units(items[number]) for number in mine)
@@ -83,18 +83,18 @@ def run_jobs(
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-        for others in ranks.all_gather(outcomes):
+        for others in distributed.all_gather(outcomes):
             outcomes |= others
     finally:
         for _, outcome in sorted(outcomes.items()):
             result.add(outcome)
-        if ranks.is_main_process():
+        if distributed.is_main_process():
             write_list(result.failures, Path(directory, FAILURES))
-            write_list([*_kept_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
+            write_list([*_earlier_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
     return result
 
 
-def _kept_notes(result: Outcome, path: Path) -> list[str]:
+def _earlier_notes(result: Outcome, path: Path) -> list[str]:
     """Notes of an earlier run, which count for as long as some of what it made is kept."""
     before = path.read_text().splitlines() if result.skipped and path.is_file() else []
     return [line for line in before if line not in set(map(one_line, result.notes))]
@@ -108,7 +108,7 @@ def write_list(lines: list[str], path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def report(outcome: Outcome, unit: str, directory: str | Path, next_command: str) -> int:
+def print_outcome(outcome: Outcome, unit: str, directory: str | Path, next_command: str) -> int:
     """Say how a stage ended and what comes next. Returns the exit status, 0 or 1."""
     counts = f"{outcome.done} {unit} written, {outcome.skipped} were there already, {len(outcome.failures)} failed"
     print(f"{counts}: {directory}")

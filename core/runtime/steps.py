@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.runtime.errors import InputError
-from core.runtime.files import existing_files, lock, write_json
+from core.runtime.files import list_files, lock, write_json
 
 
-class Steps:
+class StepCache:
     """The steps of one piece of work, in one order, all of whose results lie in one directory.
 
     What a step depends on is what it names and all that the steps before it depend on. A file in the directory holds
@@ -21,7 +21,7 @@ class Steps:
 
     def __init__(self, directory: Path, results: list[str], overwrite: bool = False):
         self.path = directory / ".steps.json"
-        existing_files(directory)  # clears up what a killed run left, and refuses a file
+        list_files(directory)  # clears up what a killed run left, and refuses a file
         self._lock = lock(directory)
         strangers = [] if self.path.is_file() else [name for name in results if (directory / name).exists()]
         if strangers:
@@ -37,15 +37,15 @@ class Steps:
             raise InputError(f"{self.path}: not a file of steps; pass --overwrite to begin anew") from None
 
     def do(
-        self, name: str, depends: object, makes: list[Path], work: Callable[[], None], leads_on: bool = True
+        self, name: str, depends: object, makes: list[Path], work: Callable[[], None], invalidates_later: bool = True
     ) -> None:
-        """Do a step unless it is done; what comes later depends on it too if it `leads_on`.
+        """Do a step unless it is done; what comes later depends on it too if it `invalidates_later`.
 
         `depends` is plain data. `makes` are the files and directories that are there once the step is done; what lies
         there from other work is removed first, and what an interrupted run of the same step has made is left to it.
         """
         depends = [*self._depends, [name, depends]]
-        if leads_on:
+        if invalidates_later:
             self._depends = depends
         key = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
         before = self._state.get(name, {"key": "", "done": False})
@@ -60,7 +60,7 @@ class Steps:
                 else:
                     path.unlink(missing_ok=True)
         for place in {path.parent for path in makes}:
-            existing_files(place)
+            list_files(place)
         self._note(name, key, False)
         print(f"{name}:")
         work()

@@ -33,7 +33,7 @@ def ffmpeg(*arguments: object, data: bytes | None = None) -> None:
     subprocess.run(command, input=data, check=True)
 
 
-def make_film(path: Path, fps: str = "25", seconds: float = 20, codec: tuple[str, ...] | None = None) -> Path:
+def make_video(path: Path, fps: str = "25", seconds: float = 20, codec: tuple[str, ...] | None = None) -> Path:
     size, count = f"{WIDTH}x{HEIGHT}", round(seconds * rate(fps))
     frames = ("-f", "rawvideo", "-pix_fmt", "gray", "-video_size", size, "-framerate", fps, "-i", "-")
     options = (*(codec or CODECS[path.suffix[1:]]), "-pix_fmt", "yuv420p")

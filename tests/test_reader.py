@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused, row, run_script, write_lines
-from films import CODECS, H264, HEIGHT, WIDTH, make_film, number, rate
+from numbered_videos import CODECS, H264, HEIGHT, WIDTH, make_video, number, rate
 from PIL import Image
 
 from core.config import SEEK_GAP_SECONDS
 from core.media.crops import crop_face
-from core.media.ffmpeg import ffmpeg_path, film_sound, find_films
-from core.media.reader import Film
+from core.media.ffmpeg import ffmpeg_path, iter_audio, list_videos
+from core.media.reader import VideoReader
 from core.runtime.errors import InputError
 
 FPS = ("25", "30000/1001", "24000/1001")
@@ -31,7 +31,7 @@ NEVER = 1e9  # seconds between two frames that would make a reader seek
 def read(path: Path, indices: list[int] | np.ndarray, seek_gap: float = NEVER) -> list[tuple[int, int]]:
     """The index each frame was given out as, and the number it carries."""
     indices = np.asarray(indices)
-    with Film(path) as film:
+    with VideoReader(path) as film:
         images = film.frames(indices / film.fps, seek_gap)
         return [(index, number(image)) for index, image in zip(indices, images, strict=False)]
 
@@ -39,7 +39,7 @@ def read(path: Path, indices: list[int] | np.ndarray, seek_gap: float = NEVER) -
 @pytest.fixture(scope="module", params=[(fps, kind) for fps in FPS for kind in CODECS], ids=lambda x: f"{x[1]}-{x[0]}")
 def film(request, tmp_path_factory) -> tuple[Path, float]:
     fps, kind = request.param
-    return make_film(tmp_path_factory.mktemp("films") / f"film.{kind}", fps), rate(fps)
+    return make_video(tmp_path_factory.mktemp("films") / f"film.{kind}", fps), rate(fps)
 
 
 # The frame at a timestamp
@@ -50,7 +50,7 @@ def test_frames_shown_at_timestamps(film):
     path, fps = film
     timestamps = np.unique(np.random.default_rng(0).integers(0, 1990, 150)) / 100
     expected = [math.floor(t * fps + 0.5) for t in timestamps.tolist()]
-    with Film(path) as opened:
+    with VideoReader(path) as opened:
         assert opened.fps == pytest.approx(fps, rel=1e-9)
         assert opened.size == (WIDTH, HEIGHT)
         assert [number(image) for image in opened.frames(timestamps, NEVER)] == expected
@@ -85,7 +85,7 @@ def test_reading_ends_where_the_film_ends(film, seek_gap):
 @pytest.mark.parametrize("kind", ["mkv", "avi"])
 @pytest.mark.parametrize("seek_gap", [NEVER, 0.3])
 def test_a_film_that_breaks_off(tmp_path, kind, seek_gap):
-    path = make_film(tmp_path / f"film.{kind}", seconds=12)
+    path = make_video(tmp_path / f"film.{kind}", seconds=12)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     wanted = list(range(0, 300, 10))
     found = read(path, wanted, seek_gap)
@@ -101,7 +101,7 @@ def test_a_film_that_breaks_off(tmp_path, kind, seek_gap):
 @pytest.mark.parametrize("seek_gap", [NEVER, 1.0])
 def test_a_film_without_an_index_of_its_frames(tmp_path, name, codec, seek_gap):
     """Streams as recorded from television have no list of their frames; the frames are the same."""
-    path = make_film(tmp_path / name, seconds=60, codec=codec)
+    path = make_video(tmp_path / name, seconds=60, codec=codec)
     wanted = np.cumsum(np.random.default_rng(0).integers(26, 80, 25))
     assert read(path, wanted, seek_gap) == [(index, index) for index in wanted]
 
@@ -109,9 +109,9 @@ def test_a_film_without_an_index_of_its_frames(tmp_path, name, codec, seek_gap):
 def test_timestamps_on_the_edge_between_two_frames(tmp_path):
     """From the middle of a frame's time on, the next one is meant."""
     moments = np.array([0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.97])
-    with Film(make_film(tmp_path / "film.mp4", seconds=1)) as film:
+    with VideoReader(make_video(tmp_path / "film.mp4", seconds=1)) as film:
         assert [number(image) for image in film.frames(moments, NEVER)] == [0, 0, 1, 1, 1, 1, 2, 24]
-    with Film(tmp_path / "film.mp4") as film:
+    with VideoReader(tmp_path / "film.mp4") as film:
         assert list(film.frames(np.array([0.98, 1.0]), NEVER)) == []
 
 
@@ -161,19 +161,19 @@ def impostors(folder: Path, port: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", impostors(Path(), 0))
 def test_a_text_that_poses_as_a_film_opens_nothing_else(tmp_path, listener, kind):
-    make_film(tmp_path / "secret.ts", seconds=2, codec=H264)
+    make_video(tmp_path / "secret.ts", seconds=2, codec=H264)
     path = tmp_path / "film.mp4"
     path.write_text(impostors(tmp_path, listener.port)[kind])
     with pytest.raises(ValueError):
-        Film(path)
+        VideoReader(path)
     with pytest.raises(ValueError):
-        list(film_sound(path))
+        list(iter_audio(path))
     assert listener.connections == 0
 
 
 def test_the_impostors_are_live_ones(tmp_path, listener):
     """Without the reader's precautions ffmpeg does open what they point to."""
-    make_film(tmp_path / "secret.ts", seconds=2, codec=H264)
+    make_video(tmp_path / "secret.ts", seconds=2, codec=H264)
     texts = impostors(tmp_path, listener.port)
     for kind in ("playlist of a file", "playlist of an address", "list of files"):
         path = tmp_path / "film.m3u8"
@@ -197,9 +197,9 @@ def test_files_that_are_no_film(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError):
-        Film(path)
+        VideoReader(path)
     with pytest.raises(ValueError):
-        list(film_sound(path))
+        list(iter_audio(path))
 
 
 def test_a_folder_and_a_wav_are_no_films(tmp_path):
@@ -209,12 +209,12 @@ def test_a_folder_and_a_wav_are_no_films(tmp_path):
         file.writeframes(bytes(32000))
     for name in ("film.mp4", "sound.mp4"):
         with pytest.raises(ValueError):
-            Film(tmp_path / name)
+            VideoReader(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["-film.mp4", "a b:c.mp4", "http:x.mp4", "film%03d.mp4", "pipe:0.mp4", "\u00e4.mp4"])
 def test_names_are_names_whatever_they_look_like(tmp_path, monkeypatch, name):
-    shutil.copy(make_film(tmp_path / "plain.mp4", seconds=2), tmp_path / name)
+    shutil.copy(make_video(tmp_path / "plain.mp4", seconds=2), tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert read(Path(name), [7]) == [(7, 7)]
 
@@ -222,13 +222,13 @@ def test_names_are_names_whatever_they_look_like(tmp_path, monkeypatch, name):
 def test_films_of_a_folder(tmp_path):
     for name in ("one.mp4", "two.mkv", "-three.webm", "four.MP4", "notes.txt", "five.en.vtt", ".hidden.mp4"):
         (tmp_path / name).write_bytes(b"")
-    films = find_films(tmp_path)
+    films = list_videos(tmp_path)
     assert {"one", "two", "-three"} <= set(films)
     assert films["two"] == tmp_path / "two.mkv"
     assert not {"notes", "five", "five.en"} & set(films)
     (tmp_path / "one.mkv").write_bytes(b"")
     with pytest.raises(InputError, match=r"one\."):
-        find_films(tmp_path)
+        list_videos(tmp_path)
 
 
 # Cutting
@@ -259,8 +259,8 @@ LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
 def films(tmp_path_factory) -> Path:
     """A folder with one long film, longer than the stretch over which the script seeks, and a short one."""
     folder = tmp_path_factory.mktemp("films")
-    make_film(folder / "long.mkv", "24000/1001", seconds=60)
-    make_film(folder / "short.mp4", "30000/1001", seconds=12)
+    make_video(folder / "long.mkv", "24000/1001", seconds=60)
+    make_video(folder / "short.mp4", "30000/1001", seconds=12)
     return folder
 
 
@@ -397,9 +397,9 @@ def test_a_moment_before_the_film_has_no_crop(tmp_path, films):
 def test_a_film_that_breaks_off_under_the_script(tmp_path):
     films = tmp_path / "films"
     films.mkdir()
-    path = make_film(films / "half.mkv", seconds=12)
+    path = make_video(films / "half.mkv", seconds=12)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    make_film(films / "whole.mp4", seconds=3)
+    make_video(films / "whole.mp4", seconds=3)
     lines = [row(video, t, video=video, box=FULL) for video, end in (("half", 12), ("whole", 3)) for t in range(end)]
     result = cut(films, write_lines(tmp_path / "faces.csv", lines), tmp_path / "crops")
     assert result.returncode == 1, result.stdout + result.stderr

@@ -1,12 +1,12 @@
-"""Steps of one piece of work: what is done stays done, until what it depends on changes."""
+"""StepCache of one piece of work: what is done stays done, until what it depends on changes."""
 
 from pathlib import Path
 
 import pytest
-from mini import files_under, read_json, write_text
+from tiny_inputs import files_under, read_json, write_text
 
 from core.runtime.errors import InputError
-from core.runtime.steps import Steps
+from core.runtime.steps import StepCache
 
 RESULTS = ["one.txt", "two", "three.txt"]
 
@@ -26,7 +26,7 @@ class Work:
     def run(self, a: object = 1, b: object = 1, c: object = 1, stop: str = "", overwrite: bool = False) -> list[str]:
         """The names of the steps that this run did."""
         self.done = []
-        steps = Steps(self.directory, RESULTS, overwrite)
+        steps = StepCache(self.directory, RESULTS, overwrite)
         steps.do("one", a, [self.one], lambda: self.step("one", stop, lambda: write_text(self.one, f"{a}")))
         steps.do("two", [b, "x"], [self.two], lambda: self.step("two", stop, lambda: self.fill(b, stop)))
         steps.do("three", c, [self.three], lambda: self.step("three", stop, lambda: write_text(self.three, f"{c}")))
@@ -96,7 +96,7 @@ def test_back_to_what_was_before_is_a_change_too(work):
 def test_a_step_that_is_left_out_counts_as_another_way(work):
     """What follows depends on all that was done before it."""
     work.run()
-    steps = Steps(work.directory, RESULTS)
+    steps = StepCache(work.directory, RESULTS)
     done = []
     steps.do("one", 1, [work.one], lambda: done.append("one"))
     steps.do("three", 1, [work.three], lambda: done.append("three"))
@@ -244,14 +244,14 @@ def test_a_step_that_leads_nowhere(tmp_path):
 
     def run(result: int, picture: int) -> list[str]:
         done = []
-        steps = Steps(tmp_path, ["result.txt", "picture.txt"])
+        steps = StepCache(tmp_path, ["result.txt", "picture.txt"])
 
         def do(name: str, value: int) -> None:
             def work() -> None:
                 done.append(name)
                 write_text(tmp_path / f"{name}.txt", str(value))
 
-            steps.do(name, value, [tmp_path / f"{name}.txt"], work, leads_on=False)
+            steps.do(name, value, [tmp_path / f"{name}.txt"], work, invalidates_later=False)
 
         steps.do("first", 1, [], lambda: None)
         do("result", result)
@@ -271,7 +271,7 @@ def test_an_empty_directory_is_as_good_as_none(work):
 
 def test_a_run_that_ended_before_its_first_step_is_no_stranger(work):
     """It leaves its lock."""
-    Steps(work.directory, RESULTS)
+    StepCache(work.directory, RESULTS)
     assert work.run() == ["one", "two", "three"]
 
 

@@ -8,17 +8,17 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
-from drawn import DIM, SIZE, Square, SquareDetector, draw, encode, ground, make_film
-from films import make_film as make_numbered_film
-from films import number, rate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_videos import make_video as make_numbered_film
+from numbered_videos import number, rate
+from square_videos import DIM, SIZE, Square, SquareDetector, draw, encode, ground, make_video
 
 from core.config import tracking_params
-from core.detection.shots import Shots, find_shots, row_rate, scene_scores
-from core.detection.tracks import FaceDetector, Track, face_table, find_tracks, link, overlap
+from core.detection.shots import Shots, detect_shots, row_rate, scene_scores
+from core.detection.tracks import FaceDetector, Track, detect_tracks, face_table, link_detections, overlap
 from core.formats.annotations import read_annotations
-from core.media.reader import Film
+from core.media.reader import VideoReader
 from core.runtime.errors import InputError
 from core.runtime.files import write_csv
 
@@ -82,7 +82,7 @@ def test_rows_are_as_close_as_those_of_ava(fps):
 @pytest.mark.parametrize("fps", ["24000/1001", "24", "25", "30000/1001", "30", "50", "60000/1001", "60"])
 def test_each_row_is_the_next_or_every_second_frame(tmp_path, fps):
     path = make_numbered_film(tmp_path / "film.mp4", fps, seconds=5)
-    with Film(path) as film:
+    with VideoReader(path) as film:
         frames = round(5 * rate(fps))
         timeline = rows_of(frames / film.fps, film.fps)
         shown = [number(image) for image in film.frames(timeline.times, FOREVER)]
@@ -97,7 +97,7 @@ def test_frames_of_a_slow_film_are_seen_again(tmp_path, fps):
     path = make_numbered_film(tmp_path / "film.mp4", fps, seconds=4)
     frames = round(4 * rate(fps))
     timeline = rows_of(4.0, rate(fps))
-    with Film(path) as film:
+    with VideoReader(path) as film:
         shown = [number(image) for image in film.frames(timeline.times, FOREVER)]
     expected = np.floor(timeline.times * rate(fps) + 0.5).astype(int)
     assert shown == expected.tolist()
@@ -121,8 +121,8 @@ def test_a_film_of_a_moment_has_a_row():
 
 def test_facts_make_the_same_timeline_again():
     timeline = rows_of(3.0, 25.0, (1.0, 2.04))
-    again = Shots(**timeline.facts())
-    assert again.facts() == timeline.facts()
+    again = Shots(**timeline.to_dict())
+    assert again.to_dict() == timeline.to_dict()
     assert (again.shot == timeline.shot).all()
     assert np.flatnonzero(np.diff(timeline.shot)).tolist() == [24, 50]
 
@@ -135,8 +135,8 @@ def test_facts_make_the_same_timeline_again():
 def test_hard_cuts_are_found_at_their_frame(tmp_path, fps, kind):
     cuts = [round(part * rate(fps)) / rate(fps) for part in (0.5, 1.3, 1.84)]  # seconds
     options = ("-c:v", "mpeg4", "-q:v", "3", "-bf", "0") if kind == "avi" else ("-c:v", "libx264", "-bf", "2")
-    path = make_film(tmp_path / f"film.{kind}", [Square(20, 30)], 2.4, fps, cuts, sound=None, options=options)
-    timeline = find_shots(path)
+    path = make_video(tmp_path / f"film.{kind}", [Square(20, 30)], 2.4, fps, cuts, sound=None, options=options)
+    timeline = detect_shots(path)
     assert timeline.cuts == pytest.approx(cuts, abs=0.002)
     assert timeline.seconds == pytest.approx(2.4, abs=0.6 / rate(fps))
     assert timeline.fps == pytest.approx(rate(fps))
@@ -149,7 +149,7 @@ def test_a_film_in_colour_and_one_of_few_pixels(tmp_path):
     colours = np.zeros((50, 64, 64), np.uint8)
     colours[30:] = 200
     path = encode(tmp_path / "tiny.mp4", iter(colours), size=(64, 64), sound=None)
-    assert find_shots(path).cuts == pytest.approx([1.2], abs=0.001)
+    assert detect_shots(path).cuts == pytest.approx([1.2], abs=0.001)
 
 
 WIDE = (1000, 120)
@@ -190,7 +190,7 @@ def walk(count: int) -> Iterator[np.ndarray]:
 )
 def test_what_is_no_cut(tmp_path, images):
     path = encode(tmp_path / "film.mp4", images(50), sound=None)
-    assert find_shots(path).cuts == []
+    assert detect_shots(path).cuts == []
 
 
 def test_a_film_that_begins_in_motion_is_not_cut_at_its_second_frame(tmp_path):
@@ -198,12 +198,12 @@ def test_a_film_that_begins_in_motion_is_not_cut_at_its_second_frame(tmp_path):
     moving = (wide[:, 8 * index : 8 * index + SIZE[0]] for index in range(50))
     path = encode(tmp_path / "film.mp4", moving, sound=None)
     assert list(scene_scores(path))[1][1] > tracking_params["cut_score"]
-    assert find_shots(path).cuts == []
+    assert detect_shots(path).cuts == []
 
 
 def test_a_cut_within_a_pan_is_found_all_the_same(tmp_path):
     one, two = list(pan(3)(25)), [DIM - image for image in pan(3)(25)]
-    assert find_shots(encode(tmp_path / "film.mp4", iter(one + two), sound=None)).cuts == pytest.approx([1.0])
+    assert detect_shots(encode(tmp_path / "film.mp4", iter(one + two), sound=None)).cuts == pytest.approx([1.0])
 
 
 def test_one_cut_is_one_also_where_what_follows_moves(tmp_path):
@@ -211,7 +211,7 @@ def test_one_cut_is_one_also_where_what_follows_moves(tmp_path):
     wide = cv2.GaussianBlur(ground(2, WIDE), (0, 0), 3)
     moving = (wide[:, 8 * index : 8 * index + SIZE[0]] for index in range(25))
     path = encode(tmp_path / "film.mp4", itertools.chain(still(25), moving), sound=None)
-    assert find_shots(path).cuts == pytest.approx([1.0])
+    assert detect_shots(path).cuts == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize("cut", [13, 60, 84, 181, 182, 183, 200, 239])
@@ -220,10 +220,10 @@ def test_where_the_frame_rate_varies_a_row_is_of_the_shot_of_its_frame(tmp_path,
     shown = np.array([*range(60), *range(60, 180, 12), *range(180, 240)])
     options = ("-vf", "select='if(between(n,60,179),not(mod(n,12)),1)'", "-fps_mode", "vfr")
     codec = ("-c:v", "libx264", "-preset", "veryfast", "-bf", "0")
-    path = make_film(tmp_path / "film.mp4", [], 4, "60", [cut / 60], sound=None, options=(*options, *codec))
-    timeline = find_shots(path)
+    path = make_video(tmp_path / "film.mp4", [], 4, "60", [cut / 60], sound=None, options=(*options, *codec))
+    timeline = detect_shots(path)
     assert timeline.cuts == pytest.approx([shown[shown >= cut][0] / 60], abs=0.002)
-    with Film(path) as film:
+    with VideoReader(path) as film:
         images = list(film.frames(timeline.times, FOREVER))
     after = [int(np.abs(image.mean(axis=2) - ground(1)).mean() < 20) for image in images]
     assert timeline.shot[: len(after)].tolist() == after
@@ -234,7 +234,7 @@ def test_where_the_frame_rate_varies_a_row_is_of_the_shot_of_its_frame(tmp_path,
 def test_shots_of_what_is_no_film(tmp_path, content):
     (tmp_path / "film.mp4").write_bytes(content)
     with pytest.raises(ValueError, match="cannot be opened as a film"):
-        find_shots(tmp_path / "film.mp4")
+        detect_shots(tmp_path / "film.mp4")
 
 
 # Boxes that overlap
@@ -290,15 +290,15 @@ def lefts(track: Track) -> list[float]:
 
 
 def test_a_face_that_keeps_still():
-    (track,) = link(sightings(20, lambda n: (0.3, 0.3, 0.9)))
+    (track,) = link_detections(sightings(20, lambda n: (0.3, 0.3, 0.9)))
     assert track.times == [round(n * STEP, 2) for n in range(20)]
     assert lefts(track) == [0.3] * 20
     assert track.scores == [0.9] * 20
 
 
 def test_nothing_at_all():
-    assert link([]) == []
-    assert link(sightings(20)) == []
+    assert link_detections([]) == []
+    assert link_detections(sightings(20)) == []
 
 
 def test_two_faces_cross():
@@ -306,7 +306,7 @@ def test_two_faces_cross():
     right, left = (lambda n: (0.02 + 0.04 * n, 0.3, 0.9)), (lambda n: (0.78 - 0.04 * n, 0.34, 0.9))
     swapping = sightings(20, right, left)
     swapping = [(time, found[::-1] if place % 2 else found) for place, (time, found) in enumerate(swapping)]
-    one, two = sorted(link(swapping), key=lefts)
+    one, two = sorted(link_detections(swapping), key=lefts)
     assert lefts(one) == [round(0.02 + 0.04 * n, 4) for n in range(20)]
     assert lefts(two) == [round(0.78 - 0.04 * n, 4) for n in range(20)]
 
@@ -314,14 +314,14 @@ def test_two_faces_cross():
 @pytest.mark.parametrize(("missing", "tracks"), [(1, 1), (5, 1), (6, 2), (15, 2)])
 def test_a_face_that_is_out_of_sight(missing, tracks):
     """Up to 0.8 s it stays the same track: five sightings missing are a gap of 0.72 s, six one of 0.84."""
-    assert STEP * 6 <= tracking_params["longest_gap"] < STEP * 7
-    found = link(sightings(40, lambda n: None if 15 <= n < 15 + missing else (0.3, 0.3, 0.9)))
+    assert STEP * 6 <= tracking_params["max_gap"] < STEP * 7
+    found = link_detections(sightings(40, lambda n: None if 15 <= n < 15 + missing else (0.3, 0.3, 0.9)))
     assert len(found) == tracks
     assert sum(len(track.times) for track in found) == 40 - missing
 
 
 def test_a_face_that_moves_while_it_is_out_of_sight():
-    found = link(sightings(40, lambda n: None if 15 <= n < 19 else (0.1 + 0.012 * n, 0.3, 0.9)))
+    found = link_detections(sightings(40, lambda n: None if 15 <= n < 19 else (0.1 + 0.012 * n, 0.3, 0.9)))
     assert len(found) == 1
 
 
@@ -329,22 +329,22 @@ def test_a_false_detection_is_dropped():
     face = lambda n: (0.1, 0.3, 0.9)  # noqa: E731
     once = lambda n: (0.7, 0.5, 0.95) if n == 7 else None  # noqa: E731
     weak = lambda n: (0.4, 0.5, 0.65)  # noqa: E731
-    (track,) = link(sightings(30, once, face, weak))
+    (track,) = link_detections(sightings(30, once, face, weak))
     assert set(lefts(track)) == {0.1}
 
 
 def test_weak_detections_keep_a_face_that_was_clear_once():
-    (track,) = link(sightings(30, lambda n: (0.1, 0.3, 0.75 if n == 20 else 0.55)))
+    (track,) = link_detections(sightings(30, lambda n: (0.1, 0.3, 0.75 if n == 20 else 0.55)))
     assert len(track.times) == 30
 
 
 def test_a_short_track_is_dropped_and_the_shortest_kept():
-    assert link(sightings(9, lambda n: (0.1, 0.3, 0.9))) == []  # 0.96 s from the first to the last
-    assert len(link(sightings(10, lambda n: (0.1, 0.3, 0.9)))) == 1
+    assert link_detections(sightings(9, lambda n: (0.1, 0.3, 0.9))) == []  # 0.96 s from the first to the last
+    assert len(link_detections(sightings(10, lambda n: (0.1, 0.3, 0.9)))) == 1
 
 
 def test_a_face_elsewhere_is_another_track():
-    one, two = link(sightings(40, lambda n: (0.1 if n < 20 else 0.5, 0.3, 0.9)))
+    one, two = link_detections(sightings(40, lambda n: (0.1 if n < 20 else 0.5, 0.3, 0.9)))
     assert (set(lefts(one)), set(lefts(two))) == ({0.1}, {0.5})
     assert one.times[-1] < two.times[0]
 
@@ -353,13 +353,13 @@ def test_a_fast_face_is_looked_for_where_it_goes():
     """From one sighting to the next it leaves three quarters of its box; standing still it would be lost."""
     x = np.cumsum([0, 0.02, 0.06, 0.1, 0.14, *[0.15] * 12])
     far = np.array([box(x[6]), box(x[7])])
-    assert overlap(far[:1], far[1:])[0, 0] < tracking_params["least_overlap"]
-    (track,) = link(sightings(len(x), lambda n: (x[n], 0.3, 0.9)))
+    assert overlap(far[:1], far[1:])[0, 0] < tracking_params["min_iou"]
+    (track,) = link_detections(sightings(len(x), lambda n: (x[n], 0.3, 0.9)))
     assert lefts(track) == x.round(4).tolist()
 
 
 def test_a_face_that_stops_is_not_lost():
-    (track,) = link(sightings(30, lambda n: (0.1 + 0.05 * min(n, 10), 0.3, 0.9)))
+    (track,) = link_detections(sightings(30, lambda n: (0.1 + 0.05 * min(n, 10), 0.3, 0.9)))
     assert len(track.times) == 30
 
 
@@ -390,8 +390,8 @@ def test_every_detection_is_in_one_track_at_most(history):
     times = np.cumsum([gap for gap, _ in history]) * STEP
     seen = [(float(time), found) for time, (_, found) in zip(times, history, strict=True)]
     for lenient in (False, True):
-        with mock.patch.dict(tracking_params, {"shortest_track": 0.0, "clear_face": 0.0} if lenient else {}):
-            tracks = link(seen)
+        with mock.patch.dict(tracking_params, {"min_track_seconds": 0.0, "min_track_score": 0.0} if lenient else {}):
+            tracks = link_detections(seen)
             params = dict(tracking_params)
         left = {(time, *row.tolist()): 0 for time, found in seen for row in found}
         for time, found in seen:
@@ -400,9 +400,9 @@ def test_every_detection_is_in_one_track_at_most(history):
         for track in tracks:
             gaps = np.diff(track.times)
             assert (gaps > 0).all()  # one face at a time
-            assert (gaps <= params["longest_gap"] + 1e-9).all()
-            assert track.times[-1] - track.times[0] >= params["shortest_track"]
-            assert max(track.scores) >= params["clear_face"]
+            assert (gaps <= params["max_gap"] + 1e-9).all()
+            assert track.times[-1] - track.times[0] >= params["min_track_seconds"]
+            assert max(track.scores) >= params["min_track_score"]
             for moment in zip(track.times, track.boxes, track.scores, strict=True):
                 left[(moment[0], *moment[1].tolist(), moment[2])] -= 1
         assert min(left.values(), default=0) >= 0
@@ -420,14 +420,14 @@ FACES = [
 
 
 def tracks_of(path, detector=None) -> tuple[Shots, list[tuple[np.ndarray, np.ndarray]]]:
-    timeline = find_shots(path)
-    with Film(path) as film:
-        return timeline, list(find_tracks(film, timeline, detector or SquareDetector()))
+    timeline = detect_shots(path)
+    with VideoReader(path) as film:
+        return timeline, list(detect_tracks(film, timeline, detector or SquareDetector()))
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    return make_film(tmp_path_factory.mktemp("drawn") / "film.mp4", FACES, 4.6, cuts=[2.4], sound=None)
+    return make_video(tmp_path_factory.mktemp("drawn") / "film.mp4", FACES, 4.6, cuts=[2.4], sound=None)
 
 
 def test_tracks_of_a_drawn_film(drawn):
@@ -452,7 +452,7 @@ def test_tracks_of_a_drawn_film(drawn):
 
 def test_the_same_film_at_other_rates(tmp_path):
     for fps in ("60", "12", "30000/1001"):
-        path = make_film(tmp_path / "film.mp4", FACES[:2], 4.6, fps, cuts=[2.4], sound=None)
+        path = make_video(tmp_path / "film.mp4", FACES[:2], 4.6, fps, cuts=[2.4], sound=None)
         timeline, ((first, _), (second, _)) = tracks_of(path)
         cut = round(2.4 * rate(fps)) / rate(fps)
         assert timeline.cuts == pytest.approx([cut], abs=0.6 / rate(fps))
@@ -466,12 +466,12 @@ def test_the_same_film_at_other_rates(tmp_path):
 
 def test_faces_that_leave_the_frame_and_nobody(tmp_path):
     """Boxes are cut off at the frame's edge, and rows end where nothing is left to cut out."""
-    path = make_film(tmp_path / "film.mp4", [Square(100, 30, 40, (40, 0))], 2.4, sound=None)
+    path = make_video(tmp_path / "film.mp4", [Square(100, 30, 40, (40, 0))], 2.4, sound=None)
     _, ((times, boxes),) = tracks_of(path)
     assert times[-1] == pytest.approx(1.5, abs=0.12)  # when the last of it has gone
     assert ((boxes >= 0) & (boxes <= 1)).all()
     assert ((boxes[:, 2:] - boxes[:, :2]) * SIZE >= 2 - 1e-3).all()
-    empty = make_film(tmp_path / "empty.mp4", [], 1, sound=None)
+    empty = make_video(tmp_path / "empty.mp4", [], 1, sound=None)
     assert tracks_of(empty)[1] == []
     assert len(face_table("empty", [])) == 0
 
@@ -485,7 +485,7 @@ def test_boxes_out_of_the_frame_are_no_rows(tmp_path):
             x = 0.7 + 0.02 * (self.seen - 1)
             return np.array([[x, -0.1, x + 0.2, 0.3, 0.9]])
 
-    path = make_film(tmp_path / "film.mp4", [], 2.4, sound=None)
+    path = make_video(tmp_path / "film.mp4", [], 2.4, sound=None)
     _, ((times, boxes),) = tracks_of(path, Beyond())
     assert ((boxes >= 0) & (boxes <= 1)).all()
     assert ((boxes[:, 2:] - boxes[:, :2]) * SIZE >= 2 - 1e-3).all()
@@ -495,7 +495,7 @@ def test_boxes_out_of_the_frame_are_no_rows(tmp_path):
 
 def test_frames_that_cannot_be_read(tmp_path):
     """A film that breaks off: what is seen until then are tracks."""
-    path = make_film(tmp_path / "film.mkv", [Square(20, 30, speed=(5, 0))], 6, sound=None)
+    path = make_video(tmp_path / "film.mkv", [Square(20, 30, speed=(5, 0))], 6, sound=None)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     timeline, ((times, _),) = tracks_of(path)
     assert 1 < times[-1] <= timeline.seconds
@@ -560,7 +560,7 @@ def test_half_a_detector(test_data, tmp_path):
 def test_faces_are_where_they_are_whatever_the_size_of_the_frame(yunet, test_data):
     """Shares of the frame, in an image that is scaled down, in one that is not, and in one that stands upright."""
     path = test_data / "real_clips" / "videos" / "clearvoice_001_2faces.avi"
-    with Film(path) as film:
+    with VideoReader(path) as film:
         (image,) = film.frames(np.array([1.0]), FOREVER)
     whole = yunet.detect(image)
     assert whole.shape == (2, 5)
@@ -601,7 +601,7 @@ def test_tracks_of_real_clips(real_tracks, clip):
         rows = np.flatnonzero(np.isin(timeline.times, times))
         assert len(rows) == len(times)
         assert len(set(timeline.shot[rows].tolist())) == 1, "a track crosses a cut"
-        assert times[-1] - times[0] >= tracking_params["shortest_track"]
+        assert times[-1] - times[0] >= tracking_params["min_track_seconds"]
         sides = (boxes[:, 2:] - boxes[:, :2]) * (16, 9)
         assert (np.abs(np.log(sides[:, 0] / sides[:, 1])) < np.log(2.2)).all()  # a face is no strip
     if "clearvoice" in clip:

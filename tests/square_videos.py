@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from films import ffmpeg, rate
+from numbered_videos import ffmpeg, rate
 
 SIZE = (160, 120)  # pixels, width and height
 BRIGHT, DIM = 235, 150  # grey levels of squares, and the most that the ground has
@@ -72,7 +72,7 @@ def encode(
     return path
 
 
-def make_film(
+def make_video(
     path: Path,
     squares: Sequence[Square],
     seconds: float,

@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_refused
-from mini import Track, digests, files_under, read_csv, read_json, write_text
-from processes import Trouble, free_port, run, run_ranks, start_ranks
+from processes import Fault, free_port, run, run_ranks, start_ranks
 from stages import DATA, FORWARD, TRAINING, command, make_inputs, results
+from tiny_inputs import Track, digests, files_under, read_csv, read_json, write_text
 
-from core.loaders import Batches, EpochSampler
-from core.runtime import distributed as ranks
+from core.loaders import DistributedBatchSampler, EpochSampler
+from core.runtime import distributed
 
 TRACKS = [
     Track("one:a", "0110", 0.4, "one"),
@@ -84,22 +84,22 @@ def errors(ended: Iterable[subprocess.CompletedProcess[str]]) -> list[str]:
 @pytest.mark.parametrize("hands", [1, 2, 3, 7, 30])
 def test_films_are_dealt_out_whole_and_about_evenly(hands):
     lengths = np.random.default_rng(hands).integers(1, 1000, 25).tolist()
-    dealt = ranks.deal(lengths, hands)
+    dealt = distributed.partition(lengths, hands)
     assert sorted(chain(*dealt)) == list(range(25))
     loads = [sum(lengths[item] for item in hand) for hand in dealt]
     ideal = max(sum(lengths) / hands, max(lengths))
-    assert max(loads) <= 4 / 3 * ideal  # Graham's bound for the longest first, against what no deal can beat
+    assert max(loads) <= 4 / 3 * ideal  # Graham's bound for the longest first, against what no partition can beat
 
 
 def test_the_longest_film_goes_out_first():
-    assert sorted(map(sorted, ranks.deal([1, 1, 1, 1, 1, 5], 2))) == [[0, 1, 2, 3, 4], [5]]
+    assert sorted(map(sorted, distributed.partition([1, 1, 1, 1, 1, 5], 2))) == [[0, 1, 2, 3, 4], [5]]
 
 
 def test_films_that_take_no_time_are_dealt_out_evenly_too():
-    assert sorted(map(len, ranks.deal([0] * 10, 3))) == [3, 3, 4]
+    assert sorted(map(len, distributed.partition([0] * 10, 3))) == [3, 3, 4]
 
 
-def parts(monkeypatch, size: int, batch_size: int, world_size: int) -> list[Batches]:
+def parts(monkeypatch, size: int, batch_size: int, world_size: int) -> list[DistributedBatchSampler]:
     """The batches of every rank."""
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     result = []
@@ -107,7 +107,7 @@ def parts(monkeypatch, size: int, batch_size: int, world_size: int) -> list[Batc
         monkeypatch.setenv("RANK", str(rank))
         sampler = EpochSampler(size, seed=3)
         sampler.epoch = 2
-        result.append(Batches(sampler, batch_size))
+        result.append(DistributedBatchSampler(sampler, batch_size))
     return result
 
 
@@ -134,7 +134,7 @@ def test_weights_make_the_mean_of_the_ranks_that_of_the_samples(monkeypatch, wor
         steps = zip(*of_ranks, strict=True)
         for index, step in enumerate(steps):
             means = [np.mean([values[key[1]] for key in part]) for part in step]
-            weights = [batches.weight(index) for batches in of_ranks]
+            weights = [batches.loss_scale(index) for batches in of_ranks]
             all_values = [values[key[1]] for part in step for key in part]
             assert np.mean(np.multiply(means, weights)) == pytest.approx(np.mean(all_values), rel=1e-12)
 
@@ -157,8 +157,8 @@ class TestForwardAndData:
     def test_every_rank_has_a_share(self, root, alone_of, tmp_path, script):
         """Rank 1 dies at its first file, so what is there is rank 0's: some films, not all and not none."""
         module = "clips" if script == DATA[0] else "features"
-        trouble = {1: Trouble(kill_at=(f"core.formats.{module}.replacing", 1))}
-        ended = run_ranks(tmp_path / "ranks", 2, *command(script, root, tmp_path / "out"), troubles=trouble)
+        fault = {1: Fault(kill_at=(f"core.formats.{module}.replacing", 1))}
+        ended = run_ranks(tmp_path / "ranks", 2, *command(script, root, tmp_path / "out"), faults=fault)
         assert ended[1].returncode == -signal.SIGKILL
         made = {Path(name).stem for name in results(tmp_path / "out")} & {track.video for track in TRACKS}
         assert 0 < len(made) < 4
@@ -307,15 +307,15 @@ class TestTraining:
 
     def test_ranks_that_see_other_data_are_refused(self, root, tmp_path):
         """As on machines whose paths are not of one disk."""
-        troubles = {}
+        faults = {}
         for rank in range(2):
             features = tmp_path / str(rank) / "ste_features"
             for split in ("train", "val"):
                 shutil.copytree(root / "features", features / split)
-            troubles[rank] = Trouble(environment=(("ASC_DATA_ROOT", str(tmp_path / str(rank))),))
+            faults[rank] = Fault(environment=(("ASC_DATA_ROOT", str(tmp_path / str(rank))),))
         (tmp_path / "1" / "ste_features" / "train" / "four.csv").unlink()
         arguments = ("--models-out", tmp_path / "out", "--batch-size", 8)
-        ended = run_ranks(tmp_path / "printed", 2, "ASC_train.py", 3, 2, 2, "cpu", *arguments, troubles=troubles)
+        ended = run_ranks(tmp_path / "printed", 2, "ASC_train.py", 3, 2, 2, "cpu", *arguments, faults=faults)
         (line,) = errors(ended)
         assert "rank 1 sees other rows than rank 0" in line
         assert "a disk that all share" in line
@@ -343,14 +343,14 @@ class TestTraining:
 )
 def test_half_an_environment_is_refused(root, tmp_path, environment, words):
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", **environment}
-    trouble = Trouble(environment=tuple(place.items()))
-    result = run(tmp_path / "printed", *command("ASC_forward.py", root, tmp_path / "out"), trouble=trouble)
+    fault = Fault(environment=tuple(place.items()))
+    result = run(tmp_path / "printed", *command("ASC_forward.py", root, tmp_path / "out"), fault=fault)
     assert_refused(result, *words)
 
 
 def test_a_world_of_one_is_a_plain_process(root, tmp_path):
-    trouble = Trouble(environment=(("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
-    result = run(tmp_path / "printed", *command("ASC_forward.py", root, tmp_path / "out"), trouble=trouble)
+    fault = Fault(environment=(("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    result = run(tmp_path / "printed", *command("ASC_forward.py", root, tmp_path / "out"), fault=fault)
     assert result.returncode == 0, result.stderr
     assert "rank" not in result.stdout
 
@@ -389,7 +389,7 @@ def test_gradients_travel_on_the_device_of_the_network(monkeypatch):
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", wrap)
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = {name: id(value) for name, value in network.named_parameters()}
-    ranks.parallel(network, torch.device("cuda", 3))
+    distributed.parallel(network, torch.device("cuda", 3))
     assert made["group"] == {"backend": "nccl", "device": torch.device("cuda", 3)}
     assert made["parallel"] == {"device_ids": [3], "process_group": "group"}
     assert isinstance(network[1], torch.nn.SyncBatchNorm)
@@ -417,10 +417,10 @@ def test_gradients_travel_on_the_device_of_the_network(monkeypatch):
 )
 def test_what_torch_says_of_other_ranks_is_told_apart(monkeypatch, said, told):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = ranks.lost_rank(RuntimeError(said))
+    line = distributed.lost_rank(RuntimeError(said))
     assert line is None if told is None else line.startswith(told)
     monkeypatch.delenv("WORLD_SIZE")
-    assert ranks.lost_rank(RuntimeError(said)) is None
+    assert distributed.lost_rank(RuntimeError(said)) is None
 
 
 # Death
@@ -438,7 +438,7 @@ class TestDeath:
     def test_of_one_ends_all_and_the_rest_is_done_by_fewer(self, root, alone_of, tmp_path, victim, script, moment):
         arguments = command(script, root, tmp_path / "out")
         began = time.monotonic()
-        ended = run_ranks(tmp_path / "printed", 2, *arguments, troubles={victim: Trouble(kill_at=moment)})
+        ended = run_ranks(tmp_path / "printed", 2, *arguments, faults={victim: Fault(kill_at=moment)})
         assert time.monotonic() - began < 60
         assert ended[victim].returncode == -signal.SIGKILL
         assert ended[1 - victim].returncode == 1
@@ -493,7 +493,7 @@ class TestDeath:
     def test_a_full_disk_under_rank_0_is_said_once(self, root, tmp_path):
         arguments = command("ASC_train.py", root, tmp_path / "out")
         arguments += ["--batch-size", 6]
-        ended = run_ranks(tmp_path / "printed", 3, *arguments, troubles={0: Trouble(file_size=1 << 20)})
+        ended = run_ranks(tmp_path / "printed", 3, *arguments, faults={0: Fault(file_size=1 << 20)})
         (line,) = errors(ended)
         assert "1.pth: File too large" in line
         assert [result.returncode for result in ended] == [1, 1, 1]

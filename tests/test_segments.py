@@ -17,8 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from core.detection.overlay import SILENT, SPEAKING, colour, mark_face, marked_frames, rows_on_show
-from core.detection.segments import Segment, describe_tracks, segments, short_name, track_step, write_rttm, write_tracks
+from core.detection.overlay import SILENT, SPEAKING, colour, mark_face, marked_frames, visible_rows
+from core.detection.segments import (
+    Segment,
+    describe_tracks,
+    row_interval,
+    segments,
+    short_name,
+    write_rttm,
+    write_tracks,
+)
 from core.detection.timeline import LANES, plot_timeline
 from core.formats.annotations import FaceTable, read_annotations
 from core.formats.predictions import read_scores
@@ -102,8 +110,8 @@ def test_segments_as_a_plain_loop_finds_them(rows, threshold):
 
 
 def test_step_of_a_track():
-    assert track_step(np.array([0.0, 0.04, 0.08, 3.0])) == pytest.approx(0.04)
-    assert track_step(np.array([3.0])) == 0.04
+    assert row_interval(np.array([0.0, 0.04, 0.08, 3.0])) == pytest.approx(0.04)
+    assert row_interval(np.array([3.0])) == 0.04
 
 
 @pytest.mark.parametrize(
@@ -394,7 +402,7 @@ def test_long_names_are_left_out():
 
 def shown(table: FaceTable, times: list[float]) -> dict[float, list[float]]:
     """Moment of the film -> moments of the rows that are on show there."""
-    places, rows = rows_on_show(table, np.array(times, float))
+    places, rows = visible_rows(table, np.array(times, float))
     assert (np.diff(places) >= 0).all()
     return {time: table.timestamp[rows[places == place]].tolist() for place, time in enumerate(times)}
 
@@ -432,10 +440,10 @@ def test_a_track_is_not_shown_while_it_is_out_of_sight():
 def test_tracks_without_a_row_are_not_shown():
     """As tracks are whose rows could not be cut out."""
     table = make_table(("a", at(3)), ("b", at(3)), ("c", at(3))).keep(np.array([0, 1, 2, 6, 7]))
-    places, rows = rows_on_show(table, np.array(at(4)))
+    places, rows = visible_rows(table, np.array(at(4)))
     assert list(zip(places.tolist(), rows.tolist(), strict=True)) == [(0, 0), (0, 3), (1, 1), (1, 4), (2, 2)]
-    assert [len(part) for part in rows_on_show(make_table(), np.array(at(4)))] == [0, 0]
-    assert [len(part) for part in rows_on_show(make_table(), np.empty(0))] == [0, 0]
+    assert [len(part) for part in visible_rows(make_table(), np.array(at(4)))] == [0, 0]
+    assert [len(part) for part in visible_rows(make_table(), np.empty(0))] == [0, 0]
 
 
 def test_frames_are_marked_and_the_originals_are_not():
