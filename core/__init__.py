@@ -1,5 +1,24 @@
+"""Active Speakers in Context. The modules of this folder are the paper; the packages hold everything else.
+
+Imports point one way, from the bottom to the top of this list (`tests/test_layout.py` checks it):
+
+    detection   who speaks when in a video without annotations (scripts/detect_speakers.py)
+    reports     breakdowns, tables and figures of results
+    synthetic   drawn faces and synthetic voices: a small data set for the demo and the tests
+    the paper   models, transforms, mfcc, contexts, datasets, loaders, training, inference, metrics, ablation
+    media       decoding and encoding of video and audio
+    formats     files on disk: csv files, crops, wavs, features, predictions
+    config      constants and defaults
+    runtime     command lines, devices, processes, files: nothing in it is specific to this project
+
+Words, each with one meaning: a *track* is one face followed through a shot (AVA's `entity_id`); a *row* is one face at
+one timestamp; a *frame id* is the code of a (video, timestamp) pair; a *clip* is T consecutive crops of a track,
+centred on a row, with their audio; a *context* is L steps of S speakers; a *rank* is one of several processes that work
+together; a *run* is a training run.
+"""
+
 import os
 
-# OpenCV reads these when it is imported, by whichever module is first: broken films are reported by the scripts.
+# OpenCV reads these when it is imported. Broken videos are reported by the scripts instead.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -1,7 +1,7 @@
-"""Constants with their units, and the dictionaries that hold every default: edit paths here, or pass flags.
+"""Constants with their units, and dictionaries with every default. Edit values here or pass flags.
 
-Lay the data out as the README shows and DATA_ROOT is the only line to edit (or set ASC_DATA_ROOT). Every
-flag of a script is named after the key it overrides.
+With the directory layout of the README, DATA_ROOT is the only path to edit (or set ASC_DATA_ROOT). Every flag of a
+script is named after the key that it overrides.
 """
 
 import os
@@ -10,31 +10,31 @@ DATA_ROOT = os.environ.get("ASC_DATA_ROOT", "ava")
 
 # Audio
 SAMPLE_RATE = 16000  # Hz, mono, 16 bit
-AUDIO_FRAMES_PER_SECOND = 27  # T crops go with T/27 s of sound: not 25, it is what the released weights know
-SILENCE_FRAMES_PER_SECOND = 25  # a clip without sound is T/25 s of zeros, then fitted as any other
-MIN_AUDIO_SECONDS = 0.08  # a shorter piece of audio counts as none
-MAX_MISSING_SECONDS = 0.5  # sound may end this much before its film does; a track that lacks more has no slice
-MAX_START_OFFSET_SECONDS = 0.06  # a frame may be lost to B-frames; where picture and sound begin further apart, say so
+AUDIO_FRAMES_PER_SECOND = 27  # T crops have T/27 s of audio; not 25: the released weights were trained with 27
+SILENCE_FRAMES_PER_SECOND = 25  # a clip without audio is T/25 s of zeros, then fitted like any other
+MIN_AUDIO_SECONDS = 0.08  # audio shorter than this counts as none
+MAX_MISSING_SECONDS = 0.5  # audio may end this much before its video; a track that lacks more gets no wav
+MAX_START_OFFSET_SECONDS = 0.06  # a larger offset between video and audio is noted; B-frames can cost a frame
 MFCC_COEFFICIENTS = 13
 
 # Faces
-CROP_SIZE = 144  # pixels, width and height of what the network sees
+CROP_SIZE = 144  # pixels, width and height of the network's input
 CROP_MEAN = (0.2324, 0.2721, 0.3448)  # RGB in [0, 1]
 CROP_STD = (0.1987, 0.2172, 0.2403)
 JPEG_QUALITY = 95
-SEEK_GAP_SECONDS = 20.0  # films are decoded forward; a longer stretch without faces is skipped by seeking
+SEEK_GAP_SECONDS = 20.0  # videos are decoded forward; longer parts without faces are skipped by seeking
 
 # Networks
 STE_FEATURES = 1024  # 512 audio + 512 video
 ASC_HIDDEN = 128
 
-_WORKERS = min(8, os.cpu_count() or 1)  # processes that read data
+_WORKERS = min(8, os.cpu_count() or 1)  # data-loading processes
 _csv = os.path.join(DATA_ROOT, "csv")
 _models = os.path.join(DATA_ROOT, "models")
 _csv_val = os.path.join(_csv, "ava_activespeaker_val_augmented.csv")
 
-# Annotations: an augmented file, an official file, or a directory of official files. Where an augmented file named
-# here is missing, the directory of official files beside it (<root>/csv/train, <root>/csv/val) is read instead.
+# Annotations: an augmented file, an official file, or a directory of official files. If an augmented file named here
+# does not exist, the directory of official files next to it (<root>/csv/train, <root>/csv/val) is read instead.
 annotation_csvs = {
     "train": os.path.join(_csv, "ava_activespeaker_train_augmented.csv"),
     "val": _csv_val,
@@ -56,8 +56,8 @@ STE_inputs = {
 
 STE_optimization_params = {
     "learning_rate": 3e-4,
-    "step_size": 40,  # epochs between decays of the learning rate
-    "gamma": 0.1,  # its factor at each decay
+    "step_size": 40,  # epochs between learning rate decays
+    "gamma": 0.1,  # factor of each decay
     "epochs": 100,
     "batch_size": 128,  # clips
     "workers": _WORKERS,
@@ -85,7 +85,7 @@ ASC_optimization_params = {
     "gamma": 0.1,
     "epochs": 15,
     "batch_size": 64,  # contexts
-    "workers": 0,  # batches are gathered faster than they travel between processes; a slow disk may want some
+    "workers": 0,  # gathering a batch is faster than sending it between processes; a slow disk may need some
     "precision": "fp32",
     "seed": 0,
 }
@@ -101,16 +101,16 @@ ASC_forward_params = {
     "seed": 0,
 }
 
-# Films of your own, without annotations
+# Videos without annotations (scripts/detect_speakers.py)
 tracking_params = {
-    "cut_score": 0.15,  # ffmpeg's scene score, 0 to 1, from which on a change of picture is a cut
-    "detector_max_side": 640,  # pixels of the longer side of what the face detector sees; faces from about 10 are found
-    "detect_every": 3,  # rows; boxes between are interpolated
-    "min_detection_score": 0.5,  # detection score, 0 to 1, that keeps a track going
-    "min_track_score": 0.7,  # and the one that it must reach once
-    "min_iou": 0.25,  # intersection over union of where a face was expected and where it is
-    "max_gap": 0.8,  # seconds out of sight after which a face is a new track
-    "min_track_seconds": 1.0,  # seconds; what is shorter is dropped
+    "cut_score": 0.15,  # minimum of ffmpeg's scene score, 0 to 1, for a cut
+    "detector_max_side": 640,  # pixels; frames are downscaled to this longer side before face detection
+    "detect_every": 3,  # rows; boxes in between are interpolated
+    "min_detection_score": 0.5,  # 0 to 1; weaker detections are ignored
+    "min_track_score": 0.7,  # 0 to 1; every track needs one detection with at least this score
+    "min_iou": 0.25,  # intersection over union of the expected and the detected box
+    "max_gap": 0.8,  # seconds without a detection after which a track ends
+    "min_track_seconds": 1.0,  # shorter tracks are dropped
 }
 
 own_video_params = {
@@ -119,8 +119,8 @@ own_video_params = {
     "clips": 11,
     "time_stride": 4,
     "speakers": 3,
-    "threshold": 0.5,  # score from which on a face counts as speaking
-    "smoothing": 11,  # rows of a median filter along tracks; 0: none
+    "threshold": 0.5,  # minimum score of a speaking face
+    "smoothing": 11,  # width in rows of the median filter along tracks; 0: none
 }
 
 postprocessing_params = {

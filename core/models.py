@@ -1,6 +1,6 @@
-"""The two networks: the short-term encoder (STE) and the active speakers' context (ASC).
+"""The two networks: the short-term encoder (STE) and the active speakers context (ASC).
 
-Parameter names and shapes are a contract: the weights of the paper load into these modules, strictly.
+Parameter names and shapes must not change: the published weights load into these modules with `strict=True`.
 """
 
 import os
@@ -10,31 +10,33 @@ from urllib.error import URLError
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
 from core.config import ASC_HIDDEN, STE_FEATURES
 from core.runtime.errors import InputError
 
 
-def _trunk(in_channels: int) -> nn.ModuleDict:
-    """The layers of a ResNet-18 but its classifier, with a first convolution from `in_channels`."""
-    network = resnet18(weights=None)
-    conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")
-    layers = {name: getattr(network, name) for name in ("bn1", "layer1", "layer2", "layer3", "layer4")}
-    return nn.ModuleDict({"conv1": conv1, **layers})
+def _trunk(in_channels: int) -> ResNet:
+    """A ResNet-18 whose first convolution takes `in_channels`."""
+    trunk = resnet18(weights=None)
+    trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return trunk
 
 
 class TwoStreamResNet(nn.Module):
-    """Section 3.1 of the paper: one ResNet-18 over T stacked face crops, one over the MFCCs of their sound."""
+    """Short-term encoder (section 3.1): one ResNet-18 over T stacked face crops, one over the MFCCs of their audio."""
 
     def __init__(self, clip_length: int):
         super().__init__()
         audio, video = _trunk(1), _trunk(3 * clip_length)
-        self.audio_conv1, self.video_conv1 = audio.pop("conv1"), video.pop("conv1")
-        for name in audio:
-            setattr(self, f"a_{name}", audio[name])
-            setattr(self, f"v_{name}", video[name])
+        # The order of these lines is the order of parameters in the optimiser state of checkpoints.
+        self.audio_conv1, self.video_conv1 = audio.conv1, video.conv1
+        self.a_bn1, self.v_bn1 = audio.bn1, video.bn1
+        self.a_layer1, self.v_layer1 = audio.layer1, video.layer1
+        self.a_layer2, self.v_layer2 = audio.layer2, video.layer2
+        self.a_layer3, self.v_layer3 = audio.layer3, video.layer3
+        self.a_layer4, self.v_layer4 = audio.layer4, video.layer4
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.fc_128_a = nn.Linear(512, 128)
@@ -46,16 +48,15 @@ class TwoStreamResNet(nn.Module):
     def forward(
         self, audio: torch.Tensor, video: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """audio (B, 1, 13, W), video (B, 3T, 144, 144), both float.
+        """Audio (B, 1, 13, W) and video (B, 3T, 144, 144) -> joint, audio and video logits (B, 2), features (B, 1024).
 
-        Returns the logits of the joint, the audio and the video head, (B, 2) each, and the features (B, 1024):
-        512 of the audio, then 512 of the video.
+        The first 512 features are those of the audio stream, the last 512 those of the video stream.
         """
         a = self.maxpool(self.relu(self.a_bn1(self.audio_conv1(audio))))
         a = self.a_layer4(self.a_layer3(self.a_layer2(self.a_layer1(a)))).mean(dim=(2, 3))
         v = self.maxpool(self.relu(self.v_bn1(self.video_conv1(video))))
         v = self.v_layer4(self.v_layer3(self.v_layer2(self.v_layer1(v)))).mean(dim=(2, 3))
-        # Under autocast the trunks may be bfloat16; the heads stay float32, or scores would tie.
+        # Under autocast the trunks may run in bfloat16. The heads stay in float32: bfloat16 scores would tie.
         with torch.amp.autocast(audio.device.type, enabled=False):
             a, v = a.float(), v.float()
             features = torch.cat((a, v), dim=1)
@@ -65,9 +66,9 @@ class TwoStreamResNet(nn.Module):
 
 
 class NonLocalBlock(nn.Module):
-    """Pairwise refinement (section 3.3): every position of the context attends to every other.
+    """Pairwise refinement (section 3.3): every position of the context attends to every other position.
 
-    The softmax runs over the whole map of position pairs, not row by row: the published weights were trained so.
+    As in the released code, the softmax runs over the whole map of position pairs, not over each row.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -78,32 +79,37 @@ class NonLocalBlock(nn.Module):
         self.omega, self.omega_bn = nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, C, L, S) to the same shape; fastest where C lies innermost in memory (channels_last)."""
+        """x (B, C, L, S) -> the same shape. Fastest for x in channels_last memory format."""
         x = x.permute(0, 2, 3, 1)  # (B, L, S, C)
-        _, clips, speakers, _ = x.shape
+        _, length, speakers, _ = x.shape
         theta = _pointwise(self.theta, self.theta_bn, x).flatten(1, 2)  # (B, L*S, hidden)
         phi = _pointwise(self.phi, self.phi_bn, x).flatten(1, 2)
         gamma = _pointwise(self.gamma, self.gamma_bn, x).flatten(1, 2)
         pairs = theta @ phi.transpose(1, 2)  # (B, L*S, L*S)
         attention = pairs.flatten(1).softmax(dim=1).view_as(pairs)
-        refined = (attention @ gamma).unflatten(1, (clips, speakers))  # (B, L, S, hidden)
+        refined = (attention @ gamma).unflatten(1, (length, speakers))  # (B, L, S, hidden)
         refined = _pointwise(self.omega, self.omega_bn, refined)  # (B, L, S, C)
-        if refined.requires_grad:  # an LSTM's gradient has its axes swapped, which takes batch norm ten times as long
-            refined.register_hook(torch.Tensor.contiguous)
-        return (x + refined).permute(0, 3, 1, 2)
+        return (x + _contiguous_gradient(refined)).permute(0, 3, 1, 2)
 
 
 def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """A 1x1 convolution and its batch norm over the last axis of x (B, L, S, C), as a product of matrices."""
+    """1x1 convolution and batch norm over the last axis of x (B, L, S, C), computed as a matrix product."""
     x = linear(x, convolution.weight.flatten(1), convolution.bias)
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class ASC_Net(nn.Module):
-    """Section 3.2 and 3.3: whether the first of S speakers speaks, seen in a context of L moments.
+def _contiguous_gradient(x: torch.Tensor) -> torch.Tensor:
+    """x, whose gradient is made contiguous: the LSTM's gradient is strided, which makes batch norm ten times slower."""
+    if x.requires_grad:
+        x.register_hook(torch.Tensor.contiguous)
+    return x
 
-    Both refinements are on in the paper's network. Without the pairwise one the features go on as they are; without the
-    temporal one there is no LSTM, and the last layer sees all L*S features instead of the LSTM's states.
+
+class ASC_Net(nn.Module):
+    """Context network (sections 3.2 and 3.3): predicts if the first of S speakers speaks, from a context of L steps.
+
+    The paper's network has both refinements. Without `pairwise` there is no non-local block; without `temporal` there
+    is no LSTM, and the last layer takes the L*S features directly.
     """
 
     def __init__(
@@ -121,16 +127,16 @@ class ASC_Net(nn.Module):
         self.fc_final = nn.Linear(width * context_length * num_speakers, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, 1024, L, S), the reference speaker at s = 0. Returns logits (B, 2)."""
+        """x (B, 1024, L, S), with the reference speaker at s = 0 -> logits (B, 2)."""
         x = self.sat(x)
-        sequence = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L*S, 1024): in time order, the speaker varies fastest
+        sequence = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L*S, 1024), time-major: the speaker varies fastest
         if self.lstm is not None:
             sequence, _ = self.lstm(sequence)  # (B, L*S, hidden)
-        with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the encoder
+        with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the STE
             return self.fc_final(sequence.float().flatten(1))
 
 
-def _start_convolutions(model: nn.Module) -> None:
+def _init_convolutions(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -139,10 +145,10 @@ def _start_convolutions(model: nn.Module) -> None:
 
 
 def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamResNet:
-    """A TwoStreamResNet for clips of T crops, both trunks from ImageNet's ResNet-18 if `pretrained`.
+    """Build a TwoStreamResNet for clips of T crops. `pretrained` starts both trunks from ImageNet's ResNet-18.
 
-    The video's first convolution repeats the RGB kernels T times, not rescaled; the audio's is their mean over RGB.
-    Raises InputError where the weights can neither be found nor fetched.
+    The first video convolution repeats the RGB kernels T times without rescaling; the first audio convolution is their
+    mean over RGB. Raises InputError if the ImageNet weights are neither cached nor downloadable.
     """
     model = TwoStreamResNet(clip_length)
     if not pretrained:
@@ -160,16 +166,16 @@ def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamR
 
 
 def imagenet_weights() -> dict[str, torch.Tensor]:
-    """torchvision's ResNet-18 of ImageNet, from its cache or fetched. Raises InputError that says what to do."""
+    """Return torchvision's ImageNet weights of ResNet-18, from its cache or downloaded. Raises InputError."""
     source = ResNet18_Weights.IMAGENET1K_V1
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(source.url))
-    advice = "put the file there, or start from random weights with --no-pretrained"
+    advice = "put the file there, or train from random weights with --no-pretrained"
     try:
         network = resnet18(weights=None)
         network.load_state_dict(source.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (URLError, OSError) as error:
         raise InputError(
-            f"{path}: no ImageNet weights, and {source.url} cannot be fetched ({error}); {advice}"
+            f"{path}: no ImageNet weights, and {source.url} cannot be downloaded ({error}); {advice}"
         ) from None
     except (RuntimeError, EOFError, TypeError, AttributeError, pickle.UnpicklingError):
         raise InputError(f"{path}: not the ImageNet weights of {source.url}; {advice}") from None
@@ -179,7 +185,7 @@ def imagenet_weights() -> dict[str, torch.Tensor]:
 def active_speakers_context(
     context_length: int, num_speakers: int, pairwise: bool = True, temporal: bool = True
 ) -> ASC_Net:
-    """An ASC_Net for L moments of S speakers, convolutions Kaiming normal (fan out), their biases 0."""
+    """Build an ASC_Net for L steps of S speakers; convolutions start as Kaiming normal (fan out) with zero biases."""
     model = ASC_Net(context_length, num_speakers, pairwise=pairwise, temporal=temporal)
-    _start_convolutions(model)
+    _init_convolutions(model)
     return model
