@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "media": {"media", "formats", "runtime", "config"},
     "paper": {"paper", "formats", "runtime", "config"},
     "reports": {"reports", "paper", "media", "formats", "runtime", "config"},
+    "synthetic": {"synthetic", "media", "formats", "runtime", "config"},
     "detection": {"detection", "reports", "paper", "media", "formats", "runtime", "config"},
 }
 

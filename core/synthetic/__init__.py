@@ -1,0 +1,1 @@
+"""Synthetic videos in the layout of AVA-ActiveSpeaker: drawn faces, synthetic voices and their annotations."""
