@@ -1,4 +1,4 @@
-"""The networks over batches and over films, without the device waiting for the host. Call without gradients."""
+"""Forward passes of both networks, over batches and over whole videos. Call them without gradients."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -12,7 +12,7 @@ from core.datasets import ASCDataset, ClipReader, STETrackDataset
 from core.formats.features import feature_writer, require_finite
 from core.formats.predictions import write_predictions
 from core.loaders import clip_batches, item_loader
-from core.runtime.device import autocast, input_dtype
+from core.runtime.device import autocast, input_dtype, tune_malloc
 from core.runtime.progress import progress
 
 
@@ -27,17 +27,18 @@ def encode_videos(
     precision: str,
     text_features: bool = False,
 ) -> None:
-    """Write predictions and features of every row of the reader's table, `<video_id>.csv` and `.npy` a film."""
+    """Write logits and features of every row of the reader's table, `<video_id>.csv` and `<video_id>.npy` per video."""
     table, dataset = reader.table, STETrackDataset(reader)
     loader = item_loader(dataset, workers, device)
+    tune_malloc()
     with progress(total=len(table), desc="encoder", unit="row") as bar:
-        for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda item: item[0]):
+        for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda pair: pair[0]):
             rows_of_video = table.rows_of_video(video)
-            with feature_writer(output_dir, table, rows_of_video, text_features) as (logits, features):
-                batches = clip_batches((piece for _, piece in group), batch_size, device, input_dtype(precision))
-                for rows, joint, encoded in encode(encoder, batches, device, precision):
-                    at = np.searchsorted(rows_of_video, rows)
-                    logits[at], features[at] = joint, encoded
+            with feature_writer(output_dir, table, rows_of_video, text_features) as (all_logits, all_features):
+                batches = clip_batches((item for _, item in group), batch_size, device, input_dtype(precision))
+                for rows, logits, features in encode(encoder, batches, device, precision):
+                    index = np.searchsorted(rows_of_video, rows)
+                    all_logits[index], all_features[index] = logits, features
                     bar.update(len(rows))
 
 
@@ -50,14 +51,15 @@ def predict_videos(
     *,
     batch_size: int,
 ) -> None:
-    """Write the context network's predictions of every row of some films, `<video_id>.csv` each."""
+    """Write the context network's logits of every row of some videos, `<video_id>.csv` per video."""
     store, table = dataset.store, dataset.store.table
     rows_of = {video: table.rows_of_video(video) for video in videos}
+    tune_malloc()
     with progress(total=sum(map(len, rows_of.values())), desc="context", unit="row") as bar:
         for video, rows in rows_of.items():
             store.require_finite(video)
             parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-            batches = ((part, dataset.__getitems__([(0, row) for row in part])["features"]) for part in parts)
+            batches = ((part, dataset.contexts(part, dataset.seed)) for part in parts)
             outputs = []
             for part, output in predict(network, batches, device):
                 outputs.append(output)
@@ -70,7 +72,7 @@ def predict_videos(
 def encode(
     encoder: nn.Module, batches: Iterable[tuple], device: torch.device, precision: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows (B,), logits (B, 2) and features (B, 1024) float32 of what `core.loaders.clip_batches` makes."""
+    """Yield rows (B,), logits (B, 2) and features (B, 1024) float32 of the batches of `core.loaders.clip_batches`."""
 
     def outputs() -> Iterator[tuple]:
         for rows, audio, video in batches:
@@ -84,27 +86,28 @@ def encode(
 def predict(
     network: nn.Module, batches: Iterable[tuple[np.ndarray, torch.Tensor]], device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows (B,) and logits (B, 2) float32 of rows and their contexts (B, 1024, L, S)."""
+    """Yield rows (B,) and logits (B, 2) float32, given rows and their contexts (B, 1024, L, S)."""
     return async_to_cpu(((rows, network(contexts.to(device))) for rows, contexts in batches), device)
 
 
 def async_to_cpu(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """DistributedBatchSampler of (key, tensor, ...) as (key, float32 array, ...), each given out once the next one is under way.
+    """Turn batches of (rows, tensor, ...) into (rows, float32 array, ...).
 
-    So a GPU has the next batch to work on while the last one travels, and nobody waits.
+    Each batch is yielded once the next one has been sent to the device, so that a GPU computes while results are copied
+    and written.
     """
-    held: tuple | None = None
-    for key, *tensors in batches:
-        tensors = [tensor.float().to("cpu", non_blocking=True) for tensor in tensors]  # to pinned memory
-        arrived = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        if held:
-            yield _wait_to_numpy(*held)
-        held = (arrived, key, tensors)
-    if held:
-        yield _wait_to_numpy(*held)
+    pending: tuple | None = None
+    for rows, *tensors in batches:
+        tensors = [tensor.float().to("cpu", non_blocking=True) for tensor in tensors]
+        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        if pending:
+            yield _wait_to_numpy(*pending)
+        pending = (copied, rows, tensors)
+    if pending:
+        yield _wait_to_numpy(*pending)
 
 
-def _wait_to_numpy(arrived: torch.cuda.Event | None, key: object, tensors: list[torch.Tensor]) -> tuple:
-    if arrived is not None:
-        arrived.synchronize()
-    return key, *(tensor.numpy() for tensor in tensors)
+def _wait_to_numpy(copied: torch.cuda.Event | None, rows: np.ndarray, tensors: list[torch.Tensor]) -> tuple:
+    if copied is not None:
+        copied.synchronize()
+    return rows, *(tensor.numpy() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""From items of datasets to batches: the order of an epoch, its parts for each rank, worker processes."""
+"""From dataset items to batches on the device: order of an epoch, batches of each rank, worker processes."""
 
 import argparse
 import itertools
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from core.runtime import distributed
 from core.runtime.errors import InputError, RunError
-from core.transforms import normalise
+from core.transforms import to_input
 
 
 class EpochSampler(Sampler):
-    """Yields (epoch, index) for every index once, shuffled by (seed, epoch)."""
+    """Yields (epoch, index) once for every index, shuffled by (seed, epoch)."""
 
     def __init__(self, size: int, seed: int, shuffle: bool = True):
         self.size, self.seed, self.shuffle, self.epoch = size, seed, shuffle, 0
@@ -26,17 +26,16 @@ class EpochSampler(Sampler):
         return self.size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = (
-            np.random.default_rng([self.seed, self.epoch]).permutation(self.size) if self.shuffle else range(self.size)
-        )
+        order = range(self.size)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         return ((self.epoch, int(index)) for index in order)
 
 
 class DistributedBatchSampler(Sampler):
-    """DistributedBatchSampler of a sampler, of which each rank takes its part: none twice, none left out.
+    """This rank's part of each batch of a sampler. Over all ranks, every sample appears exactly once.
 
-    A last batch that would leave a rank without its share of two samples joins the batch before, as batch norm needs
-    min_last_batch.
+    A last batch with fewer than two samples per rank is merged into the previous one (batch norm needs two).
     """
 
     def __init__(self, sampler: EpochSampler, batch_size: int):
@@ -48,7 +47,7 @@ class DistributedBatchSampler(Sampler):
             del self.bounds[-2]
 
     def local_size(self, size: int) -> int:
-        """How many of a batch of that size are this rank's."""
+        """Number of this rank's samples in a batch of `size` samples."""
         return len(range(size)[self._part(size)])
 
     def _part(self, size: int) -> slice:
@@ -65,23 +64,20 @@ class DistributedBatchSampler(Sampler):
         return sum(self.local_size(stop - start) > 0 for start, stop in itertools.pairwise(self.bounds))
 
     def loss_scale(self, index: int) -> float:
-        """What this rank's mean over a batch counts in the mean of the ranks, for that to be the mean over all samples.
+        """Weight of this rank's mean loss so that the average over ranks equals the mean over all samples.
 
-        1 but for a last batch of which the ranks have unequal parts.
+        1, except for a last batch that does not split evenly.
         """
         size = self.bounds[index + 1] - self.bounds[index]
         return self.local_size(size) * self.world_size / size
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers fail in one line, and leave Ctrl-C to the main process.
-
-    What a worker raises about its input comes out without the traceback that travels with it.
-    """
+    """A DataLoader with forked workers. Errors of a worker are raised without its traceback."""
 
     def __init__(self, dataset: Dataset, **options):
         if options["num_workers"]:
-            # Forked, as they share the table of all rows.
+            # Forked workers share the table of all rows with the main process.
             options |= {"multiprocessing_context": "fork", "persistent_workers": True}
         super().__init__(dataset, worker_init_fn=_start_worker, **options)
 
@@ -98,16 +94,16 @@ class Loader(DataLoader):
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     distributed.end_with_parent()
-    # Where a batch does not fit into shared memory, the queue drops it and the main process waits for ever.
+    # If a batch does not fit into shared memory, the queue would drop it and the main process would wait forever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))
 
 
 def batch_loader(
     dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device
 ) -> Loader:
-    """DistributedBatchSampler of a dataset, for training and validation; datasets with `__getitems__` assemble their own."""
+    """Batches for training or validation. A dataset with `__getitems__` assembles its batches itself."""
     return Loader(
         dataset,
         batch_sampler=DistributedBatchSampler(sampler, batch_size),
@@ -118,13 +114,13 @@ def batch_loader(
 
 
 def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
-    """DistributedBatchSampler of the datasets `train`, shuffled, and `val`, in order, by the flags that both training stages have.
+    """Loaders of the datasets `train` (shuffled) and `val`, configured by the flags of the training scripts.
 
-    Raises InputError where there is too little to train on for every rank to have a part.
+    Raises InputError if there are too few training samples for the number of ranks.
     """
     world_size, size = distributed.get_world_size(), len(datasets["train"])
     if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
-        raise InputError(f"{size} samples to train on are too few for {world_size} ranks; start fewer")
+        raise InputError(f"{size} training samples are too few for {world_size} ranks; start fewer ranks")
     return {
         split: batch_loader(
             dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
@@ -134,7 +130,7 @@ def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device
 
 
 def item_loader(dataset: Dataset, workers: int, device: torch.device) -> Loader:
-    """The items of a dataset one by one and in order, read ahead by workers."""
+    """The items of a dataset one at a time and in order, read ahead by the workers."""
     return Loader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
 
 
@@ -142,38 +138,47 @@ def identity(batch):
     return batch
 
 
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Copy a training batch to the device; clips of crops (B, T, 3, 144, 144) become input (B, 3T, 144, 144)."""
+    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    if "video" in batch:
+        video = to_input(batch["video"]).flatten(1, 2)
+        batch["video"] = video.contiguous(memory_format=torch.channels_last)
+    return batch
+
+
 def clip_batches(
-    pieces: Iterable[tuple[torch.Tensor, ...]], batch_size: int, device: torch.device, dtype: torch.dtype
+    items: Iterable[tuple[torch.Tensor, ...]], batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Cut the pieces of `STETrackDataset` into full batches across tracks.
+    """Full batches of clips, across tracks, from the items of `STETrackDataset`.
 
     Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype in channels_last, both on the
-    device. Crops travel as bytes, once; the clips, which overlap in time, are cut out of them on the device.
+    device. Each crop is copied to the device once, as bytes; the overlapping clips are cut there.
     """
-    held: list[tuple[torch.Tensor, ...]] = []
-    room = batch_size
-    for rows, crops, mfccs in pieces:
-        crops = normalise(crops.to(device, non_blocking=True)).to(dtype)
+    pending: list[tuple[torch.Tensor, ...]] = []
+    free = batch_size
+    for rows, crops, mfccs in items:
+        crops = to_input(crops.to(device, non_blocking=True), dtype)
         audio = mfccs.to(device, non_blocking=True)[:, None]
         clip_length = len(crops) - len(rows) + 1
-        video = crops.unfold(0, clip_length, 1).permute(0, 4, 1, 2, 3).flatten(1, 2)  # a view, nothing is copied
+        video = crops.unfold(0, clip_length, 1).permute(0, 4, 1, 2, 3).flatten(1, 2)  # a view, no copy
         start = 0
         while start < len(rows):
-            part = slice(start, start + room)
-            held.append((rows[part], audio[part], video[part]))
-            room -= len(rows[part])
+            part = slice(start, start + free)
+            pending.append((rows[part], audio[part], video[part]))
+            free -= len(rows[part])
             start += len(rows[part])
-            if not room:
-                yield _join(held)
-                held, room = [], batch_size
-    if held:
-        yield _join(held)
+            if not free:
+                yield _join(pending)
+                pending, free = [], batch_size
+    if pending:
+        yield _join(pending)
 
 
-def _join(held: list[tuple[torch.Tensor, ...]]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    rows, audio, parts = zip(*held, strict=True)
+def _join(pending: list[tuple[torch.Tensor, ...]]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    rows, audio, parts = zip(*pending, strict=True)
     size = (sum(map(len, rows)), *parts[0].shape[1:])
     video = torch.empty(size, dtype=parts[0].dtype, device=parts[0].device, memory_format=torch.channels_last)
-    for place, part in zip(video.split([len(part) for part in parts]), parts, strict=True):
-        place.copy_(part)
+    for target, part in zip(video.split([len(part) for part in parts]), parts, strict=True):
+        target.copy_(part)
     return torch.cat(rows).numpy(), torch.cat(audio), video

@@ -1,4 +1,4 @@
-"""From the wav of a track to the MFCCs of its clips, as the released weights heard them."""
+"""MFCCs of clips from the wav of a track, computed exactly as for the released weights."""
 
 from functools import lru_cache
 
@@ -15,16 +15,16 @@ from core.config import (
 )
 from core.formats.clips import slice_bounds
 
-# The defaults of python_speech_features.mfcc, spelt out because `mfccs` takes its steps one by one.
+# The defaults of python_speech_features.mfcc, whose steps `mfccs` applies to many clips at once.
 _FRAME, _STEP, _FFT = 400, 160, 512  # samples
 _FILTERS, _LIFTER, _PREEMPHASIS = 26, 22, 0.97
-_CLIPS_PER_STEP = 128  # bounds the memory of a long track: about 40 MB
+_CLIPS_PER_STEP = 128  # limits the memory for long tracks to about 40 MB
 
 
 def fit_clip(samples: np.ndarray, clip_length: int) -> np.ndarray:
-    """Fit (n,) samples to a clip of `clip_length` crops: reflected outwards or cut, the same at both ends.
+    """Pad (by reflection) or cut samples (n,) at both ends to the length of a clip: 16000 * clip_length / 27, +-1.
 
-    The result has `16000 * clip_length / 27` samples, give or take one; sound under 0.08 s is taken as silence.
+    Audio shorter than 0.08 s is replaced by silence.
     """
     if len(samples) < MIN_AUDIO_SECONDS * SAMPLE_RATE:
         samples = np.zeros(int(SAMPLE_RATE * clip_length / SILENCE_FRAMES_PER_SECOND), samples.dtype)
@@ -35,25 +35,25 @@ def fit_clip(samples: np.ndarray, clip_length: int) -> np.ndarray:
     return samples[-missing : len(samples) + missing] if missing < 0 else samples
 
 
-def clip_bounds(timestamps: np.ndarray, windows: np.ndarray, begin: float) -> tuple[np.ndarray, np.ndarray]:
-    """Samples start:stop of clips in their track's wav, which begins at `begin` seconds; (clips,) each.
+def clip_bounds(timestamps: np.ndarray, windows: np.ndarray, audio_start: float) -> tuple[np.ndarray, np.ndarray]:
+    """First and end sample (clips,) of each clip in the wav of its track, which starts at `audio_start` seconds.
 
-    timestamps (N,) of the track's rows in seconds, windows (clips, T) positions of the rows of each clip.
+    timestamps (N,) are those of the track's rows in seconds; windows (clips, T) are the positions of each clip's rows.
     """
-    return slice_bounds(timestamps[windows[:, 0]] - begin, timestamps[windows[:, -1]] - begin)
+    return slice_bounds(timestamps[windows[:, 0]] - audio_start, timestamps[windows[:, -1]] - audio_start)
 
 
 def clip_mfccs(samples: np.ndarray, starts: np.ndarray, stops: np.ndarray, clip_length: int) -> np.ndarray:
-    """MFCCs of the clips starts:stops (clips,) of samples (n,) int16: (clips, 13, W) float32, W = 40 for T = 11."""
+    """MFCCs (clips, 13, W) float32 of the clips starts:stops (clips,) of samples (n,) int16; W = 40 for T = 11."""
     clips = [fit_clip(samples[start:stop], clip_length) for start, stop in zip(starts, stops, strict=True)]
     parts = [mfccs(clips[i : i + _CLIPS_PER_STEP]) for i in range(0, len(clips), _CLIPS_PER_STEP)]
     return np.concatenate(parts).astype(np.float32)
 
 
 def mfccs(clips: list[np.ndarray]) -> np.ndarray:
-    """`python_speech_features.mfcc` of many clips in one go, transposed: (clips, 13, W) float64.
+    """`python_speech_features.mfcc` of many clips at once, transposed: (clips, 13, W) float64.
 
-    The clips (n,) may differ in length by less than one step of 160 samples, so that all have W frames.
+    The lengths of the clips (n,) may differ by less than one step of 160 samples, so that all have W frames.
     """
     lengths = np.array([len(clip) for clip in clips])
     frames = 1 + max(0, int(np.ceil((lengths.max() - _FRAME) / _STEP)))

@@ -1,4 +1,4 @@
-"""Image transforms of the short-term encoder: one for evaluation, one, drawn at random, for training."""
+"""Image transforms of the short-term encoder: face crops -> network input, for evaluation and for training."""
 
 from functools import lru_cache
 
@@ -10,65 +10,65 @@ from torch.nn.functional import interpolate
 from core.config import CROP_MEAN, CROP_SIZE, CROP_STD
 
 JITTER = 0.4  # brightness, contrast and saturation are scaled by 1 - JITTER .. 1 + JITTER
-MIN_CROP = 0.5  # smallest share of the width and height that the random crop is drawn with
-_GREY = np.array([19595, 38470, 7471], np.float32) / 65536  # shares of red, green and blue
+MIN_CROP = 0.5  # minimum side of the random crop, as a fraction of the image
+_GREY = np.array([19595, 38470, 7471], np.float32) / 65536  # weights of red, green and blue
 
 
-def resize(image: Image.Image) -> Image.Image:
-    """To 144 x 144 with Pillow's bicubic filter, which the released weights were trained with."""
-    return image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)
-
-
-def to_array(images: list[Image.Image]) -> np.ndarray:
-    """n RGB images of 144 x 144 as (n, 3, 144, 144) uint8."""
-    return np.ascontiguousarray(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2))
-
-
-def normalise(crops: torch.Tensor) -> torch.Tensor:
-    """(..., 3, 144, 144) uint8 to float32 with the mean and deviation of AVA's faces, on the tensor's device."""
+def to_input(crops: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Normalise crops (..., 3, 144, 144) uint8 with the mean and standard deviation of AVA's faces, on their device."""
     mean, std = _statistics(crops.device)
-    return crops.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+    return crops.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std).to(dtype)
 
 
 @lru_cache
 def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation, (3, 1, 1) each; kept, because sending them to a GPU waits for it."""
+    """Mean and standard deviation, (3, 1, 1) each. Cached: copying them to a GPU synchronises with it."""
     return tuple(torch.tensor(values, device=device)[:, None, None] for values in (CROP_MEAN, CROP_STD))
 
 
 def evaluation_clip(images: list[Image.Image]) -> np.ndarray:
-    """T crops of any size as (T, 3, 144, 144) uint8."""
+    """T crops of any size -> (T, 3, 144, 144) uint8."""
     return to_array([resize(image) for image in images])
 
 
+def resize(image: Image.Image) -> Image.Image:
+    """Resize to 144 x 144 with Pillow's bicubic filter, as the released weights expect."""
+    return image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)
+
+
+def to_array(images: list[Image.Image]) -> np.ndarray:
+    """n RGB images of 144 x 144 -> (n, 3, 144, 144) uint8."""
+    return np.ascontiguousarray(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2))
+
+
 def training_clip(images: list[Image.Image], rng: np.random.Generator) -> np.ndarray:
-    """T crops of any size as (T, 3, 144, 144) uint8: flip and crop drawn per clip, colour jitter per crop."""
+    """T crops of any size -> (T, 3, 144, 144) uint8. Flip and crop are drawn per clip, colour jitter per crop."""
     flip = rng.random() < 0.5
     left, upper, right, lower = random_box(rng)
     clip = np.empty((len(images), 3, CROP_SIZE, CROP_SIZE), np.uint8)
-    for place, image in zip(clip, images, strict=True):
+    for target, image in zip(clip, images, strict=True):
         image = fast_resize(np.array(image).transpose(2, 0, 1))
         image = image[:, :, ::-1] if flip else image
-        place[:] = jitter(fast_resize(image[:, upper:lower, left:right].copy()), rng)
+        target[:] = jitter(fast_resize(image[:, upper:lower, left:right].copy()), rng)
     return clip
 
 
 def fast_resize(image: np.ndarray) -> np.ndarray:
-    """(3, h, w) uint8 to (3, 144, 144): the filter of `resize` as torch has it, in a third of the time.
+    """Resize (3, h, w) uint8 to (3, 144, 144) with torch's bicubic filter, three times as fast as `resize`.
 
-    Its weights are rounded to 16 bits, and it always takes the rows first, which Pillow 13 does not for tall images:
-    here and there a value is off Pillow's. For training only.
+    torch rounds the filter weights to 16 bits and always resizes rows first, which Pillow 13 does not for tall images,
+    so a few values are one grey level off Pillow's. For training only.
     """
     batch = torch.from_numpy(image)[None]
     return interpolate(batch, (CROP_SIZE, CROP_SIZE), mode="bicubic", antialias=True)[0].numpy()
 
 
 def random_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, upper, right and lower edge of the training crop, in pixels of the 144 x 144 image.
+    """Draw the left, upper, right and lower edge of the training crop, in pixels of the 144 x 144 image.
 
-    Kept from the released code, because the published weights were trained with it: it draws a crop of w x h at
-    (j, i), then cuts from (j, i) to (w, h), which is smaller and never at the right or lower edge. An empty box is
-    drawn again.
+    As in the released code, which the published weights were trained with: it draws a crop of w x h pixels at (j, i)
+    but cuts from (j, i) to (w, h), so the crop is smaller and never reaches the right or the lower edge. Unlike there,
+    an empty box is drawn again.
     """
     while True:
         size = int(CROP_SIZE * rng.uniform(MIN_CROP, 1))
@@ -78,11 +78,12 @@ def random_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation of an image (3, h, w) uint8 scaled at random, in random order.
+    """Scale brightness, contrast and saturation of an image (3, h, w) uint8 by random factors, in random order.
 
-    Equal to torchvision's `adjust_*` of a Pillow image: it is mixed with black, with its mean grey, with its grey self.
+    Equal to torchvision's `adjust_*` functions on Pillow images: the image is blended with black, with its mean grey
+    value, or with its greyscale version.
     """
-    values = image.astype(np.float32)  # whole numbers throughout
+    values = image.astype(np.float32)  # integers at every step
     factors = rng.uniform(1 - JITTER, 1 + JITTER, size=3).astype(np.float32)
     for index in rng.permutation(3):
         base = np.float32(0) if index == 0 else grey(values)
@@ -96,6 +97,6 @@ def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """(h, w) of an image (3, h, w), both whole numbers as float32, weighted and rounded as Pillow's mode L."""
+    """Greyscale (h, w) of an image (3, h, w), both integers as float32, rounded like Pillow's mode L."""
     red, green, blue = image
     return np.floor(red * _GREY[0] + green * _GREY[1] + blue * _GREY[2] + np.float32(0.5))

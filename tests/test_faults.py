@@ -82,7 +82,7 @@ WRITES_CSV = {
 
 MOMENTS_OF_TRAINING = [
     ("torch.optim.Adam.step", 2),  # in a step
-    ("core.training._run_epoch", 2),  # in validation
+    ("core.training.evaluate", 1),  # in validation
     ("torch.save", 2),  # the weights are there, the checkpoint is not
     ("os.replace", 4),  # the checkpoint is there, the log is not
 ]

@@ -20,7 +20,7 @@ from core.models import ASC_Net, TwoStreamResNet, active_speakers_context, short
 from core.runtime.device import load_weights, parameter_count
 from core.runtime.errors import InputError
 from core.training import asc_losses, ste_losses, train_one_epoch
-from core.transforms import normalise
+from core.transforms import to_input
 
 NETWORKS = ("ste", "asc")
 HINT = "made for another clip_length"
@@ -238,10 +238,10 @@ def one_step(model, batch, losses_of, learning_rate: float) -> dict[str, float]:
 
 def test_training_step_of_the_encoder(golden, clips):
     audio, video = clips
-    # The losses take the crops as they are before normalisation, so undo it.
+    # Training normalises its batches, so undo the normalisation of the golden input first.
     levels = torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 255)
-    low, high = (normalise(level) for level in levels)
-    raw = ((video.unflatten(1, (11, 3)) - low) / (high - low) * 255).flatten(1, 2)
+    low, high = (to_input(level) for level in levels)
+    raw = (video.unflatten(1, (11, 3)) - low) / (high - low) * 255
     batch = {
         "audio": audio,
         "video": raw,

@@ -47,7 +47,7 @@ from core.models import ASC_Net, TwoStreamResNet
 from core.runtime.checkpoint import TrainingRun
 from core.runtime.errors import RunError
 from core.training import asc_losses, evaluate, fit, ste_losses, train_one_epoch
-from core.transforms import normalise
+from core.transforms import to_input
 
 CPU = torch.device("cpu")
 TRAIN = [
@@ -309,7 +309,7 @@ class TestLossThatIsNotFinite:
 
         class Clips(torch.utils.data.Dataset):
             def __getitem__(self, key):
-                clip = torch.zeros(3, 144, 144, dtype=torch.uint8)
+                clip = torch.zeros(1, 3, 144, 144, dtype=torch.uint8)
                 return {"video": clip, "audio": torch.zeros(1, 13, 3), "label": key[1], "audio_label": 0}
 
         model = Heads()
@@ -451,7 +451,7 @@ class TestMissingInputs:
         path = write_wav(tmp_path / "wavs" / "train" / "t:1.wav", np.zeros(length))
         arguments = ste_arguments(tmp_path, tmp_path / "out", "--epochs", 1, "--workers", 0)
         arguments[1] = 31  # crops in a clip, so that every one of them lacks more than half a second
-        assert_refused(run_here(*arguments), path, "ends before its track does")
+        assert_refused(run_here(*arguments), path, "shorter than its track")
 
     def test_are_left_out_on_demand(self, holes):
         arguments = ste_arguments(holes, holes / "out", "--epochs", 1, "--workers", 0, "--skip-missing")
@@ -632,7 +632,7 @@ class TestTrainingSamples:
         dataset = STEDataset(reader, seed=0, augment=False)
         for index in range(len(dataset)):
             sample = dataset[4, index]
-            video = normalise(sample["video"].unflatten(0, (5, 3))).flatten(0, 1).numpy()
+            video = to_input(sample["video"]).flatten(0, 1).numpy()
             matches = []
             for face in faces_of(TRAIN):
                 naive = naive_clip(encoder_inputs, "train", face, TRAIN, 5)

@@ -7,9 +7,9 @@ from conftest import GOLDEN
 from PIL import Image
 from scipy.stats import chi2, kstest
 
-from core import transforms as custom_transforms
+from core import transforms
 from core.formats.clips import read_crop
-from core.transforms import evaluation_clip, normalise, random_box, resize, to_array, training_clip
+from core.transforms import evaluation_clip, random_box, resize, to_array, to_input, training_clip
 
 SIZE = 144
 ONE_IN_A_MILLION = 1e-6
@@ -30,7 +30,7 @@ def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
 @pytest.fixture
 def no_jitter(monkeypatch):
     """Colour jitter of strength 0: what is left is flip and crop."""
-    monkeypatch.setattr(custom_transforms, "JITTER", 0.0)
+    monkeypatch.setattr(transforms, "JITTER", 0.0)
 
 
 # Evaluation
@@ -42,7 +42,7 @@ def test_golden_face():
     clip = evaluation_clip([read_crop(GOLDEN / "face.jpg")])
     assert clip.dtype == np.uint8
     assert clip.shape == (1, 3, SIZE, SIZE)
-    found = normalise(torch.from_numpy(clip))
+    found = to_input(torch.from_numpy(clip))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=0, atol=1e-5)
 
@@ -50,7 +50,7 @@ def test_golden_face():
 def test_normalisation_by_hand():
     crops = torch.zeros(2, 5, 3, SIZE, SIZE, dtype=torch.uint8)
     crops[1, 4, 0], crops[1, 4, 1], crops[1, 4, 2] = 255, 51, 102
-    found = normalise(crops)
+    found = to_input(crops)
     assert found.shape == crops.shape
     assert found[0, 0, :, 7, 7].tolist() == pytest.approx([-0.2324 / 0.1987, -0.2721 / 0.2172, -0.3448 / 0.2403])
     assert found[1, 4, :, 143, 0].tolist() == pytest.approx(
