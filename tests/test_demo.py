@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-from core.detection.tracks import overlap
+from core.detection.tracks import box_iou
 from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore
 
@@ -126,7 +126,7 @@ def followed(root: Path, found: Path, video: str) -> dict[str, str]:
         votes = np.zeros(len(table.entity_ids))
         for row in rows:
             here = np.flatnonzero(table.timestamp == tracks.timestamp[row])
-            np.add.at(votes, table.entity[here], overlap(tracks.box[row][None], table.box[here])[0])
+            np.add.at(votes, table.entity[here], box_iou(tracks.box[row][None], table.box[here])[0])
         if votes.max() > 0.4 * len(rows):
             result[name] = table.entity_ids[votes.argmax()]
     return result

@@ -1,4 +1,4 @@
-"""From one film without annotations to who speaks when: the numbered stages' own functions, step by step."""
+"""Active speaker detection in one video without annotations: detection and tracking, then the paper's stages."""
 
 import json
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from PIL import Image
 from torch import nn
 
 from core.config import SAMPLE_RATE, tracking_params
+from core.contexts import row_interval
 from core.datasets import ASCDataset, ClipReader
 from core.detection.overlay import marked_frames
-from core.detection.segments import SCHEMA_VERSION, describe_tracks, row_interval, write_rttm, write_tracks
+from core.detection.segments import SCHEMA_VERSION, describe_tracks, write_rttm, write_tracks
 from core.detection.shots import MAX_ROWS_PER_SECOND, MIN_ROWS_PER_SECOND, Shots, detect_shots
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
 from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
@@ -34,201 +35,232 @@ from core.runtime.jobs import FAILURES, Outcome, write_list
 from core.runtime.progress import progress
 from core.runtime.steps import StepCache
 
-SPLIT = "val"  # what the film's rows are filed under, so that the numbered stages find them too
+SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"
-MAX_PRINTED_TRACKS = 10  # tracks, on the screen
-# Plays everywhere: the index comes first, and the colours are said to be what OpenCV makes of them (BT.601).
-FAST_START = ("-movflags", "+faststart", "-bsf:v")
+MAX_PRINTED_TRACKS = 10
+FAST_START = ("-movflags", "+faststart")  # index first, so that playback starts before the file is complete
+# Tags that tell players to convert colours as OpenCV does (BT.601).
 BT601_TAGS = "h264_metadata=matrix_coefficients=6:colour_primaries=6:transfer_characteristics=6:video_full_range_flag=0"
+_SAVED_NAMES = {  # tracking parameters -> their names in the step keys of earlier versions
+    "detector_max_side": "detector_side",
+    "min_detection_score": "weakest_face",
+    "min_track_score": "clear_face",
+    "min_iou": "least_overlap",
+    "max_gap": "longest_gap",
+    "min_track_seconds": "shortest_track",
+}
 
 
 class SpeakerDetection:
-    """A film, and the directory of what is found in it.
+    """One video and the output directory of its results. Call the steps in the order of their definition.
 
-    `<output_dir>/work` is laid out as ASC_DATA_ROOT is, and keeps what each step made: see `core.runtime.steps.StepCache`.
-    The steps are called in the order they stand in. Raises InputError where the film cannot be opened or has no sound,
-    and where the directory holds what must not be written over.
+    `<output_dir>/work` has the layout of ASC_DATA_ROOT and keeps the output of each step, see
+    `core.runtime.steps.StepCache`. Raises InputError if the video cannot be opened or has no audio, and if files of
+    the output directory must not be overwritten.
     """
 
-    def __init__(self, film: Path, output_dir: Path, settings: dict):
-        self.film, self.output_dir, self.work = film, output_dir, output_dir / "work"
-        self.video_id = film.stem
-        check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(film))
+    def __init__(self, video: Path, output_dir: Path, settings: dict):
+        self.video, self.output_dir, self.work = video, output_dir, output_dir / "work"
+        self.video_id = video.stem
+        check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(video))
         try:
-            with VideoReader(film) as opened:
-                self.size, self._pixel_aspect = opened.size, opened.pixel_aspect
-            sound = has_audio(film)
+            with VideoReader(video) as reader:
+                self.size, self._pixel_aspect = reader.size, reader.pixel_aspect
+            audio = has_audio(video)
         except ValueError as error:
-            raise InputError(f"{film}: {error}") from None
-        if not sound:
-            raise InputError(f"{film}: it has no sound, and who speaks is a question of what is heard")
+            raise InputError(f"{video}: {error}") from None
+        if not audio:
+            raise InputError(f"{video}: no audio stream; active speaker detection needs audio")
         names = ("tracks.csv", "speakers.json", "speakers.rttm", "timeline.png", f"{self.video_id}_speakers.mp4")
         self.tracks_csv, self.speakers_json, self.rttm, self.timeline, self.marked_video = (
             output_dir / name for name in names
         )
         self.failures = output_dir / FAILURES
-        self._digest_of_tracks = output_dir / ".tracks.sha256"
+        self._tracks_sha256 = output_dir / ".tracks.sha256"
         self._steps = StepCache(output_dir, [*names, "work"], settings["overwrite"])
         self._require_own_results()
         write_json(output_dir / SETTINGS_FILE, settings)
         self._shots_json = self.work / "shots.json"
         self.csv = self.work / "csv" / SPLIT / f"{self.video_id}{OFFICIAL_SUFFIX}"
         self.wav = wav_path(self.work / "audio_tracks", self.video_id)
-        places = ("instance_wavs_time", "instance_crops_time", "ste_features")
-        self.slices, self.crops, self.features = (self.work / name / SPLIT for name in places)
+        directories = ("instance_wavs_time", "instance_crops_time", "ste_features")
+        self.track_wavs, self.crops, self.features = (self.work / name / SPLIT for name in directories)
         self.predictions = self.work / "asc_predictions"
 
     def _require_own_results(self) -> None:
-        """Raise InputError where the results of another film, or tracks that somebody has corrected, would be lost."""
-        before = read_setting(self.output_dir, SETTINGS_FILE, "video")
-        if before is not None and Path(str(before)).stem != self.video_id:
-            raise InputError(f"{self.output_dir}: holds what was found in {before}; choose another --output-dir")
-        made = self._digest_of_tracks.read_text() if self._digest_of_tracks.exists() else ""
-        if self.tracks_csv.exists() and sha256(self.tracks_csv) != made:
+        """Raise InputError if the directory holds results of another video, or a tracks.csv that was edited."""
+        previous = read_setting(self.output_dir, SETTINGS_FILE, "video")
+        if previous is not None and Path(str(previous)).stem != self.video_id:
+            raise InputError(f"{self.output_dir}: holds results of {previous}; choose another --output-dir")
+        written = self._tracks_sha256.read_text() if self._tracks_sha256.exists() else ""
+        if self.tracks_csv.exists() and sha256(self.tracks_csv) != written:
             raise InputError(
-                f"{self.tracks_csv}: changed since it was written; move it elsewhere, so that it is not written over "
+                f"{self.tracks_csv}: edited since it was written; move it elsewhere so that it is not overwritten "
                 "(--tracks can read it there)"
             )
 
-    def _do(self, name: str, depends: object, makes: list[Path], work: Callable[[], None]) -> None:
-        """A step that reads the film, whose faults are the user's."""
+    def _run_step(self, name: str, depends: object, makes: list[Path], work: Callable[[], None]) -> None:
+        """Run a step that decodes the video. Raises InputError if the video is broken."""
         try:
             self._steps.do(name, depends, makes, work)
         except ValueError as error:
-            raise InputError(f"{self.film}: {error}") from None
+            raise InputError(f"{self.video}: {error}") from None
 
     # Rows
 
     def detect_shots(self) -> None:
-        """Where the film is cut, and how long it is."""
-        found = self.film.stat()
-        depends = [self.film.name, found.st_size, found.st_mtime_ns, tracking_params["cut_score"]]
-        self._do(
-            "shots",
-            depends,
-            [self._shots_json],
-            lambda: write_json(self._shots_json, detect_shots(self.film).to_dict()),
-        )
+        """Find cuts and length of the video."""
+        stat = self.video.stat()
+        depends = [self.video.name, stat.st_size, stat.st_mtime_ns, tracking_params["cut_score"]]
+
+        def work() -> None:
+            write_json(self._shots_json, detect_shots(self.video).to_dict())
+
+        self._run_step("shots", depends, [self._shots_json], work)
 
     @cached_property
     def shots(self) -> Shots:
-        return Shots(**json.loads(self._shots_json.read_text()))
+        return Shots.from_dict(json.loads(self._shots_json.read_text()))
 
     def detect_faces(self, detector: FaceDetector) -> None:
-        """Tracks of faces, by detection."""
+        """Detect faces and link them into tracks."""
 
         def work() -> None:
-            with VideoReader(self.film) as film:
-                table = face_table(self.video_id, detect_tracks(film, self.shots, detector))
+            with VideoReader(self.video) as reader:
+                table = face_table(self.video_id, detect_tracks(reader, self.shots, detector))
             write_csv(self.csv, table.official_columns(), header=False)
 
-        self._do("tracks", [detector.sha256, tracking_params], [self.csv], work)
+        params = {_SAVED_NAMES.get(name, name): value for name, value in tracking_params.items()}
+        self._run_step("tracks", [detector.sha256, params], [self.csv], work)
 
     def load_tracks(self, source: str) -> None:
-        """Tracks of faces out of annotations. Raises InputError where these have none of this film."""
+        """Read the tracks from annotations instead. Raises InputError if they have no rows of this video."""
         table = read_annotations(source)
         if self.video_id not in table.video_ids:
-            named = ", ".join(table.video_ids[:3])
-            raise InputError(f"{source}: rows of {named}, but none of {self.video_id}, as the film is called")
+            others = ", ".join(table.video_ids[:3])
+            raise InputError(f"{source}: no rows of {self.video_id}, the name of the video file, but of {others}")
         table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
         frame = table.official_columns()
-        self._do("tracks", ["given", table.digest()], [self.csv], lambda: write_csv(self.csv, frame, header=False))
-        steps = [row_interval(times) for _, times in frame.groupby("entity_id")["frame_timestamp"] if len(times) > 1]
-        rate = 1 / float(np.median(steps)) if steps else MIN_ROWS_PER_SECOND
+        self._run_step(
+            "tracks", ["given", table.digest()], [self.csv], lambda: write_csv(self.csv, frame, header=False)
+        )
+        tracks = frame.groupby("entity_id")["frame_timestamp"]
+        intervals = [row_interval(times) for _, times in tracks if len(times) > 1]
+        rate = 1 / float(np.median(intervals)) if intervals else MIN_ROWS_PER_SECOND
         if not MIN_ROWS_PER_SECOND * 0.99 <= rate <= MAX_ROWS_PER_SECOND * 1.01:
-            usual = f"the networks were trained on {MIN_ROWS_PER_SECOND:.0f} to {MAX_ROWS_PER_SECOND:.0f}"
-            print(f"note: {source} has {rate:.0f} rows a second; {usual}")
+            trained = f"the networks were trained on {MIN_ROWS_PER_SECOND:.0f} to {MAX_ROWS_PER_SECOND:.0f}"
+            print(f"note: {source} has {rate:.0f} rows per second; {trained}")
 
     @cached_property
     def rows(self) -> FaceTable:
-        """All rows of the film, which may be none."""
+        """All rows of the video, possibly none."""
         return read_annotations(self.csv) if self.csv.stat().st_size else face_table(self.video_id, [])
 
     # Scores
 
     def extract_audio(self) -> None:
-        """The sound of the whole film, from its first frame to its last."""
+        """Extract the audio of the whole video, from the first frame to the last."""
 
         def work() -> None:
             outcome, samples = Outcome(), round(self.shots.seconds * SAMPLE_RATE)
-            with progress(total=samples, desc="sound", unit=" samples", unit_scale=True) as bar:
-                extract_audio(self.film, self.wav, True, outcome, bar.update, self.shots.seconds)
+            with progress(total=samples, desc="audio", unit=" samples", unit_scale=True) as bar:
+                extract_audio(self.video, self.wav, True, outcome, bar.update, self.shots.seconds)
             for note in outcome.notes:
                 print(one_line(f"note: {note}"))
 
-        self._do("sound", None, [self.wav], work)
+        self._run_step("sound", None, [self.wav], work)
 
     def extract_clips(self) -> None:
-        """The sound and the crops of every track; what cannot be cut is listed."""
+        """Extract audio and crops of every track, and list the rows that fail in `failures.txt`."""
 
         def work() -> None:
             table, rows, outcome = self.rows, np.arange(len(self.rows)), Outcome()
-            with progress(total=len(table.entity_ids), desc="slices", unit="track") as bar:
-                slice_track_audio(table, 0, self.wav, self.slices, list_files(self.slices), outcome, bar.update)
+            existing = list_files(self.track_wavs)
+            with progress(total=len(table.entity_ids), desc="track audio", unit="track") as bar:
+                slice_track_audio(table, 0, self.wav, self.track_wavs, existing, outcome, bar.update)
             todo = rows_without_crop(table, rows, self.crops)
             bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
-            with bar, VideoReader(self.film) as film:
-                extract_crops(table, todo, film, self.crops, outcome, bar.update)
+            with bar, VideoReader(self.video) as reader:
+                extract_crops(table, todo, reader, self.crops, outcome, bar.update)
             write_list(outcome.failures, self.failures)
 
-        self._do("crops", None, [self.slices, self.crops], work)
+        self._run_step("crops", None, [self.track_wavs, self.crops], work)
 
     @cached_property
     def usable_rows(self) -> FaceTable:
-        """The rows that could be cut."""
+        """Rows whose audio and crop were extracted."""
         if not len(self.rows):
             return self.rows
         try:
-            return drop_missing(self.rows, self.slices, self.crops, skip_missing=True)
+            return drop_missing(self.rows, self.track_wavs, self.crops, skip_missing=True)
         except InputError:
-            raise InputError(f"{self.film}: none of the rows can be cut out of it; {self.failures} says why") from None
+            raise InputError(f"{self.video}: no row could be extracted; {self.failures} lists the reasons") from None
 
-    def encode(self, encoder: nn.Module, digest: str, clip_length: int, device: torch.device, **options) -> None:
-        """Features by the short-term encoder, whose weights have this digest; options of `encode_videos`."""
+    def encode(
+        self,
+        encoder: nn.Module,
+        weights_sha256: str,
+        clip_length: int,
+        device: torch.device,
+        *,
+        batch_size: int,
+        workers: int,
+        precision: str,
+    ) -> None:
+        """Compute the features of the short-term encoder: see `encode_videos`."""
 
         def work() -> None:
-            reader = ClipReader(self.usable_rows, self.slices, self.crops, clip_length)
+            reader = ClipReader(self.usable_rows, self.track_wavs, self.crops, clip_length)
+            options = {"batch_size": batch_size, "workers": workers, "precision": precision}
             encode_videos(encoder, reader, self.features, device, **options)
 
-        self._steps.do("encoder", [digest, clip_length, options["precision"]], [self.features], work)
+        self._steps.do("encoder", [weights_sha256, clip_length, precision], [self.features], work)
 
     def predict(
-        self, network: nn.Module, digest: str, shape: tuple[int, int, int], seed: int, device: torch.device, **options
+        self,
+        network: nn.Module,
+        weights_sha256: str,
+        shape: tuple[int, int, int],
+        seed: int,
+        device: torch.device,
+        *,
+        batch_size: int,
     ) -> None:
-        """Logits by the context network; shape is clips, stride and speakers, options are those of `predict_videos`."""
+        """Compute the logits of the context network; `shape` is context_length, context_stride, num_speakers."""
 
         def work() -> None:
             dataset = ASCDataset(FeatureStore(self.features), *shape, seed)
-            predict_videos(network, dataset, [0], self.predictions, device, **options)
+            predict_videos(network, dataset, [0], self.predictions, device, batch_size=batch_size)
 
-        self._steps.do("context", [digest, *shape, seed], [self.predictions], work)
+        self._steps.do("context", [weights_sha256, *shape, seed], [self.predictions], work)
 
     def scores(self, smoothing: int) -> np.ndarray:
-        """(N,) of the rows that were cut: logits through a median filter along tracks, then softmax."""
+        """Score (N,) of each usable row: logits, median-filtered along tracks if `smoothing`, then softmax."""
         table = self.usable_rows
         if not len(table):
             return np.empty(0)
         try:
-            logits = join(read_logits(self.predictions), table, str(self.predictions))
+            predictions = join(read_logits(self.predictions), table, str(self.predictions))
         except InputError as error:
-            raise InputError(f"{error}: {self.work} has changed since; pass --overwrite") from None
-        logits = logits[["logit_0", "logit_1"]].to_numpy()
+            raise InputError(f"{error}: {self.work} was changed; pass --overwrite") from None
+        logits = predictions[["logit_0", "logit_1"]].to_numpy()
         return speaking_score(smooth_tracks(logits, table, smoothing) if smoothing else logits)
 
-    # What is written for people
+    # Results
 
     def write_results(self, scores: np.ndarray, threshold: float, settings: dict) -> None:
-        """tracks.csv, speakers.json, speakers.rttm and timeline.png; settings are what all that depends on."""
+        """Write tracks.csv, speakers.json, speakers.rttm and timeline.png. They depend on `settings`."""
 
         def work() -> None:
             tracks = describe_tracks(self.usable_rows, scores, threshold, self.size)
-            coming = self.work / self.tracks_csv.name
-            write_tracks(coming, self.usable_rows, scores, threshold)
-            write_bytes(self._digest_of_tracks, sha256(coming).encode())  # known before it is there, whatever happens
-            coming.replace(self.tracks_csv)
+            new = self.work / self.tracks_csv.name
+            write_tracks(new, self.usable_rows, scores, threshold)
+            # The hash is saved first, so that a run killed in between does not take the file for an edited one.
+            write_bytes(self._tracks_sha256, sha256(new).encode())
+            new.replace(self.tracks_csv)
             video = {
                 "id": self.video_id,
-                "file": self.film.name,
+                "file": self.video.name,
                 "seconds": round(self.shots.seconds, 3),
                 "frame_rate": round(self.shots.fps, 3),
                 "width": self.size[0],
@@ -239,11 +271,9 @@ class SpeakerDetection:
             content = {"schema_version": SCHEMA_VERSION, "video": video, "settings": settings, "tracks": tracks}
             write_json(self.speakers_json, content)
             write_rttm(self.rttm, self.video_id, tracks)
-            from core.detection.timeline import (
-                plot_timeline,  # matplotlib takes a second, and a second run may not need it
-            )
+            from core.detection.timeline import plot_timeline  # imports matplotlib, which a rerun may not need
 
-            for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # of more tracks than there are now
+            for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # from a run with more tracks
                 page.unlink()
             plot_timeline(self.timeline, self.usable_rows, scores, threshold, self.shots.seconds, self.thumbnail)
 
@@ -251,50 +281,51 @@ class SpeakerDetection:
         self._steps.do("results", settings, makes, work, invalidates_later=False)
 
     def write_marked_video(self, scores: np.ndarray, smoothing: int) -> None:
-        """The film with boxes and scores, at the rate of the rows. Raises RunError where it cannot be encoded."""
+        """Write the video with boxes and scores, at the row rate. Raises RunError if it cannot be encoded."""
 
         def work() -> None:
             times = self.shots.times
-            source, shift = aligned_audio_args(self.film)
-            wide, high = self._pixel_aspect
-            options = (*shift, *FAST_START, f"{BT601_TAGS}:sample_aspect_ratio={wide}/{high}")
-            with VideoReader(self.film) as film:
-                images = progress(film.frames(times, float("inf")), total=len(times), desc="film", unit="frame")
+            source, shift = aligned_audio_args(self.video)
+            width, height = self._pixel_aspect
+            tags = ("-bsf:v", f"{BT601_TAGS}:sample_aspect_ratio={width}/{height}")
+            with VideoReader(self.video) as reader:
+                frames = reader.frames(times, float("inf"))
+                images = progress(frames, total=len(times), desc="marked video", unit="frame")
                 marked = marked_frames(images, self.size, times, self.usable_rows, scores)
-                encode_video(self.marked_video, marked, self.size, self.shots.rate, source, *options)
-                read = images.n / self.shots.rate
-            if read < self.shots.seconds - 1:
-                print(f"note: only {read:.1f} of {self.shots.seconds:.1f} s of the picture can be read")
+                encode_video(self.marked_video, marked, self.size, self.shots.rate, source, *shift, *FAST_START, *tags)
+                seconds = images.n / self.shots.rate
+            if seconds < self.shots.seconds - 1:
+                print(f"note: only {seconds:.1f} of {self.shots.seconds:.1f} s of the video can be decoded")
 
         try:
-            self._steps.do("film", smoothing, [self.marked_video], work, invalidates_later=False)
+            self._steps.do("marked video", smoothing, [self.marked_video], work, invalidates_later=False)
         except ValueError as error:
-            raise RunError(f"{self.marked_video}: cannot be made ({error}); all other results are there") from None
+            raise RunError(f"{self.marked_video}: encoding failed ({error}); all other results are complete") from None
 
     def thumbnail(self, track: int) -> Image.Image:
-        """The largest crop of a track."""
+        """Return the largest crop of a track."""
         rows = self.usable_rows.rows_of_track(track)
         sides = self.usable_rows.box[rows, 2:] - self.usable_rows.box[rows, :2]
         row = rows[sides.prod(axis=1).argmax()]
         return read_crop(crop_path(self.crops, self.usable_rows.entity_ids[track], self.usable_rows.timestamp[row]))
 
     def report(self) -> int:
-        """Say who speaks, and where it all lies. Returns the exit status: 1 where some rows could not be cut."""
+        """Print who speaks and the main output files. Returns the exit status: 1 if some rows are not usable."""
         tracks = json.loads(self.speakers_json.read_text())["tracks"]
         speaking = sorted((t for t in tracks if t["speaking"]), key=lambda t: -t["speaking_seconds"])
         if not tracks:
             self.failures.unlink(missing_ok=True)
-            print(f"no faces were found in {self.shots.seconds:.1f} s of film")
+            print(f"no faces found in {self.shots.seconds:.1f} s of video")
             return 0
-        print(f"{len(tracks)} tracks in {self.shots.seconds:.1f} s of film, {len(speaking)} of them speak")
+        print(f"{len(tracks)} tracks in {self.shots.seconds:.1f} s of video, {len(speaking)} with speech")
         for track in speaking[:MAX_PRINTED_TRACKS]:
             spoken = f"speaks {track['speaking_seconds']:.1f} s of {track['end'] - track['start']:.1f} s"
             print(f"  {track['id']}: {spoken}, first at {track['speaking'][0]['start']:.2f} s")
         if len(speaking) > MAX_PRINTED_TRACKS:
-            print(f"  and {len(speaking) - MAX_PRINTED_TRACKS} more: {self.speakers_json}")
-        print(f"look at {self.marked_video} and {self.timeline}")
+            print(f"  and {len(speaking) - MAX_PRINTED_TRACKS} more in {self.speakers_json}")
+        print(f"results: {self.marked_video}, {self.timeline}")
         if lost := len(self.rows) - len(self.usable_rows):
-            print(f"{lost} of {len(self.rows)} rows could not be cut: {self.failures} says why")
+            print(f"{lost} of {len(self.rows)} rows could not be extracted; {self.failures} lists the reasons")
             return 1
-        print(f"next: where {self.tracks_csv} is wrong, correct a copy of it and give it to --tracks, or to training")
+        print(f"next: to fix mistakes, edit a copy of {self.tracks_csv} and pass it to --tracks, or train on it")
         return 0

@@ -1,4 +1,4 @@
-"""Who speaks when: from a score per row to segments, and the files that tell them to people and programs."""
+"""Who speaks when: from a score per row to segments, and the output files for people and programs."""
 
 import re
 from dataclasses import dataclass
@@ -6,65 +6,55 @@ from pathlib import Path
 
 import numpy as np
 
+from core.contexts import row_interval, starts_after_gap
 from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
 from core.runtime.files import write_bytes, write_csv
 
-_ROW_SECONDS = 0.04
 SCHEMA_VERSION = 1  # of speakers.json: see docs/speakers.schema.json
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A face speaks from start to end, in seconds; the score is the mean of its rows."""
+    """Interval in which a face speaks: start and end in seconds, mean score of its rows."""
 
     start: float
     end: float
     score: float
 
 
-def row_interval(times: np.ndarray) -> float:
-    """Seconds from a row of a track to the next: the median of times (n,); AVA's for a single row."""
-    return float(np.median(np.diff(times))) if len(times) > 1 else _ROW_SECONDS
-
-
-def starts_after_gap(times: np.ndarray) -> np.ndarray:
-    """(n,) whether a row of a track, times (n,), is the first or follows a pause: more than twice the usual step."""
-    return np.append(True, np.diff(times) > 2 * row_interval(times))
-
-
 def short_name(table: FaceTable, track: int) -> str:
-    """A track's name without that of its film, which most begin with."""
+    """Entity id of a track without the video id that most begin with."""
     return table.entity_ids[track].removeprefix(table.video_ids[0]).lstrip("_:") or table.entity_ids[track]
 
 
 def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[Segment]:
-    """Stretches of a track, times and scores (n,), whose scores are at least the threshold.
+    """Return the segments of a track, timestamps and scores (n,), in which scores reach the threshold.
 
-    A row lasts until the next one, and no longer than the usual step; a pause of the track ends a segment.
+    A row lasts until the next one, but no longer than the row interval. A gap in the track ends a segment.
     """
-    apart = starts_after_gap(times)
-    until = np.minimum(times + row_interval(times), np.append(times[1:], np.inf))
-    speaks = scores >= threshold
-    begins = np.flatnonzero(speaks & (apart | np.append(True, ~speaks[:-1])))
-    ends = np.flatnonzero(speaks & (np.append(apart[1:], True) | np.append(~speaks[1:], True)))
+    after_gap = starts_after_gap(times)
+    row_ends = np.minimum(times + row_interval(times), np.append(times[1:], np.inf))
+    speaking = scores >= threshold
+    first = np.flatnonzero(speaking & (after_gap | np.append(True, ~speaking[:-1])))
+    last = np.flatnonzero(speaking & (np.append(after_gap[1:], True) | np.append(~speaking[1:], True)))
     return [
-        Segment(round(float(times[a]), 3), round(float(until[b]), 3), float(scores[a : b + 1].mean()))
-        for a, b in zip(begins, ends, strict=True)
+        Segment(round(float(times[a]), 3), round(float(row_ends[b]), 3), float(scores[a : b + 1].mean()))
+        for a, b in zip(first, last, strict=True)
     ]
 
 
 def describe_tracks(table: FaceTable, scores: np.ndarray, threshold: float, size: tuple[int, int]) -> list[dict]:
-    """What `speakers.json` says of each track: span, boxes in pixels of a frame of a size (W, H), segments."""
+    """Return the `tracks` of speakers.json: span, segments and, in pixels of a frame of a size (W, H), box size."""
     result = []
     for track, name in enumerate(table.entity_ids):
         rows = table.rows_of_track(track)
         if not len(rows):
             continue
-        times, values = table.timestamp[rows], scores[rows]
+        times, track_scores = table.timestamp[rows], scores[rows]
         width, height = np.median((table.box[rows, 2:] - table.box[rows, :2]) * size, axis=0).round(1).tolist()
-        spoken = [
-            {"start": part.start, "end": part.end, "mean_score": round(part.score, 6)}
-            for part in segments(times, values, threshold)
+        speaking = [
+            {"start": segment.start, "end": segment.end, "mean_score": round(segment.score, 6)}
+            for segment in segments(times, track_scores, threshold)
         ]
         result.append(
             {
@@ -74,37 +64,37 @@ def describe_tracks(table: FaceTable, scores: np.ndarray, threshold: float, size
                 "rows": len(rows),
                 "box_width": width,
                 "box_height": height,
-                "mean_score": round(float(values.mean()), 6),
-                "speaking_seconds": round(sum(part["end"] - part["start"] for part in spoken), 3),
-                "speaking": spoken,
+                "mean_score": round(float(track_scores.mean()), 6),
+                "speaking_seconds": round(sum(segment["end"] - segment["start"] for segment in speaking), 3),
+                "speaking": speaking,
             }
         )
     return result
 
 
 def write_rttm(path: Path, video_id: str, tracks: list[dict]) -> None:
-    """The segments of `describe_tracks` in NIST's Rich Transcription Time Marked format, in order of time.
+    """Write the segments of `describe_tracks` as NIST Rich Transcription Time Marked lines, sorted by time.
 
-    Fields are separated by spaces, so that those in names become underscores.
+    Spaces separate the fields, so they become underscores within names.
     """
     lines = sorted((part["start"], part["end"], track["id"]) for track in tracks for part in track["speaking"])
-    film = _word(video_id)
+    video = _without_spaces(video_id)
     text = "".join(
-        f"SPEAKER {film} 1 {start:.3f} {end - start:.3f} <NA> <NA> {_word(name)} <NA> <NA>\n"
+        f"SPEAKER {video} 1 {start:.3f} {end - start:.3f} <NA> <NA> {_without_spaces(name)} <NA> <NA>\n"
         for start, end, name in lines
     )
     write_bytes(path, text.encode())
 
 
-def _word(name: str) -> str:
+def _without_spaces(name: str) -> str:
     return re.sub(r"\s", "_", name)
 
 
 def write_tracks(path: Path, table: FaceTable, scores: np.ndarray, threshold: float) -> None:
-    """The official columns under a header, each row labelled by its score, which is the last column.
+    """Write the official columns with a header, labels set by the threshold, and the scores (N,) as the last column.
 
-    Such a file can be read wherever annotations are, once somebody has corrected it.
+    Every stage reads such a file as annotations, for example after manual correction.
     """
-    speaks = np.where(scores >= threshold, SPEAKING_AUDIBLE, NOT_SPEAKING)
-    frame = table.official_columns().assign(label=np.array(LABELS, object)[speaks], score=scores)
+    label = np.where(scores >= threshold, SPEAKING_AUDIBLE, NOT_SPEAKING)
+    frame = table.official_columns().assign(label=np.array(LABELS, object)[label], score=scores)
     write_csv(path, frame, header=True)
