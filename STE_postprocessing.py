@@ -3,9 +3,9 @@
     python STE_postprocessing.py
     python STE_postprocessing.py --plots ava/results/ste --json ava/results/ste.json
 
-Joins the logits to the ground truth by (video, timestamp, entity), writes one csv in the official form with a score
-per row and the ground truth in the same order beside it, and reports on them as scripts/evaluate.py does; the official
-mAP comes last.
+Joins the logits to the ground truth by (video, timestamp, entity). Writes a csv with the official columns and a score
+per row, and next to it the ground truth in the same row order. Then prints the report of scripts/evaluate.py, which
+ends with the official mAP.
 """
 
 from core.config import ASC_inputs, postprocessing_params
@@ -14,7 +14,7 @@ from core.runtime.cli import Parser, launch
 
 
 def get_args_parser() -> Parser:
-    directory, content = ASC_inputs["features_val_full"], "what STE_forward.py wrote"
+    directory, content = ASC_inputs["features_val_full"], "output directory of STE_forward.py for the split"
     return make_parser(__doc__, "--forward-dir", directory, content, postprocessing_params["ste_predictions_csv"])
 
 

@@ -1,4 +1,4 @@
-"""From logits to the official average precision."""
+"""Metrics of predictions: average precision, ROC AUC, ranking errors; and the scores that they need."""
 
 import numpy as np
 import pandas as pd
@@ -7,17 +7,17 @@ from core.contexts import window
 from core.formats.annotations import FaceTable
 from core.runtime.errors import InputError
 
-_VALUES_PER_STEP = 1 << 20  # of a median filter; bounds its memory
+_VALUES_PER_STEP = 1 << 20  # median-filter windows are built in parts of this size to bound memory
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision at every threshold, (thresholds,) each, highest score first.
+    """Return recall and precision, (thresholds,) each, at every threshold from the highest score down.
 
-    scores (N,), positive (N,) bool. Tied scores share one threshold, so that the order of the rows does not matter.
-    Raises InputError without positives.
+    scores (N,), positive (N,) bool. Tied scores share one threshold, so the result does not depend on row order.
+    Raises InputError if no row is positive.
     """
     if not positive.any():
-        raise InputError("no row is SPEAKING_AUDIBLE, so there is no average precision")
+        raise InputError("no row is labelled SPEAKING_AUDIBLE, so average precision is undefined")
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.append(np.diff(scores[order]) != 0, True)
     true = np.cumsum(positive[order])[last_of_tie]
@@ -25,8 +25,10 @@ def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarr
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The official AP of AVA-ActiveSpeaker (ActivityNet's tool), a fraction: precision made monotone from the right,
-    summed over the steps of recall. Arguments and errors as `precision_recall`.
+    """Official AP of AVA-ActiveSpeaker as a fraction, equal to that of ActivityNet's evaluation tool.
+
+    Precision is made monotone from the right and summed over the steps of recall. Arguments and errors are those of
+    `precision_recall`.
     """
     recall, precision = precision_recall(scores, positive)
     monotone = np.maximum.accumulate(precision[::-1])[::-1]
@@ -34,22 +36,25 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted half; NaN where one class is missing."""
+    """Area under the ROC curve; ties count half. NaN if all rows are of one class."""
     count = int(positive.sum())
     if count in (0, len(positive)):
         return float("nan")
-    ranks = pd.Series(scores).rank().to_numpy()[positive].sum()
-    return float((ranks - count * (count + 1) / 2) / (count * (len(positive) - count)))
+    rank_sum = pd.Series(scores).rank().to_numpy()[positive].sum()
+    return float((rank_sum - count * (count + 1) / 2) / (count * (len(positive) - count)))
 
 
 def speaking_score(logits: np.ndarray) -> np.ndarray:
-    """(N, 2) logits to (N,) probability of speaking, float64."""
+    """Probability of speaking (N,) float64: the softmax of logits (N, 2)."""
     margin = logits[:, 1].astype(np.float64) - logits[:, 0]
     return np.exp(-np.logaddexp(0, -margin))
 
 
 def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarray:
-    """Median filter of odd width over the rows of each track, never across tracks; values (N, ...) as the table."""
+    """Apply a median filter of odd width, in rows, along each track and never across tracks.
+
+    values (N, ...) in the row order of the table.
+    """
     length = np.diff(table.track_offsets)
     smooth = np.empty_like(values)
     step = max(1, _VALUES_PER_STEP // width)
@@ -63,18 +68,17 @@ def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarra
 
 
 def ranking_errors(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """(N,) share of the rows of the other label that each row is on the wrong side of, ties counted half.
+    """Fraction of the rows of the other class that each row is ranked on the wrong side of, (N,); ties count half.
 
-    scores (N,) of any scale, positive (N,) bool. The mean over the positives, and over the others, is 1 - AUC; 0 where
-    one class is missing.
+    scores (N,) on any scale, positive (N,) bool. The mean over either class is 1 - AUC. 0 if all rows are of one class.
     """
 
-    def share_below(others: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def fraction_below(others: np.ndarray, values: np.ndarray) -> np.ndarray:
         others = np.sort(others)
         return (np.searchsorted(others, values) + np.searchsorted(others, values, side="right")) / (2 * len(others))
 
     errors = np.zeros(len(scores))
     if positive.any() and not positive.all():
-        errors[positive] = 1 - share_below(scores[~positive], scores[positive])
-        errors[~positive] = share_below(scores[positive], scores[~positive])
+        errors[positive] = 1 - fraction_below(scores[~positive], scores[positive])
+        errors[~positive] = fraction_below(scores[positive], scores[~positive])
     return errors

@@ -1,10 +1,10 @@
-"""Evaluate final predictions: official mAP, AUC, breakdowns by faces and by their width, the worst videos, pictures.
+"""Evaluate final predictions: official mAP, AUC, breakdowns by number and width of faces, worst videos, plots.
 
     python scripts/evaluate.py --predictions ava/results/ste_predictions_val.csv ava/results/asc_predictions_val.csv \\
         --ground-truth ava/csv/val --ava-video-dir ava/videos/trainval --plots ava/results --json ava/results/val.json
 
-Several files of predictions of the same rows stand beside each other in one table and one picture. The pictures of
-single videos are of those that the last file is worst at.
+Several files of predictions for the same rows are compared in the same tables and plots. Scores over time are plotted
+for the worst videos of the last file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from core.formats.predictions import join, read_scores
 from core.reports import report
 from core.runtime.cli import Parser, launch, print_settings
 
-SETTINGS_FILE = "evaluate_cfg.json"  # in the directory of the pictures
+SETTINGS_FILE = "evaluate_cfg.json"  # in the directory of --plots
 
 
 def get_args_parser() -> Parser:
@@ -29,7 +29,7 @@ def get_args_parser() -> Parser:
         "--predictions",
         nargs="+",
         default=[defaults["asc_predictions_csv"]],
-        help="files of final predictions: the official eight columns and a score",
+        help="csv files of final predictions: the eight official columns and a score",
     )
     parser.add_argument("--ground-truth", default=defaults["ground_truth"], help="annotations of the same rows")
     report.add_report_arguments(parser)
@@ -38,8 +38,7 @@ def get_args_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     print_settings(vars(args))
-    predictions = {f"--predictions (number {number})": path for number, path in enumerate(args.predictions, 1)}
-    report.require_distinct_paths(args, predictions, {}, SETTINGS_FILE)
+    report.require_distinct_paths(args, args.predictions, {}, SETTINGS_FILE)
     table = read_annotations(args.ground_truth)
     scores = {
         name: join(read_scores(path), table, path)["score"].to_numpy()

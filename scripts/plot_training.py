@@ -1,9 +1,9 @@
-"""Draw what training runs have logged: losses, AUC and AP of every epoch, of one run or of several beside each other.
+"""Plot the logs of one or several training runs: losses, AUC and AP by epoch.
 
     python scripts/plot_training.py ava/models/ste_encoder
     python scripts/plot_training.py one/ste_encoder other/ste_encoder --output runs.png
 
-Vertical lines are where the learning rate changed, stars at the epoch of the best AP in validation.
+Vertical lines mark changes of the learning rate, stars the epoch with the best validation AP.
 """
 
 import argparse
@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 
 from core.formats.csv_table import first_fields, read_table, scan
-from core.reports.report import display_names, short_labels
+from core.reports.report import display_names
 from core.reports.training_plots import best_text, is_curve, plot_training
 from core.runtime.cli import Parser, launch, print_settings
 from core.runtime.errors import InputError, one_line
-from core.runtime.files import list_files, require_different, write_json
+from core.runtime.files import list_files, require_distinct, write_json
 
-PICTURE, SETTINGS_FILE = "training.png", "plot_training_cfg.json"
+PLOT_FILE, SETTINGS_FILE = "training.png", "plot_training_cfg.json"
 MAX_EPOCH = 10**9
 
 
@@ -32,14 +32,14 @@ def get_args_parser() -> Parser:
         "logs",
         nargs="+",
         metavar="LOG",
-        help="<name>_logs.csv as training writes it, or a run's directory; several are compared",
+        help="<name>_logs.csv of a training run, or the run's directory; several runs are compared",
     )
-    parser.add_argument("--output", help=f"picture to write, a .png (default: {PICTURE} beside the first log)")
+    parser.add_argument("--output", help=f".png file to write (default: {PLOT_FILE} next to the first log)")
     return parser
 
 
 def find_log(path: Path) -> Path:
-    """The log itself, or the one that lies in a run's directory. Raises InputError."""
+    """Return the path of a log, given itself or its run's directory. Raises InputError."""
     if not path.is_dir():
         return path
     found = sorted(name for name in list_files(path) if name.endswith("_logs.csv"))
@@ -49,16 +49,16 @@ def find_log(path: Path) -> Path:
 
 
 def read_log(path: Path) -> pd.DataFrame:
-    """Columns epoch, learning_rate, train_<metric> and val_<metric>, NaN where a metric was none.
+    """Read the columns epoch, learning_rate, train_<metric> and val_<metric>; empty metrics are NaN.
 
     Raises InputError with file and line.
     """
     names = first_fields(path)
     curves = [name for name in names if is_curve(name)]
     if "epoch" not in names or not curves:
-        scan(path)  # says more of files that are no tables
-        lacks = "train_<metric> or val_<metric>" if "epoch" in names else "epoch"
-        raise InputError(f"{path}, line 1: no column {lacks}; the header is {','.join(names)[:200]!r}")
+        scan(path)  # raises a more specific error for files that are not tables
+        missing = "train_<metric> or val_<metric>" if "epoch" in names else "epoch"
+        raise InputError(f"{path}, line 1: no column {missing}; the header is {','.join(names)[:200]!r}")
     log = read_table(path, {"epoch": "number", "learning_rate": "number", **dict.fromkeys(curves, "text")})
     for name in curves:
         log[name] = [_number(text, f"{path}, line {line}: {name}") for line, text in log[name].items()]
@@ -81,27 +81,26 @@ def _number(text: str, place: str) -> float:
 
 
 def run_names(paths: list[Path]) -> list[str]:
-    """What the runs are called: as their logs, without the ending if they differ without it."""
-    labels = list(short_labels(display_names(list(map(str, paths)))).values())
-    short = [label.removesuffix(".csv").removesuffix("_logs") for label in labels]
-    return next(names for names in (short, labels, list(map(str, paths))) if len(set(names)) == len(names))
+    """Display names of logs, without the ending `_logs` unless they differ only by it."""
+    names = display_names(list(map(str, paths)))
+    short = [name.removesuffix(".csv").removesuffix("_logs") for name in names]
+    return short if len(set(short)) == len(short) else names
 
 
 def main(args: argparse.Namespace) -> None:
     print_settings(vars(args))
     paths = [find_log(Path(log)) for log in args.logs]
-    output = Path(args.output) if args.output is not None else paths[0].with_name(PICTURE)
+    output = Path(args.output) if args.output is not None else paths[0].with_name(PLOT_FILE)
     if output.suffix != ".png":
         raise InputError(f"{output}: --output must end with .png")
-    settings = output.with_name(SETTINGS_FILE)
-    logs = {f"LOG (number {number})": path for number, path in enumerate(paths, 1)}
-    require_different({**logs, "--output": output, "the settings beside --output": settings})
+    settings_file = output.with_name(SETTINGS_FILE)
+    require_distinct(paths, {"--output": output, "the settings of --output": settings_file})
     runs = {name: read_log(path) for name, path in zip(run_names(paths), paths, strict=True)}
     for name, log in runs.items():
-        print(f"{name}: {len(log)} epochs, {best_text(log)}")
+        print(one_line(f"{name}: {len(log)} epochs, {best_text(log)}"))
     plot_training(output, runs)
-    write_json(settings, vars(args))
-    print(one_line(f"picture: {output}"))
+    write_json(settings_file, vars(args))
+    print(one_line(f"plot: {output}"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Pictures of results, for eyes at half their size, and what all pictures share. Colours are Okabe and Ito's."""
+"""Plots of results, legible at half size, and helpers that all plots share. Colours are those of Okabe and Ito."""
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -14,65 +16,69 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
+from PIL import Image
 
-from core.formats.annotations import NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE, FaceTable
+from core.contexts import row_interval, starts_after_gap
+from core.formats.annotations import FaceTable
 from core.metrics import precision_recall, ranking_errors
+from core.runtime.errors import one_line
 from core.runtime.files import replacing
 
-plt.rcParams["text.parse_math"] = False  # names may have dollar signs
+plt.rcParams["text.parse_math"] = False  # names may contain dollar signs
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of files and runs
-LINES = ("-", "--", ":")  # where there are more of them than colours
-LABEL_COLOURS = {NOT_SPEAKING: "#999999", SPEAKING_AUDIBLE: "#F0E442", SPEAKING_NOT_AUDIBLE: "#CC79A7"}
-LABEL_NAMES = {
-    NOT_SPEAKING: "not speaking",
-    SPEAKING_AUDIBLE: "speaking, audible",
-    SPEAKING_NOT_AUDIBLE: "speaking, not audible",
-}
-MAX_LANES = 12
-GAP_SECONDS = 0.5  # a track that pauses for longer is drawn in pieces
-_PAUSE_SECONDS = 2.0  # time without any face of a picture that is longer is left out
-_LEAST_SECONDS = 2.0  # that an axis of time shows
-_ROW_SECONDS = 0.04  # how long a row lasts that has no neighbour
-_CURVE_POINTS = 2000  # of a curve of precision and recall; more would not be seen
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", ":")  # line styles, the next one for each round of colours
+MAX_LANES = 12  # tracks in a plot of scores
+_MAX_IDLE_SECONDS = 2.0  # a longer stretch of time without any track is left out
+_MIN_AXIS_SECONDS = 2.0
+_MAX_CURVE_POINTS = 2000  # points of a precision-recall curve
+
+
+class Shade(NamedTuple):
+    """Background of the rows of a lane that share a state."""
+
+    text: str  # in the legend
+    colour: str
+    alpha: float
+
+
+LABEL_SHADES = (  # by label_id
+    Shade("not speaking", "#999999", 0.16),
+    Shade("speaking, audible", "#F0E442", 0.75),
+    Shade("speaking, not audible", "#CC79A7", 0.4),
+)
+_LABEL_LINES = ("#0072B2", "#E69F00", "#CC79A7")  # colours by label_id
 
 
 def save(figure: plt.Figure, path: Path) -> Path:
-    """Write a figure, whole or not at all, and let go of it. Returns the path."""
+    """Write a figure atomically and close it. Returns the path."""
     with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of names in scripts that the font lacks
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names may use scripts that the font lacks
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return path
 
 
 def short(name: str, length: int = 44) -> str:
-    """A name that fits, without its middle if need be."""
-    half = length // 2 - 2
+    """Return a name for a figure, on one line and with its middle cut out if it is longer than `length`."""
+    name, half = one_line(name), length // 2 - 2
     return name if len(name) <= length else f"{name[:half]}...{name[-half:]}"
 
 
 def _style(number: int) -> dict:
-    """Colour and kind of line of a file or a run."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def draw_legend(figure: plt.Figure, handles: Sequence, labels: Sequence[str]) -> None:
-    """Below the figure, in as many columns as its width has room for."""
-    labels = [f" {label}" if label.startswith("_") else label for label in labels]  # else it would be left out
-    columns = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, labels))))  # inches, and a letter's width
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=max(1, min(columns, len(labels))),
-        fontsize=9,
-        frameon=False,
-    )
+def draw_legend(figure: plt.Figure, handles: Sequence, texts: Sequence[str]) -> None:
+    """Draw the legend below the panels, in as many columns as fit."""
+    texts = [f" {text}" if text.startswith("_") else text for text in texts]  # matplotlib hides leading underscores
+    columns = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, texts))))  # 0.075 inches per letter
+    columns = max(1, min(columns, len(texts)))
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
 def label_outside(panels: np.ndarray, count: int, xlabel: str, ylabel: str) -> None:
-    """Name the axes of a grid (lines, columns) of which `count` panels are used, and hide the others."""
+    """Label the outer axes of a grid of panels and hide those after the first `count`."""
     for number, axes in enumerate(panels.flat):
         axes.set_visible(number < count)
         axes.tick_params(labelbottom=True)
@@ -81,62 +87,62 @@ def label_outside(panels: np.ndarray, count: int, xlabel: str, ylabel: str) -> N
         axes.set_ylabel(ylabel)
 
 
-def plot_precision_recall(path: Path, scores: dict[str, np.ndarray], table: FaceTable, legend: dict[str, str]) -> Path:
-    """One curve per prediction, name -> scores (N,); legend: name -> text. Returns the path."""
+# Predictions: `scores` holds one array (N,) per prediction, `legend` one text per prediction
+
+
+def plot_precision_recall(path: Path, scores: Sequence[np.ndarray], table: FaceTable, legend: Sequence[str]) -> Path:
+    """Plot a precision-recall curve per prediction. Returns the path."""
     positive = table.is_speaking
     figure, axes = plt.subplots(figsize=(6, 5 + 0.2 * len(scores)), layout="constrained")
     curves = []
-    for number, values in enumerate(scores.values()):
+    for number, values in enumerate(scores):
         recall, precision = precision_recall(values, positive)
-        even = np.searchsorted(recall, np.linspace(0, 1, _CURVE_POINTS)).clip(max=len(recall) - 1)
-        points = np.unique(np.concatenate([np.arange(min(_CURVE_POINTS, len(recall))), even]))
+        even = np.searchsorted(recall, np.linspace(0, 1, _MAX_CURVE_POINTS)).clip(max=len(recall) - 1)
+        points = np.unique(np.concatenate([np.arange(min(_MAX_CURVE_POINTS, len(recall))), even]))
         curves += axes.plot(recall[points], precision[points], linewidth=2, **_style(number))
     chance = positive.mean()
     curves.append(axes.axhline(chance, color="black", linestyle=(0, (1, 2))))
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall")
     axes.grid(alpha=0.3)
-    draw_legend(figure, curves, [*(legend[name] for name in scores), f"chance: {100 * chance:.2f} % of rows speak"])
+    draw_legend(figure, curves, [*legend, f"chance: {100 * chance:.2f} % of rows are positive"])
     return save(figure, path)
 
 
-def plot_breakdown(path: Path, groups: dict[str, dict[str, dict[str, dict]]], legend: dict[str, str]) -> Path:
-    """Bars of AP: title -> prediction name -> group name -> {rows, positives, mAP}; legend: name -> text.
+def plot_breakdown(path: Path, breakdowns: dict[str, Sequence[dict[str, dict]]], legend: Sequence[str]) -> Path:
+    """Plot bars of AP: a panel per breakdown, a bar per group and prediction. Returns the path.
 
-    Returns the path.
+    breakdowns: title -> for each prediction, group name -> rows, positives, mAP.
     """
-    count = len(next(iter(groups.values())))
-    size = ((5 + 0.5 * count) * len(groups), 4.4 + 0.2 * count)
-    figure, panels = plt.subplots(1, len(groups), figsize=size, squeeze=False, layout="constrained")
-    handles = {}
-    for axes, (title, predictions) in zip(panels[0], groups.items(), strict=True):
-        width = 0.8 / count
-        for number, (name, result) in enumerate(predictions.items()):
-            place = np.arange(len(result)) + (number - (count - 1) / 2) * width
-            heights = [100 * (group["mAP"] or 0) for group in result.values()]
-            texts = ["none" if group["mAP"] is None else f"{100 * group['mAP']:.1f}" for group in result.values()]
-            colour = COLOURS[number % len(COLOURS)]
-            hatch = ("", "//", "..")[number // len(COLOURS) % 3]
-            bars = axes.bar(place, heights, width, color=colour, hatch=hatch, edgecolor="white")
-            handles[name] = bars[0]
-            axes.bar_label(bars, texts, fontsize=8, padding=2, rotation=90 if count > 2 else 0)
-        for index, group in enumerate(result.values()):
+    count = len(legend)
+    size = ((5 + 0.5 * count) * len(breakdowns), 4.4 + 0.2 * count)
+    figure, panels = plt.subplots(1, len(breakdowns), figsize=size, squeeze=False, layout="constrained")
+    width = 0.8 / count
+    for axes, (title, predictions) in zip(panels[0], breakdowns.items(), strict=True):
+        handles = []
+        for number, groups in enumerate(predictions):
+            place = np.arange(len(groups)) + (number - (count - 1) / 2) * width
+            heights = [100 * (group["mAP"] or 0) for group in groups.values()]
+            texts = ["none" if group["mAP"] is None else f"{100 * group['mAP']:.1f}" for group in groups.values()]
+            colour, hatch = COLOURS[number % len(COLOURS)], ("", "//", "..")[number // len(COLOURS) % 3]
+            handles.append(axes.bar(place, heights, width, color=colour, hatch=hatch, edgecolor="white"))
+            axes.bar_label(handles[-1], texts, fontsize=8, padding=2, rotation=90 if count > 2 else 0)
+        groups = predictions[0]
+        for index, group in enumerate(groups.values()):
             if group["rows"]:
                 chance = 100 * group["positives"] / group["rows"]
                 axes.hlines(chance, index - 0.45, index + 0.45, color="black", linestyle=(0, (1, 1)))
-        ticks = [f"{name}\n{group['rows']} rows" for name, group in result.items()]
+        ticks = [f"{name}\n{group['rows']} rows" for name, group in groups.items()]
         axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylabel="mAP (%)", ylim=(0, 116), xlabel=title)
         axes.set_yticks(range(0, 101, 20))
     chance = Line2D([], [], color="black", linestyle=(0, (1, 1)))
-    texts = [legend[name] for name in handles]
-    draw_legend(figure, [*handles.values(), chance], [*texts, "chance: share of positive rows"])
+    draw_legend(figure, [*handles, chance], [*legend, "chance: share of positive rows"])
     return save(figure, path)
 
 
-def plot_histograms(path: Path, scores: dict[str, np.ndarray], table: FaceTable, legend: dict[str, str]) -> Path:
-    """How each prediction, name -> scores (N,) in [0, 1], scores the rows of each label: a panel each.
+def plot_histograms(path: Path, scores: Sequence[np.ndarray], table: FaceTable, legend: Sequence[str]) -> Path:
+    """Plot the histogram of scores in [0, 1] for each label: a panel per prediction. Returns the path.
 
-    Each label is counted for itself and the axis is logarithmic, so that a rare one is seen. legend: name -> text.
-    Returns the path.
+    Each label is normalised by its own rows and the axis is logarithmic, so rare labels are visible.
     """
     columns = min(3, len(scores))
     lines = -(-len(scores) // columns)
@@ -146,18 +152,18 @@ def plot_histograms(path: Path, scores: dict[str, np.ndarray], table: FaceTable,
     )
     edges = np.linspace(0, 1, 26)
     handles, texts, least = [], [], 100.0
-    for label, colour in {**LABEL_COLOURS, NOT_SPEAKING: "#0072B2", SPEAKING_AUDIBLE: "#E69F00"}.items():
+    for label, colour in enumerate(_LABEL_LINES):
         rows = table.label == label
         total = int(rows.sum())
-        handles.append(Line2D([], [], color=colour, linewidth=2, linestyle=LINES[label]))
-        texts.append(f"{LABEL_NAMES[label]} ({total} rows)" if total else f"{LABEL_NAMES[label]} (no rows)")
-        for axes, values in zip(panels.flat, scores.values(), strict=False):
-            if total:
-                share = 100 * np.histogram(values[rows], edges)[0] / total
-                least = min(least, share[share > 0].min())
-                axes.stairs(share, edges, color=colour, linewidth=2, linestyle=LINES[label])
-    for axes, name in zip(panels.flat, scores, strict=False):
-        axes.set_title(short(legend[name], 40), fontsize=9)
+        style = {"color": colour, "linewidth": 2, "linestyle": LINES[label]}
+        handles.append(Line2D([], [], **style))
+        texts.append(f"{LABEL_SHADES[label].text} ({total or 'no'} rows)")
+        for axes, values in zip(panels.flat, scores if total else (), strict=False):
+            share = 100 * np.histogram(values[rows], edges)[0] / total
+            least = min(least, share[share > 0].min())
+            axes.stairs(share, edges, **style)
+    for axes, text in zip(panels.flat, legend, strict=False):
+        axes.set_title(short(text, 40), fontsize=9)
         axes.grid(alpha=0.3)
     panels[0, 0].set(xlim=(0, 1), yscale="log", ylim=(min(least / 2, 0.5), 150))
     panels[0, 0].yaxis.set_major_formatter("{x:g}")
@@ -167,111 +173,140 @@ def plot_histograms(path: Path, scores: dict[str, np.ndarray], table: FaceTable,
     return save(figure, path)
 
 
-def plot_scores(
-    path: Path, video: int, scores: dict[str, np.ndarray], table: FaceTable, legend: dict[str, str]
-) -> Path:
-    """Scores of a video's faces over time beside the truth, a lane each; name -> scores (N,) in [0, 1], name -> text.
+def plot_scores(path: Path, video: int, scores: Sequence[np.ndarray], table: FaceTable, legend: Sequence[str]) -> Path:
+    """Plot the scores in [0, 1] and the labels of a video's tracks over time, a lane per track. Returns the path.
 
-    The faces are those that the last of the predictions ranks worst (by the sum of `ranking_errors` of their rows
-    among those of the video), in the order of time. Lanes that follow each other closely have one axis of time; where
-    nothing is to be seen for a while, the next begins. Returns the path.
+    A video with more than MAX_LANES tracks is represented by those with the largest sum of `ranking_errors` under the
+    last prediction. Stretches of time without any of these tracks are left out.
     """
     rows = table.rows_of_video(video)
-    values = list(scores.values())[-1]
-    wrong = ranking_errors(values[rows], table.is_speaking[rows])
+    error = ranking_errors(scores[-1][rows], table.is_speaking[rows])
     tracks, track_of = np.unique(table.entity[rows], return_inverse=True)
-    worst = np.argsort(-np.bincount(track_of, wrong), kind="stable")[:MAX_LANES]
-    means = {tracks[index]: wrong[track_of == index].mean() for index in worst}
-    begins = {track: table.timestamp[table.rows_of_track(track)[0]] for track in means}
-    lanes = [_Lane(track, table, means[track]) for track in sorted(means, key=lambda track: (begins[track], track))]
-    stretches = _stretches([(lane.pieces[0].edges[0], lane.pieces[-1].edges[-1]) for lane in lanes])
-
-    size = (10, 1.3 + 0.95 * len(lanes) + 0.2 * (len(set(stretches)) + len(scores)))
-    figure, panels = plt.subplots(len(lanes), 1, figsize=size, squeeze=False, layout="constrained")
-    for place, (axes, lane, (begin, end)) in enumerate(zip(panels[:, 0], lanes, stretches, strict=True)):
-        lane.draw(axes, scores)
-        margin = 0.01 * (end - begin)
-        axes.set(ylim=(-0.04, 1.04), yticks=(0, 1), xlim=(begin - margin, end + margin))
-        axes.set_title(lane.title, fontsize=9, loc="left", pad=2)
-        axes.tick_params(labelbottom=(begin, end) not in stretches[place + 1 :])
-        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
-    panels[-1, 0].set_xlabel("time (s)", fontsize=10)
+    total = np.bincount(track_of, error)
+    mean = dict(zip(tracks, total / np.bincount(track_of), strict=True))
+    rows_of = {track: table.rows_of_track(track) for track in tracks[np.argsort(-total, kind="stable")[:MAX_LANES]]}
+    times = {track: table.timestamp[own] for track, own in rows_of.items()}
+    shown = sorted(times, key=lambda track: (times[track][0], track))
+    lanes = []
+    for track, limits in zip(shown, _time_limits([times[track] for track in shown]), strict=True):
+        own = rows_of[track]
+        span = f"{times[track][0]:.10g} to {times[track][-1]:.10g} s"
+        name = f"{short(table.entity_ids[track], 60)}    {span}    error {100 * mean[track]:.0f} %"
+        lanes.append(Lane(name, times[track], [values[own] for values in scores], table.label[own], limits))
     left_out = len(tracks) - len(lanes)
-    shown = f"the {len(lanes)} faces with the largest errors, {left_out} left out" if left_out else "all faces"
-    figure.suptitle(
-        f"Scores over time, {short(table.video_ids[video])}: {shown}\n"
-        f"error: share of the rows of the other label on the wrong side of a row's score (thick line)",
-        fontsize=10,
-        x=0.01,
-        ha="left",
+    which = f"the {len(lanes)} tracks with the largest errors, {left_out} left out" if left_out else "all tracks"
+    title = f"Scores over time, {short(table.video_ids[video])}: {which}"
+    title += "\nerror: share of wrongly ordered pairs of a positive and a negative row (thick curve)"
+    return draw_lanes(path, title, lanes, legend, LABEL_SHADES)
+
+
+def _time_limits(times: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """Limits of each track's time axis. Tracks that follow each other without a long break share one axis.
+
+    times: the timestamps (n,) of each track, in order of their first one.
+    """
+    begin = np.array([own[0] for own in times])
+    end = np.maximum.accumulate([own[-1] + row_interval(own) for own in times])
+    group = np.cumsum(np.append(False, begin[1:] - end[:-1] > _MAX_IDLE_SECONDS))
+    limits = []
+    for number in group:
+        first, last = begin[group == number][0], end[group == number][-1]
+        margin = 0.01 * max(last - first, _MIN_AXIS_SECONDS)
+        limits.append((float(first - margin), float(max(last, first + _MIN_AXIS_SECONDS) + margin)))
+    return limits
+
+
+# Lanes
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A track of n rows, drawn over time."""
+
+    title: str
+    times: np.ndarray  # (n,) seconds
+    scores: Sequence[np.ndarray]  # (n,) in [0, 1] for each curve
+    states: np.ndarray  # (n,) indices into the shades of the figure
+    limits: tuple[float, float]  # of the time axis, seconds
+    thumbnail: Image.Image | None = None
+
+
+def draw_lanes(
+    path: Path,
+    title: str,
+    lanes: Sequence[Lane],
+    curves: Sequence[str],
+    shades: Sequence[Shade],
+    threshold: float | None = None,
+) -> Path:
+    """Draw tracks over time, one below the other: curves of scores over shaded states. Returns the path.
+
+    Curves and shades are interrupted where a track pauses. The last curve is drawn thicker. `curves` are their texts in
+    the legend. Lanes below each other share the labels of the time axis if they have the same limits.
+    """
+    next_limits = [*(lane.limits for lane in lanes[1:]), None]
+    with_ticks = [lane.limits != following for lane, following in zip(lanes, next_limits, strict=False)]
+    columns = 2 if any(lane.thumbnail for lane in lanes) else 1
+    figure, panels = plt.subplots(
+        max(len(lanes), 1),
+        columns,
+        figsize=(11, 1.1 + 0.75 * max(len(lanes), 1) + 0.2 * (sum(with_ticks) + len(curves))),
+        squeeze=False,
+        layout="constrained",
+        width_ratios=(1, 17)[-columns:],
     )
-    used = [label for label in LABEL_NAMES if (table.label[rows] == label).any()]
-    shades = [Patch(color=LABEL_COLOURS[label], alpha=_SHADES[label], linewidth=0) for label in used]
-    curves = [Line2D([], [], linewidth=1.8, **_style(number)) for number in range(len(scores))]
-    draw_legend(
-        figure, [*shades, *curves], [*(LABEL_NAMES[label] for label in used), *(legend[name] for name in scores)]
-    )
+    figure.get_layout_engine().set(h_pad=0.03, hspace=0.02, w_pad=0.04)
+    for lane, row, labelbottom in zip(lanes, panels, with_ticks, strict=False):
+        if lane.thumbnail:
+            row[0].imshow(lane.thumbnail)
+            row[0].axis("off")
+        axes = row[-1]
+        _draw_lane(axes, lane, shades)
+        if threshold is not None:
+            axes.axhline(threshold, color="black", linewidth=0.7, linestyle=":")
+        axes.set(xlim=lane.limits, ylim=(-0.04, 1.04), yticks=(0, 1))
+        axes.set_title(lane.title, fontsize=9, loc="left", pad=3)
+        axes.tick_params(labelsize=9, labelbottom=labelbottom)
+        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+        axes.grid(axis="x", alpha=0.3)
+    if not lanes:
+        panels[0, 0].set(xticks=(), yticks=())
+        panels[0, 0].text(0.5, 0.5, "no tracks", transform=panels[0, 0].transAxes, ha="center", va="center")
+    panels[-1, -1].set_xlabel("time (s)", fontsize=10)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    used = [shade for number, shade in enumerate(shades) if any((lane.states == number).any() for lane in lanes)]
+    handles = [Patch(color=shade.colour, alpha=shade.alpha, linewidth=0) for shade in used]
+    handles += [Line2D([], [], linewidth=1.8, **_style(number)) for number in range(len(curves))]
+    texts = [*(shade.text for shade in used), *curves]
+    if threshold is not None:
+        handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle=":"))
+        texts.append(f"threshold {threshold:g}")
+    draw_legend(figure, handles, texts)
     return save(figure, path)
 
 
-_SHADES = {NOT_SPEAKING: 0.16, SPEAKING_AUDIBLE: 0.75, SPEAKING_NOT_AUDIBLE: 0.4}  # how dense they are
+def _draw_lane(axes: plt.Axes, lane: Lane, shades: Sequence[Shade]) -> None:
+    """Draw the shades and curves of a lane. A row lasts until the next one, or for the usual interval before a gap."""
+    gaps = np.flatnonzero(starts_after_gap(lane.times))[1:]
+    for piece in np.split(np.arange(len(lane.times)), gaps):
+        times, states = lane.times[piece], lane.states[piece]
+        edges = np.append(times, times[-1] + row_interval(lane.times))
+        starts = np.append(0, np.flatnonzero(np.diff(states)) + 1)
+        for start, stop in zip(starts, np.append(starts[1:], len(piece)), strict=True):
+            shade = shades[states[start]]
+            axes.axvspan(edges[start], edges[stop], color=shade.colour, alpha=shade.alpha, linewidth=0)
+        for number, values in enumerate(lane.scores):
+            style = {**_style(number), "linewidth": 1.8 if number == len(lane.scores) - 1 else 1.2}
+            axes.plot(times, values[piece], marker="." if len(piece) == 1 else None, **style)
 
 
-class _Lane:
-    """A face, drawn in pieces where it pauses."""
-
-    def __init__(self, track: int, table: FaceTable, error: float):
-        rows = table.rows_of_track(track)
-        time = table.timestamp[rows]
-        parts = np.split(rows, np.flatnonzero(np.diff(time) > GAP_SECONDS) + 1)
-        self.pieces = [_Piece(table.timestamp[part], table.label[part], part) for part in parts]
-        span = f"{time[0]:.10g} to {time[-1]:.10g} s"
-        self.title = f"{short(table.entity_ids[track], 60)}    {span}    error {100 * error:.0f} %"
-
-    def draw(self, axes: plt.Axes, scores: dict[str, np.ndarray]) -> None:
-        for piece in self.pieces:
-            piece.draw(axes, scores)
-
-
-class _Piece:
-    """A stretch of a track without a pause: times (n,) and labels (n,) of its rows (n,)."""
-
-    def __init__(self, time: np.ndarray, label: np.ndarray, rows: np.ndarray):
-        self.time, self.label, self.rows = time, label, rows
-        half = np.median(np.diff(time)) / 2 if len(time) > 1 else _ROW_SECONDS / 2
-        self.edges = np.concatenate([[time[0] - half], (time[1:] + time[:-1]) / 2, [time[-1] + half]])  # of its rows
-
-    def draw(self, axes: plt.Axes, scores: dict[str, np.ndarray]) -> None:
-        """The truth as shades, each prediction as a line, the last on top, or as a dot where there is one row."""
-        starts = np.append(0, np.flatnonzero(np.diff(self.label)) + 1)
-        ends = np.append(starts[1:], len(self.label))
-        for label, colour in LABEL_COLOURS.items():
-            mine = self.label[starts] == label
-            begin, end = self.edges[starts[mine]], self.edges[ends[mine]]
-            axes.broken_barh(
-                np.column_stack([begin, end - begin]), (0, 1), color=colour, alpha=_SHADES[label], linewidth=0
-            )
-        for number, values in enumerate(scores.values()):
-            style = {**_style(number), "linewidth": 1.8 if number == len(scores) - 1 else 1.2}
-            axes.plot(self.time, values[self.rows], marker="." if len(self.rows) == 1 else None, **style)
-
-
-def _stretches(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """For each of the spans (begin, end) in seconds, in order of their begin, what is to be seen around it."""
-    begin, end = np.array(spans).T
-    reach = np.maximum.accumulate(end)
-    group = np.cumsum(np.append(False, begin[1:] - reach[:-1] > _PAUSE_SECONDS))
-    stretches = []
-    for number in group:
-        first, last = begin[group == number][0], reach[group == number][-1]
-        stretches.append((float(first), float(max(last, first + _LEAST_SECONDS))))
-    return stretches
+# Ablation
 
 
 def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path:
-    """A panel per axis of `core.ablation.tabulate` with more than one setting: every run, and the mean of the seeds.
+    """Plot the table of `core.ablation.tabulate`: a panel per axis with its runs and the mean over seeds.
 
-    `lines` are the settings without an axis that are drawn across, such as the encoder alone. Returns the path.
+    `lines`: settings without an axis, such as the encoder alone, to draw as horizontal lines. Returns the path.
     """
     axes_of = {axis: rows for axis, rows in table.groupby("axis", sort=False) if axis and len(rows) > 1}
     figure, panels = plt.subplots(
@@ -282,7 +317,7 @@ def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path
     for axes, (axis, rows) in zip(panels[0], axes_of.items(), strict=True):
         places = np.arange(len(rows))
         single = [(place, 100 * value) for place, values in zip(places, rows["mAP"], strict=True) for value in values]
-        style = {"linewidth": 1.5 if rows["setting"].str.isdigit().all() else 0}  # no line where there is no order
+        style = {"linewidth": 1.5 if rows["setting"].str.isdigit().all() else 0}  # a line only if settings are ordered
         mean = axes.plot(places, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, **style)[0]
         runs = axes.plot(*zip(*single, strict=True), "o", color="black", markersize=3.5, alpha=0.6)[0]
         drawn = [axes.axhline(100 * row.mean, **_style(3 * number)) for number, row in enumerate(across.itertuples())]

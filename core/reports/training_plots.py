@@ -1,4 +1,4 @@
-"""Pictures of training: what the logs of one run or several hold, epoch by epoch."""
+"""Plots of training: the metrics in the logs of one or several runs, by epoch."""
 
 from pathlib import Path
 
@@ -11,22 +11,22 @@ from matplotlib.ticker import MaxNLocator
 
 from core.reports.plots import COLOURS, draw_legend, label_outside, save, short
 
-_MOST_RATES = 8  # changes of the learning rate of a run that are marked
-_RATE_LINES = 3  # of text above a panel, for their values
+_MAX_RATE_CHANGES = 8  # of a run; the learning-rate changes of runs with more are not marked
+_RATE_LINES = 3  # lines of text above a panel for the values of learning rates
 _METRICS = {
     "loss_av": "loss, audio-visual (av)",
-    "loss_audio": "loss, audio alone",
-    "loss_video": "loss, video alone",
+    "loss_audio": "loss, audio only",
+    "loss_video": "loss, video only",
     "auc": "AUC (fraction)",
     "ap": "AP (fraction)",
 }
 
 
 def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
-    """Curves of training: name -> log with columns epoch, learning_rate, train_<metric> and val_<metric>.
+    """Plot training curves: a panel per metric, a colour per run. Returns the path.
 
-    A panel for each metric that any run has; NaN is left out. Stars are at the epoch of the best val AP, vertical
-    lines where the learning rate changed. Returns the path.
+    runs: name -> log with columns epoch, learning_rate, train_<metric> and val_<metric>, NaN being left out. Stars mark
+    the epoch with the best val AP, vertical lines the first epoch of a new learning rate.
     """
     metrics = list(dict.fromkeys(name.partition("_")[2] for log in runs.values() for name in log if is_curve(name)))
     columns = min(3, len(metrics))
@@ -56,7 +56,7 @@ def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
         "val": Line2D([], [], color="black", linewidth=2),
         "train": Line2D([], [], color="black", linewidth=1.2, linestyle="--"),
         "best val AP": Line2D([], [], color="black", marker="*", linestyle="none", markersize=10),
-        "learning rate from here on": Line2D([], [], color="black", linestyle=(0, (1, 2))),
+        "new learning rate": Line2D([], [], color="black", linestyle=(0, (1, 2))),
     }
     if not changes:
         styles.popitem()
@@ -65,61 +65,62 @@ def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
 
 
 def is_curve(column: str) -> bool:
-    """Whether a column of a log is a metric of an epoch."""
+    """True if a column of a log holds a metric."""
     return column.startswith(("train_", "val_"))
 
 
-def _best_epoch(log: pd.DataFrame) -> int | None:
-    """Place in the log of the epoch with the highest val AP, the first of several; None where there is none."""
+def _best_row(log: pd.DataFrame) -> int | None:
+    """Row of the log with the highest val AP, the first one in a tie; None without val AP."""
     values = log.get("val_ap")
     return None if values is None or values.isna().all() else int(np.nanargmax(values))
 
 
 def best_text(log: pd.DataFrame) -> str:
-    """The best val AP of a log with its epoch, and the learning rate it began with."""
-    place = _best_epoch(log)
-    best = "no val AP" if place is None else f"val AP {log['val_ap'][place]:.4f} in epoch {log['epoch'][place]}"
+    """Describe a log: its best val AP with the epoch, and its learning rates."""
+    row = _best_row(log)
+    best = "no val AP" if row is None else f"val AP {log['val_ap'][row]:.4f} in epoch {log['epoch'][row]}"
     rates = log["learning_rate"].to_numpy()
-    changes = len(_changes(rates))
-    end = f" to {rates[-1]:g} ({changes} changes)" if changes > _MOST_RATES else " at first" if changes else ""
-    return f"{best}, learning rate {rates[0]:g}{end}"
+    changes = len(_changed_rows(rates))
+    if changes > _MAX_RATE_CHANGES:
+        return f"{best}, learning rate {rates[0]:g} to {rates[-1]:g} ({changes} changes)"
+    return f"{best}, {'initial ' if changes else ''}learning rate {rates[0]:g}"
 
 
-def _changes(rates: np.ndarray) -> np.ndarray:
-    """Places in a log where the learning rate is another than before."""
+def _changed_rows(rates: np.ndarray) -> np.ndarray:
+    """Rows of a log whose learning rate differs from that of the row before."""
     return np.flatnonzero(np.diff(rates)) + 1
 
 
 def _rate_changes(runs: dict[str, pd.DataFrame], last: int) -> list[tuple[int, str, str, int]]:
-    """Epoch, new learning rate, colour (black for what several runs share) and line of text of each change.
+    """Return epoch, text, colour and line of text of each change of a learning rate, in order of epochs.
 
-    A run with more changes than can be told apart has none here.
+    Changes that several runs share are black. A change without a free line of text has no text.
     """
     found: dict[tuple[int, float], list[int]] = {}
     for number, log in enumerate(runs.values()):
         rates = log["learning_rate"].to_numpy()
-        places = _changes(rates)
-        for place in places if len(places) <= _MOST_RATES else ():
-            found.setdefault((int(log["epoch"][place]), float(rates[place])), []).append(number)
-    marks, ends = [], [-last] * _RATE_LINES  # the epoch of the last text in each line
-    for (epoch, rate), who in sorted(found.items()):
+        rows = _changed_rows(rates)
+        for row in rows if len(rows) <= _MAX_RATE_CHANGES else ():
+            found.setdefault((int(log["epoch"][row]), float(rates[row])), []).append(number)
+    marks, ends = [], [-last] * _RATE_LINES  # epoch of the last text in each line
+    for (epoch, rate), numbers in sorted(found.items()):
         free = [line for line in range(_RATE_LINES) if epoch - ends[line] > 0.08 * last]
         if free:
             ends[free[0]] = epoch
-        colour = "black" if len(who) > 1 or len(runs) == 1 else COLOURS[who[0] % len(COLOURS)]
+        colour = "black" if len(numbers) > 1 or len(runs) == 1 else COLOURS[numbers[0] % len(COLOURS)]
         marks.append((epoch, f"{rate:g}" if free else "", colour, free[0] if free else 0))
     return marks
 
 
 def _draw_run(axes: plt.Axes, log: pd.DataFrame, metric: str, colour: str) -> bool:
-    """Curves of a metric of one run; False where it has no values."""
-    drawn, best = False, _best_epoch(log)
+    """Draw the train and val curves of a run. Returns False if it has no values of the metric."""
+    drawn, best = False, _best_row(log)
     for split, style in (("train", {"linestyle": "--", "linewidth": 1.2}), ("val", {"linewidth": 2})):
         values = log.get(f"{split}_{metric}")
         if values is None or values.isna().all():
             continue
         known = np.pad(values.notna().to_numpy(), 1)
-        alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a line has no room for these
+        alone = known[1:-1] & ~known[:-2] & ~known[2:]  # drawn as dots, since no line passes through them
         axes.plot(log["epoch"], values, color=colour, marker=".", markevery=alone.tolist(), **style)
         if split == "val" and best is not None:
             axes.plot(

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -155,12 +155,17 @@ def _plain(column: pd.Series) -> list:
     return texts
 
 
-def require_different(paths: dict[str, str | Path | None]) -> None:
-    """Raise InputError where two of the paths, flag -> path, are one: what is read must not be written over."""
-    seen: dict[str, str] = {}
-    for flag, path in paths.items():
-        if path is not None and (other := seen.setdefault(os.path.realpath(path), flag)) != flag:
-            raise InputError(f"{path}: both {other} and {flag}; give them different paths")
+def require_distinct(inputs: Iterable[str | Path | None], outputs: dict[str, str | Path | None]) -> None:
+    """Raise InputError if an output (flag -> path) is also an input, or if two outputs are the same file."""
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    written: dict[str, str] = {}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        if os.path.realpath(path) in read:
+            raise InputError(f"{path}: {flag} would overwrite an input; choose another path")
+        if (other := written.setdefault(os.path.realpath(path), flag)) != flag:
+            raise InputError(f"{path}: both {other} and {flag}; choose different paths")
 
 
 def require_directory(path: str | Path, what: str) -> Path:
