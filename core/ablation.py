@@ -1,6 +1,6 @@
-"""The paper's ablation on given features: what each refinement, more speakers, more moments and their stride are worth.
+"""The paper's ablation: context networks with other refinements, numbers of speakers, context lengths and strides.
 
-It also has what the results are to be held against: the short-term encoder alone, and baselines that see one cue.
+Also computes the reference results: the short-term encoder alone and single-cue baselines.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from core.config import STE_FEATURES
 from core.datasets import context_datasets
-from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable
+from core.formats.annotations import FaceTable
 from core.formats.features import FeatureStore
 from core.formats.predictions import join, read_logits
 from core.loaders import split_loaders
@@ -27,28 +27,28 @@ from core.runtime.errors import InputError
 from core.training import asc_losses, context_run_name, fit
 
 STE = "short-term encoder"
-SMOOTHING = 11  # rows of the median filter that stands for the plainest use of time
-BASELINE_ROWS = 200_000  # of a split, drawn if there are more: enough to find a cue that tells
+SMOOTHING = 11  # median filter width in rows: the simplest temporal baseline
+BASELINE_ROWS = 200_000  # single-cue baselines use a random subset of this size of larger splits
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A context network and its contexts: the paper's, but for what is said."""
+    """A context network and the shape of its contexts. The defaults are the paper's."""
 
-    clips: int = 11
-    stride: int = 4
-    speakers: int = 3
+    context_length: int = 11
+    context_stride: int = 4
+    num_speakers: int = 3
     pairwise: bool = True
     temporal: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of its contexts: clips, stride and speakers."""
-        return self.clips, self.stride, self.speakers
+        """Context length, context stride and number of speakers."""
+        return self.context_length, self.context_stride, self.num_speakers
 
     @property
     def name(self) -> str:
-        """Of its directory of weights; with both refinements it is what ASC_train.py calls it."""
+        """Name of its run; with both refinements the name that ASC_train.py uses."""
         off = [refinement for refinement in ("pairwise", "temporal") if not getattr(self, refinement)]
         return "_no_".join([context_run_name(*self.shape), *off])
 
@@ -60,10 +60,10 @@ AXES: dict[str, dict[str, Variant]] = {
         "temporal": Variant(pairwise=False),
         "both": Variant(),
     },
-    "speakers S": {str(speakers): Variant(speakers=speakers) for speakers in (1, 2, 3)},
-    "moments L": {str(clips): Variant(clips=clips) for clips in (1, 5, 11)},
-    "stride": {str(stride): Variant(stride=stride) for stride in (1, 2, 4, 8)},
-    "no context": {"S = 1, L = 1": Variant(clips=1, speakers=1)},
+    "speakers S": {str(value): Variant(num_speakers=value) for value in (1, 2, 3)},
+    "steps L": {str(value): Variant(context_length=value) for value in (1, 5, 11)},
+    "stride": {str(value): Variant(context_stride=value) for value in (1, 2, 4, 8)},
+    "no context": {"S = 1, L = 1": Variant(context_length=1, num_speakers=1)},
 }
 VARIANTS = list(dict.fromkeys(variant for axis in AXES.values() for variant in axis.values()))
 
@@ -71,10 +71,10 @@ VARIANTS = list(dict.fromkeys(variant for axis in AXES.values() for variant in a
 def train_variant(
     variant: Variant, stores: dict[str, FeatureStore], models_out: Path, params: dict, seed: int, device: torch.device
 ) -> float:
-    """Train a variant on the store `train`, from where an earlier run stands, and return its mAP on `val`, a fraction.
+    """Train a variant on the store `train`, or resume its run, and return its mAP on `val` as a fraction.
 
-    That of the last epoch, whichever was best: nothing is chosen on `val`. The parameters are those of
-    `ASC_optimization_params`. Raises InputError where the run was begun with others.
+    This is the mAP after the last epoch; nothing is selected on `val`. `params` has the keys of
+    `ASC_optimization_params`. Raises InputError if the run was started with other parameters.
     """
     settings = {**params, **asdict(variant), "seed": seed}
     run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True)
@@ -83,7 +83,9 @@ def train_variant(
         seed_torch(seed)
         datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)
         loaders = split_loaders(datasets, argparse.Namespace(**settings), device)
-        model = active_speakers_context(variant.clips, variant.speakers, variant.pairwise, variant.temporal).to(device)
+        model = active_speakers_context(
+            variant.context_length, variant.num_speakers, variant.pairwise, variant.temporal
+        ).to(device)
         fit(run, model, asc_losses, loaders["train"], loaders["val"], params, device)
     return run.log[params["epochs"] - 1]["val_ap"]
 
@@ -91,61 +93,62 @@ def train_variant(
 def references(
     annotations: dict[str, FaceTable], stores: dict[str, FeatureStore], seeds: list[int]
 ) -> list[tuple[str, list[float]]]:
-    """mAP on `val`, fractions, of what the context is held against: the encoder's as they are, the others' by seed.
+    """Reference results on `val`: (name, mAPs as fractions), one mAP per seed for the single-cue baselines.
 
-    Raises InputError where the annotations are not those of the features.
+    Raises InputError if the features have other rows or labels than the annotations.
     """
-    speaking = {split: _speaking_as_annotated(stores[split], annotations[split]) for split in stores}
+    for split in stores:
+        _require_same_labels(stores[split], annotations[split])
     table = stores["val"].table
     positive = table.is_speaking
     source = str(stores["val"].directory)
     logits = join(read_logits(source), table, source)[["logit_0", "logit_1"]].to_numpy()
     smooth = smooth_tracks(logits, table, SMOOTHING)
-    stored = {split: store.table.is_speaking for split, store in stores.items()}
+    feature_tables = {split: store.table for split, store in stores.items()}
+    # name -> function of (source, rows), source, table whose rows the source has
     cues = {
-        "position of the face": (positions, annotations, speaking),
-        "size of the face": (sizes, annotations, speaking),
-        "sound": (sound, stores, stored),
+        "position of the face": (positions, annotations, annotations),
+        "size of the face": (sizes, annotations, annotations),
+        "audio": (audio_features, stores, feature_tables),
     }
-    drawn = np.random.default_rng(0)
-    rows = {split: subsample(len(values), drawn) for split, values in stored.items()}
-    found = [("chance: share of rows that speak", [float(positive.mean())])]
-    for name, (cue_of, sources, labels) in cues.items():
-        seen = {split: cue_of(sources[split], rows[split]) for split in stores}
-        known = {split: labels[split][rows[split]] for split in stores}
-        found.append((f"{name} alone", [single_cue_ap(seen, known, seed) for seed in seeds]))
+    rng = np.random.default_rng(0)
+    rows = {split: subsample(len(table), rng) for split, table in feature_tables.items()}
+    results = [("chance: fraction of speaking rows", [float(positive.mean())])]
+    for name, (cue_of, sources, tables) in cues.items():
+        cue = {split: cue_of(sources[split], rows[split]) for split in stores}
+        speaking = {split: tables[split].is_speaking[rows[split]] for split in stores}
+        results.append((f"{name} alone", [single_cue_ap(cue, speaking, seed) for seed in seeds]))
     for name, values in ((STE, logits), (f"{STE}, median over {SMOOTHING} rows", smooth)):
-        found.append((name, [average_precision(speaking_score(values), positive)]))
-    return found
+        results.append((name, [average_precision(speaking_score(values), positive)]))
+    return results
 
 
 def subsample(count: int, rng: np.random.Generator) -> np.ndarray:
-    """All rows, or as many of them as baselines need, in order."""
+    """Sorted indices of all rows, or of BASELINE_ROWS random ones if there are more."""
     return np.sort(rng.choice(count, BASELINE_ROWS, replace=False)) if count > BASELINE_ROWS else np.arange(count)
 
 
-def _speaking_as_annotated(store: FeatureStore, annotations: FaceTable) -> np.ndarray:
-    """(N,) which rows of the annotations speak. Raises InputError where the features' rows or labels are others."""
-    stored = store.table.keys().assign(label=store.table.label)
-    speaking = annotations.is_speaking
-    differing = speaking != (join(stored, annotations, str(store.directory))["label"] == SPEAKING_AUDIBLE)
+def _require_same_labels(store: FeatureStore, annotations: FaceTable) -> None:
+    """Raise InputError if a feature store has other rows or labels than the annotations."""
+    stored = store.table.keys().assign(speaking=store.table.is_speaking)
+    differing = annotations.is_speaking != join(stored, annotations, str(store.directory))["speaking"]
     if differing.any():
-        raise InputError(f"{store.directory}: {int(differing.sum())} labels are not those of the annotations")
-    return speaking
+        raise InputError(f"{store.directory}: {int(differing.sum())} labels differ from the annotations")
 
 
 def tabulate(
-    found: list[tuple[str, list[float]]], results: dict[tuple[Variant, int], float], seeds: list[int]
+    reference_results: list[tuple[str, list[float]]], results: dict[tuple[Variant, int], float], seeds: list[int]
 ) -> pd.DataFrame:
-    """Lines of the one table: axis, setting, mAP of each seed (or one), mean, deviation (NaN of one), above_ste.
+    """Table of all results with columns axis, setting, mAP (list over seeds), mean, deviation, above_ste.
 
-    `found` is that of `references`, `results` (variant, seed) -> mAP; mAPs are fractions.
+    `reference_results` is the result of `references`; `results` maps (variant, seed) to mAP. mAPs are fractions; the
+    deviation of a single value is NaN.
     """
-    lines = [("", name, values) for name, values in found]
+    lines = [("", name, values) for name, values in reference_results]
     for axis, settings in AXES.items():
         for setting, variant in settings.items():
             lines.append((axis, setting, [results[variant, seed] for seed in seeds]))
-    encoder = dict(found)[STE][0]
+    encoder = dict(reference_results)[STE][0]
     rows = [
         {
             "axis": axis,
@@ -161,7 +164,7 @@ def tabulate(
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table of `tabulate` in per cent, as a page shows it."""
+    """The table of `tabulate` as Markdown, in per cent."""
     lines = ["| | | mAP (%) | above the STE | single runs |", "|---|---|---|---|---|"]
     axis = ""
     for row in table.itertuples():
@@ -173,38 +176,38 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Baselines
+# Single-cue baselines. If one of them comes close to the networks, the annotations give the answer away.
 
 _HIDDEN, _EPOCHS, _BATCH, _RATE, _DECAY = 64, 20, 256, 1e-3, 1e-2
-_ROWS_AT_ONCE = 1 << 14
+_ROWS_PER_STEP = 1 << 14
 
 
 def positions(table: FaceTable, rows: np.ndarray) -> np.ndarray:
-    """(n, 2): centres of the boxes of some rows, as shares of the frame."""
+    """Box centres (n, 2) of rows (n,), as fractions of the frame."""
     return (table.box[rows, :2] + table.box[rows, 2:]) / 2
 
 
 def sizes(table: FaceTable, rows: np.ndarray) -> np.ndarray:
-    """(n, 2): width and height of the boxes of some rows, as shares of the frame."""
+    """Box widths and heights (n, 2) of rows (n,), as fractions of the frame."""
     return table.box[rows, 2:] - table.box[rows, :2]
 
 
-def sound(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
-    """(n, 512): the audio half of the short-term encoder's features of some rows."""
+def audio_features(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
+    """Audio half (n, 512) of the encoder's features of rows (n,)."""
     cue = np.empty((len(rows), STE_FEATURES // 2), np.float32)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(rows), _ROWS_PER_STEP):
+        part = slice(start, start + _ROWS_PER_STEP)
         cue[part] = store.gather(rows[part])[:, : STE_FEATURES // 2]
     return cue
 
 
-def single_cue_ap(cues: dict[str, np.ndarray], speaking: dict[str, np.ndarray], seed: int) -> float:
-    """AP on `val` of a perceptron that learned on `train` which rows speak (N,) from their cues (N, C) alone.
+def single_cue_ap(cue: dict[str, np.ndarray], speaking: dict[str, np.ndarray], seed: int) -> float:
+    """AP on `val` of a small perceptron trained on `train` to predict speaking (N,) from one cue (N, C).
 
-    One hidden layer of 64, Adam with weight decay, 20 epochs; inputs are scaled to mean 0 and deviation 1.
+    One hidden layer of 64 units, AdamW, 20 epochs; inputs are scaled to zero mean and unit variance.
     """
-    mean, deviation = cues["train"].mean(axis=0), cues["train"].std(axis=0) + 1e-6
-    inputs = {split: torch.from_numpy((cue - mean) / deviation).float() for split, cue in cues.items()}
+    mean, deviation = cue["train"].mean(axis=0), cue["train"].std(axis=0) + 1e-6
+    inputs = {split: torch.from_numpy((values - mean) / deviation).float() for split, values in cue.items()}
     label = torch.from_numpy(speaking["train"]).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

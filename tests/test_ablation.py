@@ -88,11 +88,11 @@ class TestVariants:
         assert {axis: list(settings) for axis, settings in ablation.AXES.items()} == {
             "refinement": ["none", "pairwise", "temporal", "both"],
             "speakers S": ["1", "2", "3"],
-            "moments L": ["1", "5", "11"],
+            "steps L": ["1", "5", "11"],
             "stride": ["1", "2", "4", "8"],
             "no context": ["S = 1, L = 1"],
         }
-        for axis, last in (("refinement", "both"), ("speakers S", "3"), ("moments L", "11"), ("stride", "4")):
+        for axis, last in (("refinement", "both"), ("speakers S", "3"), ("steps L", "11"), ("stride", "4")):
             assert ablation.AXES[axis][last] == PAPER
 
     def test_each_is_trained_once_under_a_name_of_its_own(self):
@@ -126,7 +126,7 @@ class TestTraining:
         assert json.loads((tmp_path / "p" / "p.json").read_text())["mAP"] == pytest.approx(found, abs=1e-6)
 
     def test_of_a_finished_run_is_not_repeated(self, stores, tmp_path):
-        variant = ablation.Variant(clips=1, speakers=1, temporal=False)
+        variant = ablation.Variant(context_length=1, num_speakers=1, temporal=False)
         first = ablation.train_variant(variant, stores, tmp_path, PARAMS, 0, CPU)
         before = digests(tmp_path)
         assert ablation.train_variant(variant, stores, tmp_path, PARAMS, 0, CPU) == first
@@ -159,7 +159,7 @@ class TestBaselines:
         rows = np.array([3, 5, 8])
         assert np.allclose(ablation.positions(table, rows), [[0.375, 0.4375]] * 3)
         assert np.allclose(ablation.sizes(table, rows), [[0.25, 0.625]] * 3)
-        assert np.array_equal(ablation.sound(stores["val"], rows), stores["val"].gather(rows)[:, :512])
+        assert np.array_equal(ablation.audio_features(stores["val"], rows), stores["val"].gather(rows)[:, :512])
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ class TestScript:
             assert len(row["mAP"]) == 2
             assert row["deviation"] == pytest.approx(np.std(row["mAP"], ddof=1))
         paper = [
-            rows[place] for place in (("refinement", "both"), ("speakers S", "3"), ("moments L", "11"), ("stride", "4"))
+            rows[place] for place in (("refinement", "both"), ("speakers S", "3"), ("steps L", "11"), ("stride", "4"))
         ]
         assert all(row["mAP"] == paper[0]["mAP"] for row in paper)
         line = next(line for line in text.splitlines() if "| both |" in line)
