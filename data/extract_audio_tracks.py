@@ -1,9 +1,9 @@
-"""Stage 1: the sound of every film as a 16 kHz mono wav.
+"""Stage 1: extract the audio of every video as a 16 kHz mono wav.
 
     python data/extract_audio_tracks.py
     torchrun --nproc-per-node=4 data/extract_audio_tracks.py
 
-Reads <ava-video-dir>/<video_id>.<ext>, writes <target-audios>/<video_id>.wav. Wavs that are there are kept.
+Reads <ava-video-dir>/<video_id>.<ext>, writes <target-audios>/<video_id>.wav. Existing wavs are skipped.
 """
 
 import argparse
@@ -23,50 +23,55 @@ from core.runtime.files import list_files, read_setting, require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
 from core.runtime.provenance import saved_settings
 
+SETTINGS_FILE = "extract_audio_tracks_cfg.json"
+
 
 def get_args_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="films, <video_id>.<ext>")
-    parser.add_argument("--target-audios", default=data_inputs["ava_audio_dir"], help="where the wavs go")
+    parser.add_argument(
+        "--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of the videos, <video_id>.<ext>"
+    )
+    parser.add_argument("--target-audios", default=data_inputs["ava_audio_dir"], help="output directory of the wavs")
     parser.add_argument(
         "--align",
         action="store_true",
-        help="begin each wav with its film's first frame; without it a film whose picture and sound do not begin "
-        "together is noted and left as it is, as the released code does",
+        help="start each wav at the first frame of its video; by default the audio is not shifted, as in the released "
+        "code, and videos whose audio and frames start apart are noted",
     )
-    parser.add_argument("--workers", type=positive_int, default=4, help="films at a time")
-    parser.add_argument("--overwrite", action="store_true", help="make wavs that are there again")
+    parser.add_argument("--workers", type=positive_int, default=4, help="number of videos processed in parallel")
+    parser.add_argument("--overwrite", action="store_true", help="recreate existing wavs")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     print_settings(vars(args))
-    films = list_videos(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
-    if not films:
-        raise InputError(f"{args.ava_video_dir}: no films here (sub-directories are not searched)")
+    videos = list_videos(require_directory(args.ava_video_dir, "the videos, <video_id>.<ext>"))
+    if not videos:
+        raise InputError(f"{args.ava_video_dir}: no videos found (subdirectories are not searched)")
     found = list_files(args.target_audios)
     existing = set() if args.overwrite else found
-    aligned = read_setting(args.target_audios, "extract_audio_tracks_cfg.json", "align")
+    aligned = read_setting(args.target_audios, SETTINGS_FILE, "align")
     if not args.overwrite and aligned not in (None, args.align):
-        raise InputError(f"{args.target_audios}: made {'with' if aligned else 'without'} --align; pass --overwrite")
+        flag = f"{'with' if aligned else 'without'} --align"
+        raise InputError(f"{args.target_audios}: existing wavs were extracted {flag}; pass --overwrite to replace them")
 
     def extract(video_id: str, outcome: Outcome, advance: Callable[[int], None]) -> None:
-        film, wav = films[video_id], wav_path(args.target_audios, video_id)
+        wav = wav_path(args.target_audios, video_id)
         if wav.name in existing:
             outcome.skipped += 1
         else:
-            # Between pieces of sound the bar stands still, but a run that is stopped ends here.
-            extract_audio(film, wav, args.align, outcome, lambda _: advance(0))
+            # advance(0) does not move the bar, but raises if the run is stopped.
+            extract_audio(videos[video_id], wav, args.align, outcome, lambda _: advance(0))
         advance(1)
 
-    def size(video_id: str) -> int:
+    def file_size(video_id: str) -> int:
         try:
-            return films[video_id].stat().st_size
-        except OSError:  # it is listed with what failed
+            return videos[video_id].stat().st_size
+        except OSError:  # extraction fails and lists it
             return 0
 
-    with saved_settings(Path(args.target_audios, "extract_audio_tracks_cfg.json"), vars(args)):
-        outcome = run_jobs(extract, films, str, lambda _: 1, "film", args.workers, args.target_audios, size)
+    with saved_settings(Path(args.target_audios, SETTINGS_FILE), vars(args)):
+        outcome = run_jobs(extract, videos, str, lambda _: 1, "video", args.workers, args.target_audios, file_size)
     return print_outcome(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 
 

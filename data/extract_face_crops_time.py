@@ -1,10 +1,10 @@
-"""Stage 3: every face of every frame as a JPEG.
+"""Stage 3: extract the face crops of all annotated frames as JPEGs.
 
     python data/extract_face_crops_time.py --split train
     python data/extract_face_crops_time.py --split val
 
 Reads <ava-video-dir>/<video_id>.<ext>, writes <output-dir>/<split>/<entity_id>/<timestamp>.jpg for every row of the
-annotations. Each film is decoded once, forward. Crops that are there are kept.
+annotations. Each video is decoded once. Existing crops are skipped.
 """
 
 import argparse
@@ -33,17 +33,28 @@ SETTINGS_FILE = "extract_face_crops_time_cfg.json"
 def get_args_parser() -> Parser:
     parser = Parser(__doc__)
     add_split_arguments(parser)
-    parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="films, <video_id>.<ext>")
-    parser.add_argument("--output-dir", default=STE_inputs["video_dir"], help="crops go into its <split>/<entity_id>/")
-    parser.add_argument("--workers", type=positive_int, default=2, help="films at a time; each decodes in threads")
-    parser.add_argument("--overwrite", action="store_true", help="make crops that are there again")
+    parser.add_argument(
+        "--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of the videos, <video_id>.<ext>"
+    )
+    parser.add_argument(
+        "--output-dir",
+        default=STE_inputs["video_dir"],
+        help="output directory; crops are written to its <split>/<entity_id>/",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=2,
+        help="number of videos processed in parallel; each is decoded by several threads",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="recreate existing crops")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
     print_settings(vars(args))
-    films = list_videos(require_directory(args.ava_video_dir, "the films, <video_id>.<ext>"))
+    paths = list_videos(require_directory(args.ava_video_dir, "the videos, <video_id>.<ext>"))
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
 
@@ -54,24 +65,22 @@ def main(args: argparse.Namespace) -> int:
         outcome.skipped += len(rows) - len(todo)
         advance(len(rows) - len(todo))
         if len(todo):
-            path = films.get(table.video_ids[video])
+            path = paths.get(table.video_ids[video])
             if path is None:
-                raise InputError(f"no film in {args.ava_video_dir}")
-            with VideoReader(path) as film:
-                extract_crops(table, todo, film, output_dir, outcome, advance)
+                raise InputError(f"no video in {args.ava_video_dir}")
+            with VideoReader(path) as reader:
+                extract_crops(table, todo, reader, output_dir, outcome, advance)
 
     videos, name = range(len(table.video_ids)), table.video_ids.__getitem__
-    rows_of = np.bincount(table.video, minlength=len(videos))
-    rows = table.digest()
-    before = rows if args.overwrite else read_setting(output_dir, SETTINGS_FILE, "rows") or rows
-    with saved_settings(
-        output_dir / SETTINGS_FILE, {**vars(args), "rows": before}
-    ):  # the rows that crops were first cut for
-        outcome = run_jobs(extract, videos, name, rows_of.__getitem__, "row", args.workers, output_dir)
-    if rows != before and outcome.skipped:
-        outcome.notes.append("the annotations are others than at first: where boxes have changed, pass --overwrite")
-    after = "python STE_train.py 11 0" if args.split == "train" else f"python STE_forward.py 11 0 --split {args.split}"
-    return print_outcome(outcome, "crops", output_dir, after)
+    num_rows = np.bincount(table.video, minlength=len(videos)).__getitem__
+    digest = table.digest()
+    first_digest = digest if args.overwrite else read_setting(output_dir, SETTINGS_FILE, "rows") or digest
+    with saved_settings(output_dir / SETTINGS_FILE, {**vars(args), "rows": first_digest}):
+        outcome = run_jobs(extract, videos, name, num_rows, "row", args.workers, output_dir)
+    if digest != first_digest and outcome.skipped:
+        outcome.notes.append("annotations differ from the first run's; if boxes have changed, pass --overwrite")
+    next_stage = "STE_train.py 11 0" if args.split == "train" else f"STE_forward.py 11 0 --split {args.split}"
+    return print_outcome(outcome, "crops", output_dir, f"python {next_stage}")
 
 
 if __name__ == "__main__":

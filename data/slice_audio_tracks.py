@@ -1,10 +1,10 @@
-"""Stage 2: the sound under every face track, cut from the films' wavs.
+"""Stage 2: cut the audio of every face track from the wavs of the videos.
 
     python data/slice_audio_tracks.py --split train
     python data/slice_audio_tracks.py --split val
 
-Reads <ava-audio-dir>/<video_id>.wav, writes <output-dir>/<split>/<entity_id>.wav: from the track's first timestamp to
-its last. Slices that are there are kept.
+Reads <ava-audio-dir>/<video_id>.wav, writes <output-dir>/<split>/<entity_id>.wav, from the first timestamp of the track
+to the last. Existing slices are skipped.
 """
 
 import argparse
@@ -32,33 +32,37 @@ SETTINGS_FILE = "slice_audio_tracks_cfg.json"
 def get_args_parser() -> Parser:
     parser = Parser(__doc__)
     add_split_arguments(parser)
-    parser.add_argument("--ava-audio-dir", default=data_inputs["ava_audio_dir"], help="the films' wavs, <video_id>.wav")
-    parser.add_argument("--output-dir", default=STE_inputs["audio_dir"], help="slices go into its <split>/")
-    parser.add_argument("--workers", type=positive_int, default=4, help="films at a time")
-    parser.add_argument("--overwrite", action="store_true", help="make slices that are there again")
+    parser.add_argument(
+        "--ava-audio-dir", default=data_inputs["ava_audio_dir"], help="directory of the wavs of stage 1, <video_id>.wav"
+    )
+    parser.add_argument(
+        "--output-dir", default=STE_inputs["audio_dir"], help="output directory; slices are written to its <split>/"
+    )
+    parser.add_argument("--workers", type=positive_int, default=4, help="number of videos processed in parallel")
+    parser.add_argument("--overwrite", action="store_true", help="recreate existing slices")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
     print_settings(vars(args))
-    audio_dir = require_directory(args.ava_audio_dir, "the films' wavs: run data/extract_audio_tracks.py first")
+    audio_dir = require_directory(args.ava_audio_dir, "the wavs of stage 1: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
     found = list_files(output_dir)
     existing = set() if args.overwrite else found
 
-    def slice_film(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
+    def slice_video(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
         wav = wav_path(audio_dir, table.video_ids[video])
         slice_track_audio(table, video, wav, output_dir, existing, outcome, advance)
 
     videos = range(len(table.video_ids))
     align = read_setting(audio_dir, "extract_audio_tracks_cfg.json", "align")
     if existing and read_setting(output_dir, SETTINGS_FILE, "align") not in (None, align):
-        raise InputError(f"{output_dir}: cut from sound made with another --align than there is now; pass --overwrite")
+        raise InputError(f"{output_dir}: existing slices are from wavs with another --align; pass --overwrite")
     with saved_settings(output_dir / SETTINGS_FILE, {**vars(args), "align": align}):
         name, tracks = table.video_ids.__getitem__, np.bincount(table.track_video(), minlength=len(videos))
-        outcome = run_jobs(slice_film, videos, name, tracks.__getitem__, "track", args.workers, output_dir)
+        outcome = run_jobs(slice_video, videos, name, tracks.__getitem__, "track", args.workers, output_dir)
     return print_outcome(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
 
 

@@ -1,4 +1,4 @@
-"""The sound of films and of face tracks, as wavs."""
+"""Audio of videos and of face tracks, written as wavs."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
@@ -13,48 +13,48 @@ from core.media.ffmpeg import iter_audio, video_start_offset
 from core.runtime.jobs import Outcome
 
 
-def shift_audio(pieces: Iterable[np.ndarray], seconds: float, until: float = 0.0) -> Iterator[np.ndarray]:
-    """Sound in pieces (n,) int16 from some seconds on; where they are negative, after as much silence.
+def shift_audio(chunks: Iterable[np.ndarray], offset: float, min_seconds: float = 0.0) -> Iterator[np.ndarray]:
+    """Yield audio chunks (n,) int16 from `offset` seconds on; a negative offset adds silence before them.
 
-    Silence follows where it would end before `until`, in seconds of what is given out.
+    An output of less than `min_seconds` is padded with silence.
     """
-    samples = round(seconds * SAMPLE_RATE)
-    missing = round(until * SAMPLE_RATE) - max(-samples, 0)
-    if samples < 0:
-        yield np.zeros(-samples, np.int16)
-    for piece in pieces:
-        cut = min(max(samples, 0), len(piece))
-        samples -= cut
-        missing -= len(piece) - cut
-        yield piece[cut:]
+    to_skip = round(offset * SAMPLE_RATE)
+    missing = round(min_seconds * SAMPLE_RATE) - max(-to_skip, 0)
+    if to_skip < 0:
+        yield np.zeros(-to_skip, np.int16)
+    for chunk in chunks:
+        skipped = min(max(to_skip, 0), len(chunk))
+        to_skip -= skipped
+        missing -= len(chunk) - skipped
+        yield chunk[skipped:]
     while missing > 0:
         yield np.zeros(min(missing, 60 * SAMPLE_RATE), np.int16)
         missing -= 60 * SAMPLE_RATE
 
 
 def extract_audio(
-    film: Path, wav: Path, align: bool, outcome: Outcome, heard: Callable[[int], None], seconds: float = 0.0
+    video: Path, wav: Path, align: bool, outcome: Outcome, on_samples: Callable[[int], None], min_seconds: float = 0.0
 ) -> None:
-    """Write the sound of a film, of at least so many seconds; with `align` it begins with the film's first frame.
+    """Write the audio of a video as a wav of at least `min_seconds`; with `align` it starts at the first frame.
 
-    `heard` is told how many samples come, and may end it all by raising. What should be known of the film becomes a
-    note of the outcome. Raises ValueError where there is no sound or no film.
+    `on_samples` is called with the length of each decoded chunk and may raise to stop. An unaligned start and damaged
+    audio are added to the notes of the outcome. Raises ValueError if the file is not a video or has no audio.
     """
 
-    def watched(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        for piece in pieces:
-            heard(len(piece))
-            yield piece
+    def report_samples(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for chunk in chunks:
+            on_samples(len(chunk))
+            yield chunk
 
-    delay = video_start_offset(film)
-    if abs(delay) >= MAX_START_OFFSET_SECONDS and not align:
-        apart = f"{abs(delay):.2f} s {'after' if delay > 0 else 'before'} its sound"
-        outcome.notes.append(f"{film.name}: its picture begins {apart}; --align puts them together")
-    complaints: list[str] = []
-    with closing(iter_audio(film, complaints)) as sound:  # ends ffmpeg, whatever happens
-        write_wav(wav, watched(shift_audio(sound, delay if align else 0.0, seconds)))
+    offset = video_start_offset(video)
+    if abs(offset) >= MAX_START_OFFSET_SECONDS and not align:
+        order = "after" if offset > 0 else "before"
+        outcome.notes.append(f"{video.name}: video starts {abs(offset):.2f} s {order} the audio; --align aligns them")
+    decoder_warnings: list[str] = []
+    with closing(iter_audio(video, decoder_warnings)) as audio:  # ends ffmpeg in any case
+        write_wav(wav, report_samples(shift_audio(audio, offset if align else 0.0, min_seconds)))
     outcome.done += 1
-    outcome.notes += [f"{film.name}: its sound is damaged ({complaint})" for complaint in complaints]
+    outcome.notes += [f"{video.name}: damaged audio ({warning})" for warning in decoder_warnings]
 
 
 def slice_track_audio(
@@ -66,24 +66,24 @@ def slice_track_audio(
     outcome: Outcome,
     advance: Callable[[int], None],
 ) -> None:
-    """Cut the sound of every track of one video out of the film's wav; a track that it does not cover is a failure.
+    """Cut the audio of each track of a video from the video's wav. A track that the wav does not cover is a failure.
 
-    Slices named in `existing` are kept, unless they are of another length.
+    Slices named in `existing` are kept if their length is right.
     """
     length = wav_length(wav)
     for track in np.unique(table.entity[table.rows_of_video(video)]):
-        target = wav_path(output_dir, table.entity_ids[track])
+        entity_id = table.entity_ids[track]
+        output = wav_path(output_dir, entity_id)
         first, last = table.timestamp[table.rows_of_track(track)[[0, -1]]]
         start, stop = slice_bounds(first, last)
-        size = 44 + 2 * (min(stop, length) - start)  # a slice of another size is of another span
-        if target.name in existing and target.stat().st_size == size:
+        size = 44 + 2 * (min(stop, length) - start)  # bytes of header and samples
+        if output.name in existing and output.stat().st_size == size:
             outcome.skipped += 1
         elif not 0 <= start < max(length, 1) or (stop > start and length == 0):
-            outcome.failures.append(f"{table.entity_ids[track]}: begins at {first} s, outside the sound of {wav}")
+            outcome.failures.append(f"{entity_id}: starts at {first} s, outside the audio of {wav}")
         elif stop - length > MAX_MISSING_SECONDS * SAMPLE_RATE:
-            heard = f"the sound of {wav} ends at {length / SAMPLE_RATE:.2f} s"
-            outcome.failures.append(f"{table.entity_ids[track]}: ends at {last} s, but {heard}")
+            outcome.failures.append(f"{entity_id}: ends at {last} s, but {wav} ends at {length / SAMPLE_RATE:.2f} s")
         else:
-            write_wav(target, [read_wav(wav, start, stop)])
+            write_wav(output, [read_wav(wav, start, stop)])
             outcome.done += 1
         advance(1)

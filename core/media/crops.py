@@ -1,4 +1,4 @@
-"""Faces cut out of a film's frames."""
+"""Face crops, cut from the frames of a video."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,25 +8,29 @@ import numpy as np
 
 from core.config import JPEG_QUALITY, SEEK_GAP_SECONDS
 from core.formats.annotations import FaceTable
-from core.formats.clips import crop_name, crop_path, timestamp_name
+from core.formats.clips import crop_name, crop_path
 from core.media.reader import VideoReader
 from core.runtime.files import list_files, write_bytes
 from core.runtime.jobs import Outcome
 
 
 def rows_without_crop(table: FaceTable, rows: np.ndarray, output_dir: Path) -> np.ndarray:
-    """Those of the rows (n,) whose crop is not in the output directory yet."""
-    existing = {track: list_files(output_dir / table.entity_ids[track]) for track in np.unique(table.entity[rows])}
-    places = zip(table.timestamp[rows], table.entity[rows], strict=True)
-    return rows[[crop_name(timestamp) not in existing[track] for timestamp, track in places]]
+    """Return those of the rows (n,) whose crop does not exist in the output directory."""
+    tracks = table.entity[rows]
+    existing = {track: list_files(output_dir / table.entity_ids[track]) for track in np.unique(tracks)}
+    names = map(crop_name, table.timestamp[rows])
+    return rows[[name not in existing[track] for name, track in zip(names, tracks, strict=True)]]
 
 
 def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
-    """JPEG of the face in an image (H, W, 3); box (4,) as shares of the frame. Raises ValueError if nothing is left."""
+    """Return a face as JPEG: the box (4,), in fractions of the frame, of an image (H, W, 3).
+
+    Raises ValueError if the crop is empty or too large for a JPEG.
+    """
     height, width = image.shape[:2]
-    x1, y1, x2, y2 = (int(share * size) for share, size in zip(box, (width, height) * 2, strict=True))
+    x1, y1, x2, y2 = (int(fraction * side) for fraction, side in zip(box, (width, height) * 2, strict=True))
     if x1 >= x2 or y1 >= y2:
-        raise ValueError(f"the box rounds to nothing in a frame of {width} x {height}")
+        raise ValueError(f"the box is empty in a frame of {width} x {height} pixels")
     try:
         encoded, jpeg = cv2.imencode(".jpg", image[y1:y2, x1:x2], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     except cv2.error:
@@ -39,27 +43,27 @@ def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
 def extract_crops(
     table: FaceTable,
     rows: np.ndarray,
-    film: VideoReader,
+    reader: VideoReader,
     output_dir: Path,
     outcome: Outcome,
     advance: Callable[[int], None],
 ) -> None:
-    """Cut the given rows of one film, decoding it once; what cannot be cut is a failure of that row alone."""
+    """Write the crops of the given rows of one video, decoding it once. Rows without a crop are listed as failures."""
 
     def fail(row: int, reason: str) -> None:
-        moment = timestamp_name(table.timestamp[row])
-        outcome.failures.append(f"{film.path.name}: {table.entity_ids[table.entity[row]]} at {moment} s: {reason}")
+        outcome.failures.append(f"{table.row_name(row)}: {reason}")
         advance(1)
 
-    moments, group = np.unique(table.timestamp[rows], return_inverse=True)
-    groups = np.split(rows[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
-    early = int(np.searchsorted(moments, -0.5 / film.fps))  # from then on the first frame is the nearest
-    frames = film.frames(moments[early:], SEEK_GAP_SECONDS)
-    for place, faces in enumerate(groups):
-        image = next(frames, None) if place >= early else None
-        for row in faces:
+    timestamps, group = np.unique(table.timestamp[rows], return_inverse=True)
+    rows_by_timestamp = np.split(rows[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
+    num_early = int(np.searchsorted(timestamps, -0.5 / reader.fps))  # timestamps before the video
+    frames = reader.frames(timestamps[num_early:], SEEK_GAP_SECONDS)
+    for position, frame_rows in enumerate(rows_by_timestamp):
+        early = position < num_early
+        image = None if early else next(frames, None)
+        for row in frame_rows:
             if image is None:
-                fail(row, "no frame can be read there" if place >= early else "before the film begins")
+                fail(row, "before the video starts" if early else "no frame can be read")
                 continue
             try:
                 jpeg = crop_face(image, table.box[row])

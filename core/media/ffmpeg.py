@@ -1,4 +1,4 @@
-"""The ffmpeg process: sound, where streams begin, encoding; and which films a directory holds."""
+"""ffmpeg as a process: decode audio, find stream offsets, encode videos; and list the videos of a directory."""
 
 import contextlib
 import os
@@ -17,18 +17,18 @@ from core.config import SAMPLE_RATE
 from core.runtime.errors import InputError
 from core.runtime.files import replacing
 
-# What a film may be, and where it may be: one local file. A playlist posing as a film opens nothing else.
+# Only local files in these containers are opened, so that a playlist named like a video cannot open anything else.
 PROTOCOLS = "file"
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
-_SOUND_ALONE = ("-vn", "-sn", "-dn")  # of several streams of sound ffmpeg takes its favourite, here as everywhere
+_AUDIO_ONLY = ("-vn", "-sn", "-dn")  # of several audio streams, ffmpeg takes its default
 _BLOCK_BYTES = 1 << 20
-_NO_STREAM = "does not contain any stream"  # ffmpeg, where a film lacks what is asked of it
-_SPECIFIC_ERRORS = (_NO_STREAM, "Unknown encoder", "No space left")  # what says more than ffmpeg's last line
+_NO_STREAM = "does not contain any stream"  # printed by ffmpeg if the requested stream is missing
+_SPECIFIC_ERRORS = (_NO_STREAM, "Unknown encoder", "No space left")  # more specific than ffmpeg's last line
 
 
 def ffmpeg_path() -> str:
-    """The ffmpeg on PATH, else the binary the package imageio-ffmpeg carries. Raises InputError without either."""
+    """Path of the ffmpeg on PATH, or of the one in the package imageio-ffmpeg. Raises InputError without either."""
     found = shutil.which("ffmpeg")
     if found:
         return found
@@ -37,27 +37,27 @@ def ffmpeg_path() -> str:
 
         return get_ffmpeg_exe()
     except (ImportError, RuntimeError):
-        raise InputError("no ffmpeg: put one on PATH, or pip install imageio-ffmpeg") from None
+        raise InputError("ffmpeg not found: add it to PATH, or pip install imageio-ffmpeg") from None
 
 
 def run_ffmpeg(*arguments: str) -> bytes:
-    """Run ffmpeg without a shell, return what it wrote to stdout. Raises ValueError with its last line if it fails."""
-    with _ffmpeg(*arguments) as process:
+    """Run ffmpeg and return its stdout. Raises ValueError with ffmpeg's error message if it fails."""
+    with ffmpeg_process(*arguments) as process:
         return process.stdout.read()
 
 
 @contextlib.contextmanager
-def _ffmpeg(
-    *arguments: str, feed: bool = False, complaints: list[str] | None = None
+def ffmpeg_process(
+    *arguments: str, pipe_stdin: bool = False, warnings: list[str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """ffmpeg with a pipe from its stdout, and one to its stdin if it is to be fed.
+    """Start ffmpeg with a pipe from its stdout and, with `pipe_stdin`, a pipe to its stdin.
 
-    Whatever ends the block, the process is gone afterwards: a pipe nobody reads ends it too. The last line that it
-    printed and ended well all the same is added to the complaints. Raises ValueError with its last line if it fails.
+    The process has always ended when the block exits; an exception in the block kills it. If ffmpeg succeeds but
+    prints to stderr, the last line is appended to `warnings`. Raises ValueError with its error message if it fails.
     """
     command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y", *arguments]
     with tempfile.TemporaryFile() as errors:
-        stdin = subprocess.PIPE if feed else subprocess.DEVNULL
+        stdin = subprocess.PIPE if pipe_stdin else subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=errors)
         try:
             yield process
@@ -70,112 +70,118 @@ def _ffmpeg(
                     pipe.close()
             status = process.wait()
         errors.seek(0)
+        # Lines begin with a component and its address: "[aac @ 0x55d0c0] ...".
         lines = [re.sub(r"^\[[^]]*\] *", "", line) for line in errors.read().decode(errors="replace").splitlines()]
-        lines = [line for line in lines if line.strip()]  # each without the address of who printed it
-        if lines and not status and complaints is not None:
-            complaints.append(lines[-1])
+        lines = [line for line in lines if line.strip()]
+        if lines and not status and warnings is not None:
+            warnings.append(lines[-1])
         if status:
             reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             last = lines[-1] if lines and status > 0 else reason
-            telling = (line for line in lines for sign in _SPECIFIC_ERRORS if sign in line)
-            raise ValueError(f"ffmpeg: {next(telling, last)}")
+            specific = (line for line in lines for phrase in _SPECIFIC_ERRORS if phrase in line)
+            raise ValueError(f"ffmpeg: {next(specific, last)}")
 
 
-def _source(film: Path) -> tuple[str, ...]:
-    """Arguments that have ffmpeg open this file and no other, whatever its name or its content."""
-    _require_file(film)
-    return "-protocol_whitelist", PROTOCOLS, "-format_whitelist", CONTAINERS, "-i", f"file:{os.path.abspath(film)}"
+def input_arguments(video: Path) -> tuple[str, ...]:
+    """ffmpeg arguments that open this file and no other, whatever its name or content."""
+    require_regular_file(video)
+    return "-protocol_whitelist", PROTOCOLS, "-format_whitelist", CONTAINERS, "-i", f"file:{os.path.abspath(video)}"
 
 
-def _require_file(film: Path) -> None:
-    if not film.is_file():  # a pipe would be waited for without end
-        raise ValueError("not a file")
+def require_regular_file(path: Path) -> None:
+    """Raise ValueError if the path is not a regular file. Opening a named pipe would block forever."""
+    if not path.is_file():
+        raise ValueError("not a regular file")
 
 
-def iter_audio(film: Path, complaints: list[str] | None = None) -> Iterator[np.ndarray]:
-    """The whole sound of a film in pieces (n,) int16, 16 kHz mono; silence where it starts late or has gaps.
+def iter_audio(video: Path, decoder_warnings: list[str] | None = None) -> Iterator[np.ndarray]:
+    """Yield the audio of a video in chunks (n,) int16, 16 kHz mono; late starts and gaps are filled with silence.
 
-    Where it is damaged, what ffmpeg says is added to the complaints. Raises ValueError where there is no sound or no
-    film.
+    If the audio is damaged, ffmpeg's message is appended to `decoder_warnings`. Raises ValueError if the file is not
+    a video or has no audio.
     """
-    sound = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
-    heard = False
+    audio = ("-vn", "-ac", "1", "-acodec", "pcm_s16le", "-ar", str(SAMPLE_RATE), "-af", "aresample=async=1:first_pts=0")
+    empty = True
     try:
-        with _ffmpeg(*_source(film), *sound, "-f", "s16le", "pipe:1", complaints=complaints) as process:
+        arguments = (*input_arguments(video), *audio, "-f", "s16le", "pipe:1")
+        with ffmpeg_process(*arguments, warnings=decoder_warnings) as process:
             while block := process.stdout.read(_BLOCK_BYTES):
-                heard = True
+                empty = False
                 yield np.frombuffer(block, "<i2")
     except ValueError as error:
-        raise ValueError("it has no sound" if _NO_STREAM in str(error) else error) from None
-    if not heard:
-        raise ValueError("its sound is empty")
+        raise ValueError("no audio stream" if _NO_STREAM in str(error) else error) from None
+    if empty:
+        raise ValueError("the audio stream is empty")
 
 
-def video_start_offset(film: Path) -> float:
-    """Seconds from where the sound of `iter_audio` begins to the film's first frame; 0 where either is missing.
+def video_start_offset(video: Path) -> float:
+    """Seconds from the first sample of `iter_audio` to the first frame; 0 if either stream is missing.
 
-    Raises ValueError for what is no file.
+    Raises ValueError if the path is not a regular file.
     """
-    picture = _first_pts("-copyts", *_source(film), "-map", "0:V:0", "-enc_time_base", "1:1000000")
-    sound = _first_pts("-copyts", *_source(film), *_SOUND_ALONE)
-    heard = _first_pts(*_source(film), *_SOUND_ALONE)
-    return 0.0 if None in (picture, sound, heard) else picture - (sound - heard)
+    source = input_arguments(video)
+    first_frame = _first_pts("-copyts", *source, "-map", "0:V:0", "-enc_time_base", "1:1000000")
+    first_sample = _first_pts("-copyts", *source, *_AUDIO_ONLY)
+    shifted_sample = _first_pts(*source, *_AUDIO_ONLY)  # ffmpeg shifts the container's start to 0
+    if first_frame is None or first_sample is None or shifted_sample is None:
+        return 0.0
+    return first_frame - (first_sample - shifted_sample)
 
 
 def _first_pts(*arguments: str) -> float | None:
-    """Presentation time in seconds of the first packet or frame, None where there is none."""
+    """Presentation time in seconds of the first packet or frame; None without one."""
     try:
         lines = run_ffmpeg(*arguments, "-frames", "1", "-f", "framecrc", "pipe:1").decode().splitlines()
     except ValueError:
         return None
-    (unit,) = [line.rpartition(" ")[2] for line in lines if line.startswith("#tb 0:")]
-    moments = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
-    return float(moments[0] * Fraction(unit)) if moments else None
+    (time_base,) = [line.rpartition(" ")[2] for line in lines if line.startswith("#tb 0:")]
+    pts = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
+    return float(pts[0] * Fraction(time_base)) if pts else None
 
 
-def has_audio(film: Path) -> bool:
-    """Whether there is sound in the film. Raises ValueError for what is no file."""
-    return _first_pts(*_source(film), *_SOUND_ALONE) is not None
+def has_audio(video: Path) -> bool:
+    """Return True if the video has audio. Raises ValueError if the path is not a regular file."""
+    return _first_pts(*input_arguments(video), *_AUDIO_ONLY) is not None
 
 
-def aligned_audio_args(film: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A film's own sound for `encode_video`: where it comes from, and what has it begin with the film's first frame."""
-    delay = video_start_offset(film)
-    sound = (*_SOUND_ALONE, *_source(film))  # as options of the source: nothing else is taken from it
-    shift = f",atrim=start={delay:.6f},asetpts=PTS-STARTPTS" if delay > 0 else f",adelay={-1000 * delay:.0f}:all=1"
-    return sound, ("-ac", "2", "-af", f"aresample=async=1:first_pts=0{shift if delay else ''}")
+def aligned_audio_args(video: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Input and output arguments of `encode_video` for a video's own audio, aligned to its first frame."""
+    offset = video_start_offset(video)
+    source = (*_AUDIO_ONLY, *input_arguments(video))  # before the input: only its audio is read
+    shift = f",atrim=start={offset:.6f},asetpts=PTS-STARTPTS" if offset > 0 else f",adelay={-1000 * offset:.0f}:all=1"
+    return source, ("-ac", "2", "-af", f"aresample=async=1:first_pts=0{shift if offset else ''}")
 
 
 def encode_video(
-    path: Path, images: Iterable[np.ndarray], size: tuple[int, int], fps: float, sound: Sequence[str], *options: str
+    path: Path, images: Iterable[np.ndarray], size: tuple[int, int], fps: float, audio: Sequence[str], *options: str
 ) -> None:
-    """Encode BGR images (H, W, 3) uint8 of a size (W, H) to H.264 and their sound to AAC, as browsers play it.
+    """Encode BGR images (H, W, 3) uint8 of size (W, H) as H.264 and audio as AAC, which browsers play.
 
-    `sound` are ffmpeg's arguments that name its source, and `options` are further ones of the output. An odd size is
-    made even by repeating the last row or column. The film has its name only once it is whole. Raises ValueError
-    where ffmpeg fails.
+    `audio` is ffmpeg's input arguments for the audio, `options` are further output arguments. Odd sizes are made even
+    by repeating the last row or column. The file appears at `path` when it is complete. Raises ValueError if ffmpeg
+    fails.
     """
     width, height = (side + side % 2 for side in size)
     frames = ("-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{width}x{height}", "-r", f"{fps:.6g}", "-i", "pipe:0")
     codecs = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-c:a", "aac")
-    with replacing(Path(os.path.abspath(path))) as film:
-        output = ("-map_metadata", "-1", *codecs, *options, f"file:{film}")
-        # Where the pipe breaks ffmpeg gave up, and what it printed is the reason.
-        with _ffmpeg(*frames, *sound, *output, feed=True) as process, contextlib.suppress(BrokenPipeError):
+    with replacing(Path(os.path.abspath(path))) as partial:
+        output = ("-map_metadata", "-1", *codecs, *options, f"file:{partial}")
+        # A broken pipe means that ffmpeg failed; ffmpeg_process then raises its error.
+        with ffmpeg_process(*frames, *audio, *output, pipe_stdin=True) as process, contextlib.suppress(BrokenPipeError):
             for image in images:
                 if (width, height) != tuple(size):
-                    more = (0, height - size[1], 0, width - size[0])
-                    image = cv2.copyMakeBorder(image, *more, cv2.BORDER_REPLICATE)
+                    padding = (0, height - size[1], 0, width - size[0])
+                    image = cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
                 process.stdin.write(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420))
 
 
 def list_videos(directory: Path) -> dict[str, Path]:
-    """video_id -> path of every film in the directory. Raises InputError where one id has two films."""
-    films: dict[str, Path] = {}
+    """Return video_id -> path of the videos in a directory. Raises InputError if two videos have one id."""
+    videos: dict[str, Path] = {}
     for path in sorted(directory.iterdir()):
         if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in films:
-            raise InputError(f"{path}: there is also {films[path.stem].name}; keep one film per video id")
-        films[path.stem] = path
-    return films
+        if path.stem in videos:
+            raise InputError(f"{path}: has the same video id as {videos[path.stem].name}; keep one of them")
+        videos[path.stem] = path
+    return videos

@@ -1,6 +1,6 @@
-"""Many films at once: ranks and threads, a progress bar, and a list of what failed while the rest went on.
+"""Parallel processing of many videos, on ranks and threads, with a progress bar and a list of failures.
 
-Threads are enough: decoding, encoding and ffmpeg leave Python free while they work.
+Threads suffice, because decoding, encoding and ffmpeg release the GIL.
 """
 
 import threading
@@ -21,12 +21,12 @@ Item = TypeVar("Item")
 
 @dataclass
 class Outcome:
-    """What became of a job's units (rows, tracks, films)."""
+    """Counts of processed units (rows, tracks, videos), and messages about them, one line each."""
 
     done: int = 0
-    skipped: int = 0  # were there already
-    failures: list[str] = field(default_factory=list)  # one line each: what, and why
-    notes: list[str] = field(default_factory=list)  # what was done and should be known
+    skipped: int = 0  # units whose output exists already
+    failures: list[str] = field(default_factory=list)  # unit and reason
+    notes: list[str] = field(default_factory=list)  # remarks about output that was written
 
     def add(self, other: "Outcome") -> None:
         self.done += other.done
@@ -43,29 +43,29 @@ def run_jobs(
     unit: str,
     workers: int,
     directory: str | Path,
-    length: Callable[[Item], float] | None = None,
+    cost: Callable[[Item], float] | None = None,
 ) -> Outcome:
-    """Run `job(item, outcome, advance)` for every item, `workers` at a time; `advance(n)` moves the bar by n units.
+    """Run `job(item, outcome, advance)` for every item on `workers` threads; returns the outcome of all ranks.
 
-    The job fills its outcome. One that raises InputError or ValueError is a failure of that item alone; anything else
-    ends the run. Failures and notes are listed in files of the directory, those of a run that ends early too. Several
-    ranks share the items by their length (that in units, if no other is given), and all return the outcome of all;
-    where one of them dies, nothing is listed.
+    The job fills its outcome and calls `advance(n)` to move the progress bar by n units. An InputError or ValueError
+    is a failure of that item alone; any other exception ends the run. Failures and notes are written to files in the
+    directory, also if the run ends early. Items are divided among the ranks by their cost (default: `units`). If a
+    rank dies, no files are written.
     """
     items = list(items)
-    distributed.require_same("films", lambda: [name(item) for item in items])
-    mine = distributed.local_items([(length or units)(item) for item in items])
-    outcomes = {number: Outcome() for number in mine}
+    distributed.require_same("videos", lambda: [name(item) for item in items])
+    local = distributed.local_items([(cost or units)(item) for item in items])
+    outcomes = {index: Outcome() for index in local}
     stop = threading.Event()
-    total = sum(units(items[number]) for number in mine)
+    total = sum(units(items[index]) for index in local)
     result = Outcome()
     try:
         with progress(total=total, unit=unit) as bar, ThreadPoolExecutor(max(workers, 1)) as pool:
 
-            def advance(by: int) -> None:
+            def advance(count: int) -> None:
                 if stop.is_set():
                     raise InterruptedError("stopped")
-                bar.update(by)
+                bar.update(count)
 
             def run_one(item: Item, outcome: Outcome) -> None:
                 try:
@@ -74,7 +74,7 @@ def run_jobs(
                 except (InputError, ValueError) as error:
                     outcome.failures.append(f"{name(item)}: {error}")
 
-            futures = [pool.submit(run_one, items[number], outcome) for number, outcome in outcomes.items()]
+            futures = [pool.submit(run_one, items[index], outcome) for index, outcome in outcomes.items()]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
                 for future in futures:
@@ -83,8 +83,8 @@ def run_jobs(
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-        for others in distributed.all_gather(outcomes):
-            outcomes |= others
+        for gathered in distributed.all_gather(outcomes):
+            outcomes |= gathered
     finally:
         for _, outcome in sorted(outcomes.items()):
             result.add(outcome)
@@ -95,13 +95,13 @@ def run_jobs(
 
 
 def _earlier_notes(result: Outcome, path: Path) -> list[str]:
-    """Notes of an earlier run, which count for as long as some of what it made is kept."""
-    before = path.read_text().splitlines() if result.skipped and path.is_file() else []
-    return [line for line in before if line not in set(map(one_line, result.notes))]
+    """Notes of earlier runs. They still apply if some of the output was kept."""
+    earlier = path.read_text().splitlines() if result.skipped and path.is_file() else []
+    return [line for line in earlier if line not in set(map(one_line, result.notes))]
 
 
 def write_list(lines: list[str], path: Path) -> None:
-    """A file of lines, or none where there are none."""
+    """Write a file of lines. Without lines, remove the file."""
     if lines:
         write_bytes(path, "".join(f"{one_line(line)}\n" for line in lines).encode())
     else:
@@ -109,13 +109,12 @@ def write_list(lines: list[str], path: Path) -> None:
 
 
 def print_outcome(outcome: Outcome, unit: str, directory: str | Path, next_command: str) -> int:
-    """Say how a stage ended and what comes next. Returns the exit status, 0 or 1."""
-    counts = f"{outcome.done} {unit} written, {outcome.skipped} were there already, {len(outcome.failures)} failed"
-    print(f"{counts}: {directory}")
+    """Print the outcome of a stage and the next command. Returns the exit status: 1 with failures, else 0."""
+    print(f"{outcome.done} {unit} written, {outcome.skipped} skipped, {len(outcome.failures)} failed: {directory}")
     for note in outcome.notes[:3]:
         print(f"note: {one_line(note)}")
     if len(outcome.notes) > 3:
-        print(f"note: and {len(outcome.notes) - 3} more in {Path(directory, NOTES)}")
+        print(f"note: {len(outcome.notes) - 3} more in {Path(directory, NOTES)}")
     if outcome.failures:
         print(f"failures are listed in {Path(directory, FAILURES)}; the first: {one_line(outcome.failures[0])}")
         return 1
