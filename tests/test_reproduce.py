@@ -145,7 +145,7 @@ class TestWhole:
         said = re.sub(r"\d+(\.\d+)?", "N", reproduced[1])
         for phrase in ("N epochs done", "features of N videos", "predictions of N videos", "official mAP: N"):
             assert len(re.findall(rf"^{phrase}", said, re.M)) >= 1
-        assert len(re.findall(r"^N (wavs|slices|crops) written, N were there already, N failed", said, re.M)) == 5
+        assert len(re.findall(r"^N (wavs|slices|crops) written, N skipped, N failed", said, re.M)) == 5
         users, here = re.search(r"^ {8}(train .*)\nhere:   (train .*)$", reproduced[1], re.M).groups()
         shape = [re.sub(r"\d\.\d{4}", "N", line) for line in (users, here)]
         assert shape[0] == shape[1]
@@ -249,7 +249,7 @@ class TestFailures:
             server.files |= films | {sorted(films)[0]: b"no film at all"}
             run = Run(server, home, tmp_path / "printed", "--root", tmp_path / "ava")
             assert run.end() == 1
-            assert "1 wavs written, 0 were there already, 1 failed" in run.text
+            assert "1 wavs written, 0 skipped, 1 failed" in run.text
             assert 'error: "1 Audio tracks" ended with exit status 1' in run.text.splitlines()[-1]
             assert not (tmp_path / "ava" / "models").exists()
         finally:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_videos import make_video as make_numbered_film
-from numbered_videos import number, rate
+from numbered_videos import frame_number, rate
 from square_videos import DIM, SIZE, Square, SquareDetector, draw, encode, ground, make_video
 
 from core.config import tracking_params
@@ -85,7 +85,7 @@ def test_each_row_is_the_next_or_every_second_frame(tmp_path, fps):
     with VideoReader(path) as film:
         frames = round(5 * rate(fps))
         timeline = rows_of(frames / film.fps, film.fps)
-        shown = [number(image) for image in film.frames(timeline.times, FOREVER)]
+        shown = [frame_number(image) for image in film.frames(timeline.times, FOREVER)]
     assert shown == list(range(0, frames, 2 if rate(fps) > 40 else 1))
     assert (timeline.times == timeline.times.round(2)).all()
     assert timeline.shot.tolist() == [0] * len(shown)
@@ -98,7 +98,7 @@ def test_frames_of_a_slow_film_are_seen_again(tmp_path, fps):
     frames = round(4 * rate(fps))
     timeline = rows_of(4.0, rate(fps))
     with VideoReader(path) as film:
-        shown = [number(image) for image in film.frames(timeline.times, FOREVER)]
+        shown = [frame_number(image) for image in film.frames(timeline.times, FOREVER)]
     expected = np.floor(timeline.times * rate(fps) + 0.5).astype(int)
     assert shown == expected.tolist()
     assert len(shown) == (np.floor(np.arange(100) / 25 * rate(fps) + 0.5) < frames).sum()
@@ -233,7 +233,7 @@ def test_where_the_frame_rate_varies_a_row_is_of_the_shot_of_its_frame(tmp_path,
 @pytest.mark.parametrize("content", [b"", b"no film\n" * 50])
 def test_shots_of_what_is_no_film(tmp_path, content):
     (tmp_path / "film.mp4").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be opened as a film"):
+    with pytest.raises(ValueError, match="cannot be opened as a video"):
         detect_shots(tmp_path / "film.mp4")
 
 
