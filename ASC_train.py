@@ -14,9 +14,8 @@ import argparse
 from core.config import ASC_inputs, ASC_optimization_params
 from core.datasets import context_datasets
 from core.formats.features import FeatureStore, encoder_sha256
-from core.loaders import split_loaders
+from core.loaders import require_even_batch, split_loaders
 from core.models import active_speakers_context
-from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
 from core.runtime.cli import (
     Parser,
@@ -50,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     settings["encoder_sha256"] = encoder_sha256(args.features_train_full)
     print_settings(settings)
     device = get_device(args.cuda_device)
-    distributed.require_even_batch(args.batch_size)
+    require_even_batch(args.batch_size)
     seed_torch(args.seed)
     shape = (args.clip_length, args.skip_frames, args.speakers)
     run_directory = TrainingRun(args.models_out, context_run_name(*shape), settings, args.resume)

@@ -18,7 +18,7 @@ from core.config import STE_inputs, STE_optimization_params
 from core.datasets import ClipReader, STEDataset
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
-from core.loaders import split_loaders
+from core.loaders import require_even_batch, split_loaders
 from core.models import short_term_encoder
 from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     settings = {**STE_optimization_params, **vars(args)}
     print_settings(settings)
     device = get_device(args.cuda_device)
-    distributed.require_even_batch(args.batch_size)
+    require_even_batch(args.batch_size)
     seed_torch(args.seed)
     run_directory = TrainingRun(args.models_out, "ste_encoder", settings, args.resume)
 

@@ -129,6 +129,15 @@ def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device
     }
 
 
+def require_even_batch(batch_size: int) -> None:
+    """Raise InputError if the samples of a batch cannot be split evenly over the ranks."""
+    world_size = distributed.get_world_size()
+    if remainder := batch_size % world_size:
+        sizes = " or ".join(str(size) for size in (batch_size - remainder, batch_size - remainder + world_size) if size)
+        problem = f"a batch of {batch_size} samples does not split evenly over {world_size} ranks"
+        raise InputError(f"{problem}; pass --batch-size {sizes}, or start another number of ranks")
+
+
 def item_loader(dataset: Dataset, workers: int, device: torch.device) -> Loader:
     """The items of a dataset one at a time and in order, read ahead by the workers."""
     return Loader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")

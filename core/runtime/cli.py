@@ -1,4 +1,4 @@
-"""What every script's command line shares: the parser, argument types, exit statuses, the record of its settings."""
+"""Command lines of all scripts: the parser, argument types, exit statuses."""
 
 import argparse
 import contextlib
@@ -6,113 +6,119 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from core.runtime import distributed
-from core.runtime.errors import InputError, RunError, one_line
+from core.runtime.errors import InputError, RunError, first_line, one_line
 
 SPLITS = ("train", "val", "test")
 _UNUSABLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+_GRACE_SECONDS = 1  # rank 0 reports a common failure first; the launcher then ends the other ranks
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description and shows defaults other than None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that shows defaults, keeps the docstring's lines, and refuses in one line, exit status 2."""
+    """An ArgumentParser that reports errors in one line with exit status 2."""
 
     def __init__(self, description: str | None):
-        class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-            def _get_help_string(self, action: argparse.Action) -> str | None:
-                return action.help if action.default is None else super()._get_help_string(action)
-
-        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        told = f"error: {one_line(message)} (--help shows every argument)\n"
-        self.exit(2, told if distributed.is_main_process() else None)
+        self.exit(2, f"error: {one_line(message)} (--help shows all arguments)\n")
 
 
-def positive_int(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
+def integer(minimum: int, odd: bool = False) -> Callable[[str], int]:
+    """Argument type: an integer of at least `minimum`, below 2^63."""
+
+    def parse(text: str) -> int:
+        is_integer = text.isascii() and text.isdigit() and minimum <= int(text) < 1 << 63
+        if not is_integer or (odd and int(text) % 2 == 0):
+            wanted = "odd and positive" if odd else f"an integer of at least {minimum}"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+        return int(text)
+
+    return parse
 
 
-def worker_count(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return int(text)
+def number(minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
+    """Argument type: a finite number above `minimum` or, with a `maximum`, from `minimum` to `maximum`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (minimum < value < maximum or (maximum < float("inf") and value in (minimum, maximum))):
+            wanted = f"above {minimum:g}" if maximum == float("inf") else f"from {minimum:g} to {maximum:g}"
+            raise argparse.ArgumentTypeError(f"must be a number {wanted}, not {text!r}")
+        return value
+
+    return parse
 
 
-def odd_positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) % 2 == 0:
-        raise argparse.ArgumentTypeError(f"must be odd and positive, not {text!r}")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, not {text!r}")
-    return int(text)
+positive_int, worker_count, seed, odd_positive = integer(1), integer(0), integer(0), integer(1, odd=True)
+positive_float, fraction = number(0), number(0, 1)
 
 
 def odd_window(text: str) -> int:
-    if text == "0":
-        return 0
-    try:
-        return odd_positive(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or 0 for none") from None
-
-
-def positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return value
-
-
-def fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
-    return value
+    """Argument type: an odd filter width, or 0 for no filter."""
+    return 0 if text == "0" else odd_positive(text)
 
 
 def device_name(text: str) -> str:
+    """Argument type: `cpu` or the number of a CUDA device."""
     if text != "cpu" and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"must be the number of a CUDA device or cpu, not {text!r}")
     return text
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """--split and --csv: which annotations a stage works on; without --csv, those of the split in the configuration."""
-    parser.add_argument("--split", choices=SPLITS, default="val", help="which part of AVA; names the sub-directories")
+    """Add --split and --csv, the annotations of a stage; --csv defaults to the annotations of the split."""
+    parser.add_argument("--split", choices=SPLITS, default="val", help="split of AVA; names the sub-directories")
     parser.add_argument(
         "--csv", help="annotations: augmented file, official file, or directory of official files (default: by split)"
     )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict, models_out: str) -> None:
-    """What both training stages take, with the defaults of their dictionary in the configuration."""
-    parser.add_argument("--models-out", default=models_out, help="the run's directory is made in here")
-    parser.add_argument("--epochs", type=positive_int, default=defaults["epochs"], help="passes over the data")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="samples a step")
-    parser.add_argument("--learning-rate", type=positive_float, default=defaults["learning_rate"], help="of Adam")
-    parser.add_argument("--workers", type=worker_count, default=defaults["workers"], help="processes that read data")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default=defaults["precision"], help="of the network")
-    parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
-    parser.add_argument("--seed", type=seed, default=defaults["seed"], help="of weights, order, clips and contexts")
+    """Add the flags that both training stages share, with their defaults from the configuration."""
+    parser.add_argument("--models-out", default=models_out, help="parent directory of the run's directory")
+    parser.add_argument("--epochs", type=positive_int, default=defaults["epochs"], help="number of epochs")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="samples per step")
+    parser.add_argument(
+        "--learning-rate", type=positive_float, default=defaults["learning_rate"], help="initial learning rate (Adam)"
+    )
+    add_workers_argument(parser, defaults["workers"])
+    add_precision_argument(parser, defaults["precision"])
+    parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
+    parser.add_argument(
+        "--seed", type=seed, default=defaults["seed"], help="seed of initial weights, sample order, clips and contexts"
+    )
+
+
+def add_workers_argument(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--workers", type=worker_count, default=default, help="number of data-loading processes; 0: the main process"
+    )
+
+
+def add_precision_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default=default, help="numeric precision of the network"
+    )
 
 
 def print_settings(settings: dict) -> None:
-    """Print the settings a run is about to use, one a line."""
+    """Print resolved settings, one per line."""
     width = max(map(len, settings))
     for name, value in settings.items():
         print(one_line(f"  {name:<{width}}  {value}"))
@@ -121,55 +127,57 @@ def print_settings(settings: dict) -> None:
 def launch(
     main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, all_ranks: bool = False
 ) -> NoReturn:
-    """Run `main` on the parsed command line and exit: 0 done, 1 failed or partly failed, 2 unusable input.
+    """Run `main` on the parsed command line and exit: 0 success, 1 failed or partly failed, 2 unusable input.
 
-    The user's mistakes and the machine's (a full disk) end in one line on stderr; a traceback means a bug. Of several
-    ranks all run `main` together if `all_ranks`, else rank 0 does alone.
+    Expected failures, of input or of the system (a full disk), are reported in one line on stderr; a traceback means a
+    bug. With `all_ranks`, the processes that torchrun or srun started run `main` together.
     """
     try:
-        if not distributed.is_main_process():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
-            if not all_ranks:
-                sys.exit(0)
         args = parser.parse_args()
         if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(line_buffering=True)  # so that a log is never behind, nor lost when it is killed
+            sys.stdout.reconfigure(line_buffering=True)  # logs are up to date even if the process is killed
         with distributed.process_group() if all_ranks else contextlib.nullcontext():
             status = main(args) or 0
     except (InputError, RunError) as error:
         status = _fail(error, 2 if isinstance(error, InputError) else 1)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        status = _fail(f"{place}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1)
+        path = f"{error.filename}: " if error.filename else ""
+        status = _fail(f"{path}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1)
     except Exception as error:
-        fault = describe_system_error(error)
-        if fault is None:
-            if not all_ranks or distributed.get_world_size() == 1:
-                raise
+        message = describe_system_error(error)
+        if message is None:
             traceback.print_exc()
-        status = _fail(fault or f"{type(error).__name__}: {error}", 1)
+            message = f"unexpected {type(error).__name__}: {error}"
+        status = _fail(message, 1)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
-        advice = "the same command goes on (training: add --resume; with --overwrite it begins anew)"
-        if distributed.is_main_process():  # Ctrl-C comes to all
-            print(f"interrupted; what was finished is kept: {advice}", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = 130
-    if status and all_ranks:
-        distributed.abort_all(status)
+        if distributed.is_main_process():
+            advice = "run the same command again to continue (training: add --resume; --overwrite starts over)"
+            print(f"interrupted; finished work is kept: {advice}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if distributed.get_world_size() > 1:
+        os._exit(status)  # an orderly exit could wait for the other ranks
     sys.exit(status)
 
 
 def _fail(message: object, status: int) -> int:
-    distributed.report_failure(one_line(message), status)
+    if not distributed.is_main_process():
+        time.sleep(_GRACE_SECONDS)
+        message = f"rank {distributed.get_rank()}: {message}"
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return status
 
 
 def describe_system_error(error: Exception) -> str | None:
-    """One line for what torch says when memory ends or one of its processes dies, None for anything else."""
-    reason = (str(error).strip().splitlines() or ["no more of it"])[0].rstrip(".: ")
+    """One line for running out of memory, a dead worker or a lost rank; None for other errors."""
+    reason = first_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({reason}); try a smaller --batch-size or fewer --workers"
     if reason.startswith("DataLoader worker") and ("killed" in reason or "exited" in reason):
-        advice = "memory, or the space in /dev/shm, may be short: try fewer --workers; 0 needs none"
-        return f"a process that reads data died ({reason}); {advice}"
-    return distributed.lost_rank(error) if isinstance(error, RuntimeError) else None
+        advice = "memory or /dev/shm may be full: try fewer --workers; 0 needs neither"
+        return f"a data-loading worker died ({reason}); {advice}"
+    if distributed.get_world_size() > 1 and ("gloo" in str(error) or "NCCL" in str(error)):
+        return f"lost another rank ({reason}); see the error of the rank that failed first"
+    return None
