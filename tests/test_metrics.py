@@ -1,0 +1,146 @@
+"""Average precision, ROC AUC, ranking errors, scores and smoothing."""
+
+import json
+import math
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from plain_metrics import plain_auc, plain_average_precision
+from tiny_inputs import Face, Track, faces_of, read_csv, write_annotations
+
+from core.formats.annotations import FaceTable, read_annotations
+from core.metrics import average_precision, ranking_errors, roc_auc, smooth_tracks, speaking_score
+from core.runtime.errors import InputError
+
+
+def arrays(scores: list[float], positive: list) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(scores, float), np.array(positive, bool)
+
+
+untied = st.lists(st.tuples(st.floats(-10, 10), st.booleans()), min_size=1, max_size=40, unique_by=lambda row: row[0])
+tied = st.lists(st.tuples(st.integers(0, 3).map(float), st.booleans()), min_size=1, max_size=30)
+scored_rows = st.one_of(untied, tied).map(lambda rows: tuple(map(list, zip(*rows, strict=True))))  # scores, positive
+
+
+class TestAveragePrecision:
+    @pytest.mark.parametrize("case", range(4))
+    def test_equals_the_official_tool(self, test_data, case):
+        golden = json.loads((GOLDEN / "evaluator.json").read_text())[case]
+        uniform = runpy.run_path(str(GOLDEN / "fill.py"))["uniform"]
+        labels = [line[6] for line in read_csv(test_data / "ava_csv" / "val" / golden["ground_truth"])]
+        assert len(labels) == golden["rows"]
+        positive = np.array(labels) == "SPEAKING_AUDIBLE"
+        weight = golden["label_weight"]
+        scores = (1 - weight) * uniform(f"score{weight}", len(labels)) + weight * positive
+        assert abs(average_precision(scores, positive) - golden["average_precision"]) < 1e-9
+
+    @pytest.mark.parametrize(
+        ("positive", "expected"),
+        [
+            ([1], 1),
+            ([1, 0, 0], 1),
+            ([0, 0, 1], 1 / 3),
+            ([0, 1, 1, 0], 2 / 3),  # precision 0, 1/2, 2/3, 1/2: both positives count with 2/3
+            ([1, 0, 1, 0, 0], 1 / 2 + 1 / 3),
+            ([1, 0, 0, 1, 1], 1 / 3 + 2 * 3 / 15),
+        ],
+    )
+    def test_by_hand(self, positive, expected):
+        """Labels in order of falling score."""
+        scores = -np.arange(len(positive), dtype=float)
+        assert average_precision(scores, np.array(positive, bool)) == pytest.approx(expected, abs=1e-12)
+
+    def test_tied_scores_share_a_threshold(self):
+        assert average_precision(*arrays([1, 1, 0], [1, 0, 1])) == pytest.approx(2 / 3)
+        assert average_precision(*arrays([5, 5, 5, 5], [0, 1, 0, 0])) == pytest.approx(1 / 4)
+
+    @settings(max_examples=100, deadline=None)
+    @given(scored_rows, st.randoms())
+    def test_equals_the_definition_in_any_row_order(self, rows, random):
+        scores, positive = rows
+        assume(any(positive))
+        value = average_precision(*arrays(scores, positive))
+        assert value == pytest.approx(plain_average_precision(scores, positive), abs=1e-12)
+        order = random.sample(range(len(scores)), len(scores))
+        assert average_precision(*arrays([scores[i] for i in order], [positive[i] for i in order])) == value
+
+    def test_no_positives_is_an_error(self):
+        with pytest.raises(InputError, match="SPEAKING_AUDIBLE"):
+            average_precision(*arrays([0.1, 0.2], [0, 0]))
+
+    def test_arguments_are_not_modified(self):
+        scores, positive = arrays([0.3, 0.1, 0.2], [0, 1, 1])
+        average_precision(scores, positive)
+        roc_auc(scores, positive)
+        ranking_errors(scores, positive)
+        assert (scores.tolist(), positive.tolist()) == ([0.3, 0.1, 0.2], [False, True, True])
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored_rows)
+def test_auc_and_ranking_errors_count_pairs(rows):
+    scores, positive = arrays(*rows)
+    assume(positive.any() and not positive.all())
+    auc, errors = plain_auc(*rows), ranking_errors(scores, positive)
+    assert roc_auc(scores, positive) == pytest.approx(auc, abs=1e-12)
+    assert errors[positive].mean() == pytest.approx(1 - auc, abs=1e-12)
+    assert errors[~positive].mean() == pytest.approx(1 - auc, abs=1e-12)
+
+
+def test_ranking_errors_by_hand():
+    """Positives at 3 and 1, others at 4, 3 and 0: the tie counts half."""
+    errors = ranking_errors(*arrays([3, 1, 4, 3, 0], [1, 1, 0, 0, 0]))
+    assert errors.tolist() == pytest.approx([(1 + 1 / 2) / 3, 2 / 3, 1, (1 + 1 / 2) / 2, 0])
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_has_no_auc_and_no_ranking_errors(label):
+    assert math.isnan(roc_auc(*arrays([1, 2], [label, label])))
+    assert ranking_errors(*arrays([1, 2], [label, label])).tolist() == [0, 0]
+
+
+def test_score_is_the_softmax_of_class_1():
+    """Also for logits whose exponentials overflow."""
+    logits = np.array([[0, 0], [1, 3], [-40, 0], [0, -700], [800, -800], [-800, 800]], np.float32)
+    expected = [0.5, 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-40)), math.exp(-700), 0, 1]
+    np.testing.assert_allclose(speaking_score(logits), expected, rtol=1e-12)
+
+
+def table_of(directory: Path, faces: list[Face]) -> FaceTable:
+    return read_annotations(write_annotations(directory / "table.csv", faces))
+
+
+class TestSmoothing:
+    def test_median_along_a_track(self, tmp_path):
+        table = table_of(tmp_path, faces_of([Track("a", "0" * 7)]))
+        values = np.array([1.0, 9.0, 2.0, 3.0, -5.0, 4.0, 4.0])
+        assert smooth_tracks(values, table, 3)[1:-1].tolist() == [2, 3, 2, 3, 4]
+        assert smooth_tracks(values, table, 5)[2:-2].tolist() == [2, 3, 3]
+        assert values.tolist() == [1, 9, 2, 3, -5, 4, 4]
+
+    def test_logits_are_filtered_separately(self, tmp_path):
+        table = table_of(tmp_path, faces_of([Track("a", "000")]))
+        values = np.array([[1.0, 30.0], [3.0, 10.0], [2.0, 20.0]])
+        assert smooth_tracks(values, table, 3)[1].tolist() == [2, 20]
+
+    @pytest.mark.parametrize("width", [3, 5, 11])
+    def test_never_crosses_tracks(self, tmp_path, width):
+        """Each track has one value; rows of different tracks alternate in the file."""
+        faces = faces_of([Track("a", "0" * 7), Track("b", "00000"), Track("c", "0"), Track("d", "0000", video="two")])
+        faces.sort(key=lambda face: face.time)
+        values = np.array([float(ord(face.entity)) for face in faces])
+        assert (smooth_tracks(values, table_of(tmp_path, faces), width) == values).all()
+
+    def test_rows_of_a_track_need_not_be_adjacent(self, tmp_path):
+        faces = faces_of([Track("a", "00000"), Track("b", "00000")])
+        values = dict(zip(faces, [5.0, 1.0, 4.0, 2.0, 3.0, 0.0, 0.0, 7.0, 0.0, 0.0], strict=True))
+        mixed = sorted(faces, key=lambda face: (face.time, face.entity))
+        smoothed = smooth_tracks(np.array([values[face] for face in mixed]), table_of(tmp_path, mixed), 3)
+        smoothed = dict(zip(mixed, smoothed, strict=True))
+        assert [smoothed[face] for face in faces[1:4]] == [4, 2, 3]
+        assert [smoothed[face] for face in faces[6:9]] == [0, 0, 0]
