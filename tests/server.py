@@ -1,4 +1,4 @@
-"""A server on this machine that stands for those that scripts/downloads.sh fetches from."""
+"""A local HTTP server in place of the servers that scripts/downloads.sh downloads from."""
 
 import contextlib
 import io
@@ -8,22 +8,23 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-WEB_PAGE = b"\n<!DOCTYPE html>\n<html><body>This link is no longer available.</body></html>\n"
-
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` (path: bytes) with byte ranges, and misbehaves as told.
+    """Serves `files` (path -> content) with byte ranges.
 
-    `cut`: path -> how many of its replies still break off in the middle. `refusals`: path -> statuses to answer first.
-    `requests`: the (path, Range header) pairs asked for.
+    `cut`: path -> number of replies that break off in the middle. `stalled`: paths whose replies stop in the middle
+    without closing the connection. `requests`: the (path, Range header) pairs received.
     """
+
+    daemon_threads = True
+    block_on_close = False
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.cut: Counter[str] = Counter()
-        self.refusals: dict[str, list[int]] = {}
-        self.knows_ranges = True
+        self.stalled: set[str] = set()
+        self.supports_ranges = True
         self.requests: list[tuple[str, str | None]] = []
 
     @property
@@ -35,16 +36,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.requests.append((self.path, wanted))
-        if server.refusals.get(self.path):
-            return self.answer(server.refusals[self.path].pop(0), WEB_PAGE)
+        server, byte_range = self.server, self.headers.get("Range")
+        server.requests.append((self.path, byte_range))
         if self.path not in server.files:
-            return self.answer(404, WEB_PAGE)
+            return self.answer(404, b"<!DOCTYPE html>")
         body = server.files[self.path]
-        if not (wanted and server.knows_ranges):
+        if not (byte_range and server.supports_ranges):
             return self.answer(200, body)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        start = int(byte_range.removeprefix("bytes=").removesuffix("-"))
         if start >= len(body):
             return self.answer(416, b"", f"bytes */{len(body)}")
         return self.answer(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
@@ -55,10 +54,14 @@ class Handler(BaseHTTPRequestHandler):
         if content_range:
             self.send_header("Content-Range", content_range)
         self.end_headers()
-        if self.server.cut[self.path]:
-            self.server.cut[self.path] -= 1
+        stalled = self.path in self.server.stalled
+        if stalled or self.server.cut[self.path]:
+            self.server.cut[self.path] -= not stalled
             body = body[: len(body) // 2]
         self.wfile.write(body)
+        if stalled:
+            self.wfile.flush()
+            self.rfile.read(1)  # returns when the client closes the connection
 
     def log_message(self, *_):
         pass
@@ -66,15 +69,16 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running_server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield running
-        running.shutdown()
+        yield server
+        server.shutdown()
         thread.join()
 
 
 def archive(members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    """Return a tar.bz2 archive with files (name -> content) and symbolic links (name -> target)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:bz2") as tar:
         for name, target in (links or {}).items():
