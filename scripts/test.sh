@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# Everything a change must pass: formatting and lint, then the tests. Makes the environment first where it is missing.
+# Run the linter and the tests in two processes. Creates .venv first if necessary.
 #
-#     bash scripts/test.sh                      # all but the tests marked slow or gpu: some minutes on two cores
-#     bash scripts/test.sh tests/test_audio.py  # arguments go to pytest
+#     bash scripts/test.sh                     # fast tests: about four minutes on two cores
+#     bash scripts/test.sh --slow              # slow tests
+#     bash scripts/test.sh tests/test_mfcc.py  # other arguments are passed to pytest
 set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-cd -- "$root"
-
+marker="not slow and not gpu"
+if [[ ${1:-} == --slow ]]; then
+    marker="slow and not gpu"
+    shift
+fi
 bash scripts/dev_env.sh
-# By module, so that the interpreter is this environment's even where the folder was moved or copied.
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+export OMP_NUM_THREADS=1 # per process
+exec .venv/bin/python -m pytest -n 2 --dist loadfile -m "$marker" "$@"
