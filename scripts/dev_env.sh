@@ -44,10 +44,10 @@ fi
 
 trap 'exit 130' INT # pip turns Ctrl-C into an ordinary error
 echo unfinished >$stamp
-PIP_DISABLE_PIP_VERSION_CHECK=1 $python -m pip install -r requirements.txt -c requirements.lock || {
-    (($? > 128)) || rm -f $stamp # after an ordinary error, pip can continue in the same environment
-    die "pip could not install requirements.txt; see above"
-}
+status=0
+PIP_DISABLE_PIP_VERSION_CHECK=1 $python -m pip install -r requirements.txt -c requirements.lock || status=$?
+((status > 128)) || rm -f $stamp # unless it was killed, pip can continue in the same environment
+((status == 0)) || die "pip could not install requirements.txt; see above"
 
 # Bare servers and containers lack two system libraries of opencv-python.
 if ! $python -c 'import cv2' 2>/dev/null; then
