@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.config import postprocessing_params
 from core.formats.annotations import read_annotations
-from core.formats.predictions import join, read_logits, write_scores
+from core.formats.predictions import join_logits, write_scores
 from core.metrics import smooth_tracks, speaking_score
 from core.reports import report
 from core.runtime.cli import Parser, odd_window, print_settings
@@ -49,7 +49,7 @@ def postprocess(args: argparse.Namespace, directory: str) -> None:
         if path is not None and os.path.realpath(Path(path).parent) == os.path.realpath(directory):
             raise InputError(f"{path}: the directory holds the logits; choose another one")
     table = read_annotations(args.ground_truth)
-    logits = join(read_logits(directory), table, directory)[["logit_0", "logit_1"]].to_numpy()
+    logits = join_logits(directory, table)
     if args.smoothing > 1:
         logits = smooth_tracks(logits, table, args.smoothing)
     scores = {Path(args.predictions_csv).stem: speaking_score(logits)}
