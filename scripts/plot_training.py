@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pandas as pd
 
-from core.formats.csv_table import first_fields, read_table, scan
+from core.formats.csv_table import first_fields, read_table, require_text
 from core.reports.report import display_names
 from core.reports.training_plots import best_text, is_curve, plot_training
 from core.runtime.cli import Parser, launch, print_settings
@@ -56,7 +56,7 @@ def read_log(path: Path) -> pd.DataFrame:
     names = first_fields(path)
     curves = [name for name in names if is_curve(name)]
     if "epoch" not in names or not curves:
-        scan(path)  # raises a more specific error for files that are not tables
+        require_text(path)  # raises a more specific error if the file is not text
         missing = "train_<metric> or val_<metric>" if "epoch" in names else "epoch"
         raise InputError(f"{path}, line 1: no column {missing}; the header is {','.join(names)[:200]!r}")
     log = read_table(path, {"epoch": "number", "learning_rate": "number", **dict.fromkeys(curves, "text")})

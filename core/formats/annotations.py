@@ -1,4 +1,4 @@
-"""The annotations: official and augmented csv files as one validated table of arrays."""
+"""Annotations: official and augmented csv files, read into one validated table of arrays."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pandas as pd
 from core.formats.csv_table import read_table
 from core.runtime.errors import InputError
 
-NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # the label_id of the augmented files
+NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # label_id in the augmented files
 LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
 OFFICIAL_SUFFIX = "-activespeaker.csv"
 BOX_COLUMNS = ["entity_box_x1", "entity_box_y1", "entity_box_x2", "entity_box_y2"]
@@ -27,9 +27,10 @@ _COLUMNS = {
 
 @dataclass(eq=False)
 class FaceTable:
-    """Rows (one face at one moment) as arrays, in the order they were read; N rows, E tracks, V videos.
+    """Annotations as arrays, one row per face and timestamp: N rows, E tracks, V videos.
 
-    Tracks and videos are numbered by first appearance. A row's track never changes video, and its timestamps rise.
+    Rows keep the order of the file. Tracks and videos are numbered by first appearance. A track is part of one video,
+    and its timestamps increase.
     """
 
     video_ids: list[str]  # V
@@ -38,68 +39,68 @@ class FaceTable:
     entity: np.ndarray  # (N,) int32, index into entity_ids
     timestamp: np.ndarray  # (N,) float64, seconds
     label: np.ndarray  # (N,) int8, label_id
-    box: np.ndarray | None = None  # (N, 4) float64, x1 y1 x2 y2 as shares of the frame; None for stored features
-    audio_start: np.ndarray | None = None  # (E,) float64, seconds: where the track's audio slice begins
-    anyone_speaking: np.ndarray | None = None  # (N,) bool: somebody in this video speaks audibly at this moment
+    box: np.ndarray | None = None  # (N, 4) float64, x1 y1 x2 y2 in [0, 1] of the frame; None for features
+    audio_start: np.ndarray | None = None  # (E,) float64, seconds: start of the track's wav
+    anyone_speaking: np.ndarray | None = None  # (N,) bool: a face of the same frame is SPEAKING_AUDIBLE
 
     def __len__(self) -> int:
         return len(self.video)
 
     @cached_property
     def track_rows(self) -> np.ndarray:
-        """(N,) rows sorted by track, in time order within each."""
+        """(N,) rows sorted by track, then by timestamp."""
         return np.argsort(self.entity, kind="stable").astype(np.int32)
 
     @cached_property
     def track_offsets(self) -> np.ndarray:
-        """(E + 1,) where each track begins in `track_rows`."""
+        """(E + 1,) offset of each track in `track_rows`."""
         return np.searchsorted(self.entity[self.track_rows], np.arange(len(self.entity_ids) + 1)).astype(np.int64)
 
     @cached_property
     def _video_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) rows sorted by video, and (V + 1,) where each video begins among them."""
+        """(N,) rows sorted by video, and (V + 1,) offset of each video in them."""
         rows = np.argsort(self.video, kind="stable").astype(np.int32)
         return rows, np.searchsorted(self.video[rows], np.arange(len(self.video_ids) + 1))
 
     @cached_property
     def position(self) -> np.ndarray:
-        """(N,) position of each row in its track, from 0."""
+        """(N,) index of each row in its track."""
         position = np.empty(len(self), np.int32)
         position[self.track_rows] = np.arange(len(self)) - self.track_offsets[self.entity[self.track_rows]]
         return position
 
     @cached_property
     def frame_id(self) -> np.ndarray:
-        """(N,) int32 code of the row's (video, timestamp): rows with one code share a frame."""
+        """(N,) int32, equal for rows with the same video and timestamp."""
         order = np.lexsort((self.timestamp, self.video))
         video, timestamp = self.video[order], self.timestamp[order]
-        new = np.append(True, (video[1:] != video[:-1]) | (timestamp[1:] != timestamp[:-1]))
-        moment = np.empty(len(self), np.int32)
-        moment[order] = np.cumsum(new) - 1
-        return moment
+        is_new = np.append(True, (video[1:] != video[:-1]) | (timestamp[1:] != timestamp[:-1]))
+        frame_id = np.empty(len(self), np.int32)
+        frame_id[order] = np.cumsum(is_new) - 1
+        return frame_id
 
     def rows_of_track(self, entity: int) -> np.ndarray:
-        """Rows of one track, in time order."""
+        """Return the rows of a track, in the order of their timestamps."""
         return self.track_rows[self.track_offsets[entity] : self.track_offsets[entity + 1]]
 
     def rows_of_video(self, video: int) -> np.ndarray:
-        """Rows of one video, in the order they were read."""
-        rows, start = self._video_rows
-        return rows[start[video] : start[video + 1]]
+        """Return the rows of a video, in the order of the file."""
+        rows, offsets = self._video_rows
+        return rows[offsets[video] : offsets[video + 1]]
 
     def track_video(self) -> np.ndarray:
-        """(E,) the video of each track that has rows; -1 for those that have none left."""
+        """Return the video of each track, (E,) int32; -1 for tracks without rows."""
         video = np.full(len(self.entity_ids), -1, np.int32)
         video[self.entity] = self.video
         return video
 
     def track_spans(self) -> tuple[np.ndarray, np.ndarray]:
-        """First and last timestamp of each track in seconds, (E,) each. Every track must have rows."""
+        """Return the first and last timestamp of each track in seconds, (E,) each. Every track must have rows."""
         timestamp = self.timestamp[self.track_rows]
         return timestamp[self.track_offsets[:-1]], timestamp[self.track_offsets[1:] - 1]
 
     def digest(self) -> str:
-        """Of all that the rows say, in hex: equal for equal tables only."""
+        """Return a hash of the content of all rows, in hex."""
         digest = hashlib.blake2b("\n".join([*self.video_ids, "", *self.entity_ids]).encode(), digest_size=16)
         for column in (self.video, self.entity, self.timestamp, self.label, self.box):
             digest.update(b"" if column is None else np.ascontiguousarray(column))
@@ -107,11 +108,11 @@ class FaceTable:
 
     @cached_property
     def is_speaking(self) -> np.ndarray:
-        """(N,) bool: the label is SPEAKING_AUDIBLE, which is what the networks predict."""
+        """(N,) bool: the label is SPEAKING_AUDIBLE, the class that the networks predict."""
         return self.label == SPEAKING_AUDIBLE
 
     def keys(self, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
-        """The columns that identify a row across files: video_id, frame_timestamp, entity_id."""
+        """Return the columns that identify a row in every file: video_id, frame_timestamp, entity_id."""
         return pd.DataFrame(
             {
                 "video_id": np.array(self.video_ids, object)[self.video[rows]],
@@ -121,12 +122,12 @@ class FaceTable:
         )
 
     def row_name(self, row: int) -> str:
-        """How messages refer to a row: entity, timestamp and video."""
+        """Return the name of a row in messages: entity, timestamp and video."""
         entity, video = self.entity_ids[self.entity[row]], self.video_ids[self.video[row]]
         return f"{entity} at {self.timestamp[row]} s of {video}"
 
     def official_columns(self, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
-        """The eight columns of the official csv files."""
+        """Return the eight columns of the official csv files."""
         frame = self.keys(rows)
         for column, name in enumerate(BOX_COLUMNS):
             frame.insert(2 + column, name, self.box[rows, column])
@@ -134,9 +135,9 @@ class FaceTable:
         return frame
 
     def keep(self, rows: np.ndarray) -> "FaceTable":
-        """The table of some of the rows (a mask or indices), numbering of tracks and videos unchanged.
+        """Return a table of selected rows (a mask or ascending indices).
 
-        Where a track's audio begins and who speaks at a moment stay as they were annotated.
+        Tracks and videos keep their numbers. `audio_start` and `anyone_speaking` are those of the full table.
         """
         return replace(
             self,
@@ -150,9 +151,9 @@ class FaceTable:
 
 
 def find_annotations(source: str | Path) -> list[Path]:
-    """The csv files behind a path: the file itself, or the official files of a directory.
+    """Return the csv files of a path: the file itself, or the official files in a directory.
 
-    A missing `ava_activespeaker_<split>_augmented.csv` stands for the directory `<split>` beside it.
+    If `ava_activespeaker_<split>_augmented.csv` does not exist, the directory `<split>` next to it is used instead.
     Raises InputError.
     """
     source = Path(source)
@@ -160,11 +161,11 @@ def find_annotations(source: str | Path) -> list[Path]:
     if not source.exists() and name.startswith("ava_activespeaker_") and name.endswith("_augmented.csv"):
         directory = source.with_name(name.removeprefix("ava_activespeaker_").removesuffix("_augmented.csv"))
         if not directory.is_dir():
-            raise InputError(f"{source}: no such file, nor a directory {directory} of official annotations")
+            raise InputError(f"{source}: no such file, and no directory {directory} of official annotations")
         source = directory
     if not source.is_dir():
         if not source.exists():
-            raise InputError(f"{source}: no such file; give an annotation csv or a directory of official ones")
+            raise InputError(f"{source}: no such file; expected an annotation csv or a directory of official ones")
         return [source]
     files = sorted(source.glob(f"*{OFFICIAL_SUFFIX}"))
     if not files:
@@ -175,8 +176,8 @@ def find_annotations(source: str | Path) -> list[Path]:
 def read_annotations(source: str | Path) -> FaceTable:
     """Read an augmented file, an official file or a directory of official files.
 
-    Raises InputError, with file and line, for anything the formats do not allow: see
-    `core.formats.csv_table.read_table` for the text, and here for boxes, labels, duplicates and the order of time.
+    Raises InputError with file and line for anything that the formats do not allow: invalid text or numbers (see
+    `core.formats.csv_table.read_table`), boxes, labels, duplicates and decreasing timestamps.
     """
     files = find_annotations(source)
     video_codes: dict[str, int] = {}
@@ -190,7 +191,7 @@ def read_annotations(source: str | Path) -> FaceTable:
         _refuse((box[:, 0] >= box[:, 2]) | (box[:, 1] >= box[:, 3]), file, line, "box without x1 < x2 and y1 < y2")
         labels = table["label"].cat
         code = np.array([LABELS.index(x) if x in LABELS else -1 for x in labels.categories], np.int8)[labels.codes]
-        _refuse(code < 0, file, line, f"label is none of {', '.join(LABELS)}")
+        _refuse(code < 0, file, line, f"label is not one of {', '.join(LABELS)}")
         video = _recode(table["video_id"], video_codes)
         entity = _recode(table["entity_id"], entity_codes)
         parts.append((video, entity, table["frame_timestamp"].to_numpy(), code, box))
@@ -199,20 +200,20 @@ def read_annotations(source: str | Path) -> FaceTable:
     table = FaceTable(list(video_codes), list(entity_codes), video, entity, timestamp, label, box)
     starts = np.cumsum([0, *map(len, lines)])
 
-    def place(row: int) -> str:
+    def line_of(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1
         return f"{files[file]}, line {lines[file][row - starts[file]]}"
 
-    check_tracks(table, place)
-    begin, _ = table.track_spans()
-    spoken = np.zeros(table.frame_id.max() + 1, bool)
-    spoken[table.frame_id[table.is_speaking]] = True
-    table.audio_start, table.anyone_speaking = begin, spoken[table.frame_id]
+    check_tracks(table, line_of)
+    table.audio_start, _ = table.track_spans()
+    has_speech = np.zeros(table.frame_id.max() + 1, bool)
+    has_speech[table.frame_id[table.is_speaking]] = True
+    table.anyone_speaking = has_speech[table.frame_id]
     return table
 
 
-def _recode(column, codes: dict[str, int]) -> np.ndarray:
-    """(N,) int32: the column's categories numbered as in `codes`, new ones added in order of appearance."""
+def _recode(column: pd.Series, codes: dict[str, int]) -> np.ndarray:
+    """Return the categories of a column as numbers (N,) int32. Adds new names to `codes` in order of appearance."""
     used = column.cat.codes.to_numpy()
     first = np.full(len(column.cat.categories), len(used))
     np.minimum.at(first, used, np.arange(len(used)))
@@ -225,27 +226,27 @@ def _recode(column, codes: dict[str, int]) -> np.ndarray:
 
 
 def _refuse(bad: np.ndarray, file: Path, line: np.ndarray, problem: str) -> None:
+    """Raise InputError with the first bad line, if there is one."""
     if bad.any():
         count = f" ({int(bad.sum())} such lines)" if bad.sum() > 1 else ""
         raise InputError(f"{file}, line {line[bad.argmax()]}: {problem}{count}")
 
 
-def check_tracks(table: FaceTable, place: Callable[[int], str]) -> None:
-    """Refuse tracks in two videos, repeated moments of a track, and timestamps that go back.
+def check_tracks(table: FaceTable, line_of: Callable[[int], str]) -> None:
+    """Raise InputError if a track is in two videos, has a timestamp twice, or if its timestamps decrease.
 
-    `place` names the file and line of a row. Raises InputError.
+    `line_of` returns the file and line of a row.
     """
     rows = table.track_rows
     before, after = rows[:-1], rows[1:]
-    same = table.entity[before] == table.entity[after]
-    moved = table.video[before] != table.video[after]
+    same_track = table.entity[before] == table.entity[after]
     earlier, later = table.timestamp[before], table.timestamp[after]
     for bad, problem in (
-        (same & moved, "is also in video {video}"),
-        (same & (earlier == later), "stands twice at {time}"),
-        (same & (earlier > later), "goes back in time at {time}"),
+        (same_track & (table.video[before] != table.video[after]), "is also in video {video}"),
+        (same_track & (earlier == later), "has two rows at {time}"),
+        (same_track & (earlier > later), "goes back in time at {time}"),
     ):
         if bad.any():
             row, first = after[bad.argmax()], before[bad.argmax()]
             text = problem.format(video=table.video_ids[table.video[first]], time=table.timestamp[row])
-            raise InputError(f"{place(row)}: entity {table.entity_ids[table.entity[row]]} {text}")
+            raise InputError(f"{line_of(row)}: entity {table.entity_ids[table.entity[row]]} {text}")

@@ -1,8 +1,9 @@
-"""Crops and wavs of face tracks: their paths, reading, writing, and what is missing."""
+"""Crops and wavs of face tracks: paths, reading, writing, and which of them are missing."""
 
 import contextlib
 import os
 import stat
+import warnings
 import wave
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from core.runtime.errors import InputError
 from core.runtime.files import list_files, replacing
 from core.runtime.progress import progress
 
-MAX_IMAGE_PIXELS = 100_000_000  # a crop larger than this is no face of a film
-Image.MAX_IMAGE_PIXELS = None  # it is looked at here, where Pillow would only warn
-_UNKNOWN_LENGTH = 2**30 - 1024  # frames; ffmpeg puts 2^32 - 1 bytes in the header of a wav it writes to a pipe
+MAX_CROP_BYTES = 100_000_000
+Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow warns of larger images, which `read_crop` turns into an error
+_UNKNOWN_LENGTH = 2**30 - 1024  # frames; ffmpeg writes 2^32 - 1 bytes into the header of a wav sent to a pipe
+_SHORTEST_HEADER = 44  # bytes of a wav
 
 
 def timestamp_name(timestamp: float) -> str:
-    """How a timestamp in seconds is spelt in paths and files: 1080 -> "1080.0"."""
+    """Return the spelling of a timestamp in seconds in paths and files: 1080 -> "1080.0"."""
     return str(float(timestamp))
 
 
@@ -42,75 +44,77 @@ def wav_path(directory: str | Path, name: str) -> Path:
 
 
 def read_crop(path: Path) -> Image.Image:
-    """An RGB image. Raises InputError naming the file if it is missing, broken or too large."""
+    """Read an RGB image. Raises InputError if the file is missing, invalid or too large."""
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_IMAGE_PIXELS:
-            raise ValueError(f"{found.st_size} bytes" if found.st_size else "not a file")
-        data = BytesIO(path.read_bytes())  # Pillow reads a file in many small pieces
-        with Image.open(data, formats=("JPEG", "PNG")) as image:  # some of the others start programs
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels")
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a regular file")
+        if found.st_size > MAX_CROP_BYTES:
+            raise ValueError(f"{found.st_size} bytes")
+        data = BytesIO(path.read_bytes())  # one read instead of Pillow's many
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(data, formats=("JPEG", "PNG")) as image:  # some other formats start programs
+                return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else f"cannot be read as an image: {error}"
         raise InputError(f"{path}: {reason}") from None
 
 
 def slice_bounds(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First sample and the one after the last of the sound between two times in seconds, any common shape."""
+    """Return the first and the end sample of audio between two times in seconds, arrays of any common shape."""
     return (np.asarray(first) * SAMPLE_RATE).astype(np.int64), (np.asarray(last) * SAMPLE_RATE).astype(np.int64)
 
 
 @contextlib.contextmanager
 def _open_wav(path: Path) -> Iterator[wave.Wave_read]:
+    """Open a wav and check its header. Raises InputError."""
+    expected = f"expected {SAMPLE_RATE} Hz, 16 bit, 1 channel"
     try:
         with wave.open(str(path), "rb") as file:
             found = (file.getframerate(), 8 * file.getsampwidth(), file.getnchannels())
             if found != (SAMPLE_RATE, 16, 1):
-                text = f"{found[0]} Hz, {found[1]} bit, {found[2]} channels"
-                raise InputError(f"{path}: {text}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel")
+                raise InputError(f"{path}: {found[0]} Hz, {found[1]} bit, {found[2]} channels; {expected}")
             if file.getnframes() >= _UNKNOWN_LENGTH:
-                raise InputError(f"{path}: its header tells no length, as it was written to a pipe; write it to a file")
-            if os.path.getsize(path) < 44 + 2 * file.getnframes():  # 44 bytes: the shortest header
-                raise InputError(f"{path}: cut off in the middle")
+                raise InputError(f"{path}: no length in its header (written to a pipe?); write it to a file")
+            if os.path.getsize(path) < _SHORTEST_HEADER + 2 * file.getnframes():
+                raise InputError(f"{path}: truncated")
             yield file
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (wave.Error, EOFError, RuntimeError, ValueError) as error:
-        reason = f"{error or 'broken'}; expected {SAMPLE_RATE} Hz, 16 bit, 1 channel"
-        raise InputError(f"{path}: cannot be read as a wav: {reason}") from None
+        raise InputError(f"{path}: cannot be read as a wav: {error or 'invalid'}; {expected}") from None
 
 
 def wav_length(path: Path) -> int:
-    """Samples in a 16 kHz mono 16-bit wav. Raises InputError for any other kind of file."""
+    """Return the number of samples of a 16 kHz mono 16-bit wav. Raises InputError for any other kind of file."""
     with _open_wav(path) as file:
         return file.getnframes()
 
 
 def read_wav(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Samples start:stop of a 16 kHz mono 16-bit wav, (n,) int16; only these are read. Raises InputError."""
+    """Read only samples start:stop of a 16 kHz mono 16-bit wav, (n,) int16. Raises InputError."""
     with _open_wav(path) as file:
         length = file.getnframes()
         start, stop = min(start, length), length if stop is None else min(stop, length)
         file.setpos(start)
         samples = np.frombuffer(file.readframes(max(stop - start, 0)), "<i2")
     if len(samples) < stop - start:
-        raise InputError(f"{path}: cut off in the middle")
+        raise InputError(f"{path}: truncated")
     return samples
 
 
-def write_wav(path: Path, pieces: Iterable[np.ndarray]) -> None:
-    """Write sound that comes in pieces (n,) int16 as 16 kHz mono 16-bit wav."""
+def write_wav(path: Path, blocks: Iterable[np.ndarray]) -> None:
+    """Write blocks of samples (n,) int16 as a 16 kHz mono 16-bit wav."""
     with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        for samples in pieces:
+        for samples in blocks:
             file.writeframesraw(samples.astype("<i2", copy=False).tobytes())
 
 
 @dataclass
 class Missing:
-    """What a table lacks on disk: which rows (N,), how many files of each kind, and the first few of them."""
+    """Rows of a table (N,) without crop or wav, the number of missing files of each kind, and examples."""
 
     rows: np.ndarray
     crops: int = 0
@@ -119,10 +123,10 @@ class Missing:
 
 
 def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
-    """Look for the crop of every row and the wav of every track."""
+    """Check that the crop of every row and the wav of every track exist."""
     missing = Missing(np.zeros(len(table), bool))
     wavs = list_files(audio_dir)
-    for entity in progress(range(len(table.entity_ids)), desc="looking for crops", unit="track", leave=False):
+    for entity in progress(range(len(table.entity_ids)), desc="checking crops", unit="track", leave=False):
         rows, name = table.rows_of_track(entity), table.entity_ids[entity]
         if len(rows) and f"{name}.wav" not in wavs:
             missing.rows[rows] = True
@@ -139,9 +143,9 @@ def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
 
 
 def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missing: bool) -> FaceTable:
-    """The rows of a table whose crop and wav are there.
+    """Return the rows of a table whose crop and wav exist.
 
-    Missing ones are dropped and counted with `skip_missing`; without it they are an InputError.
+    With `skip_missing` the other rows are counted and dropped. Without it they are an InputError.
     """
     distributed.require_same("annotations", table.digest)
     missing = distributed.on_main(find_missing)(table, audio_dir, video_dir)
@@ -150,8 +154,8 @@ def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missin
     examples = ", ".join(map(str, missing.examples))
     counts = f"{missing.crops} of {len(table)} crops and {missing.wavs} wavs are missing, such as {examples}"
     if not skip_missing:
-        raise InputError(f"{counts}; make them with the scripts in data/, or leave these rows out with --skip-missing")
-    print(f"{counts}: {int(missing.rows.sum())} rows left out")
+        raise InputError(f"{counts}; create them with the scripts in data/, or skip these rows with --skip-missing")
+    print(f"{counts}: {int(missing.rows.sum())} rows skipped")
     if missing.rows.all():
-        raise InputError(f"{video_dir}: every row lacks its crop or its wav")
+        raise InputError(f"{video_dir}: no row has both a crop and a wav")
     return table.keep(~missing.rows)

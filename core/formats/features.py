@@ -1,11 +1,11 @@
-"""The feature store: what the short-term encoder writes for every row."""
+"""Feature store: features and logits of the short-term encoder, one row per face and timestamp."""
 
 import contextlib
 import json
 import os
-import resource
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from core.runtime.errors import InputError
 from core.runtime.files import list_files, read_setting, replacing, write_csv
 from core.runtime.progress import progress
 
-_FEATURE_COLUMNS = {
+FEATURE_COLUMNS = {
     "video_id": "id",
     "frame_timestamp": "number",
     "entity_id": "id",
@@ -26,13 +26,12 @@ _FEATURE_COLUMNS = {
     "logit_0": "number",
     "logit_1": "number",
 }
-_STORE_COLUMNS = {**_FEATURE_COLUMNS, "logit_0": "approx", "logit_1": "approx"}  # it only checks them
-STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read by the stages after it
-_TEXT_COLUMNS = [*_FEATURE_COLUMNS, "features"]  # the released implementation's files have no header
+TEXT_COLUMNS = [*FEATURE_COLUMNS, "features"]  # of the released format, which has no header
+STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read by later stages
 
 
 def encoder_sha256(directory: str | Path) -> str | None:
-    """SHA-256 of the encoder weights that made the features in a directory; None if it is not recorded."""
+    """Return the SHA-256 of the encoder weights that the features were computed with, None if not recorded."""
     return read_setting(directory, STE_FORWARD_SETTINGS, "weights_sha256")
 
 
@@ -40,10 +39,10 @@ def encoder_sha256(directory: str | Path) -> str | None:
 def feature_writer(
     directory: Path, table: FaceTable, rows: np.ndarray, text: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield arrays to fill, logits (n, 2) and features (n, 1024) float32, for the rows (n,) of one video.
+    """Yield arrays to fill for the rows (n,) of one video: logits (n, 2) and features (n, 1024), float32.
 
-    When the block ends well, `<video_id>.npy` and then `<video_id>.csv` appear in the directory; a video counts as
-    done once its csv is there. With `text` the csv is in the released implementation's format, features and all.
+    If the block succeeds, `<video_id>.npy` and then `<video_id>.csv` are written: a video with a csv is complete. With
+    `text` the csv has the released format, which includes the features. Raises InputError if a logit is not finite.
     """
     video_id = table.video_ids[table.video[rows[0]]]
     csv_path, npy_path = Path(directory, f"{video_id}.csv"), Path(directory, f"{video_id}.npy")
@@ -51,7 +50,7 @@ def feature_writer(
     logits = np.full((len(rows), 2), np.nan, np.float32)
     with replacing(npy_path) as temporary:
         features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
-        if hasattr(os, "posix_fallocate"):  # a full disk shows here, as an error, and not in the mapped memory
+        if hasattr(os, "posix_fallocate"):  # raises an error if the disk is full; writing to mapped memory would crash
             with open(temporary, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         yield logits, features
@@ -64,158 +63,140 @@ def feature_writer(
         write_csv(csv_path, frame, header=True)
         return
     with replacing(csv_path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        for start in range(0, len(rows), 1024):  # a row is 20 kB of text
+        for start in range(0, len(rows), 1024):  # limits memory: one row is 20 kB of text
             part = frame[start : start + 1024].copy()
             part["features"] = [str(row.tolist()) for row in features[start : start + 1024]]
             part.to_csv(file, header=False, index=False, lineterminator="\n")
 
 
 def require_finite(table: FaceTable, rows: np.ndarray, logits: np.ndarray, source: str | Path) -> None:
-    """Raise InputError naming the source and the first of the rows (n,) whose logits (n, 2) are not finite."""
+    """Raise InputError with the source and the first of the rows (n,) whose logits (n, 2) are not finite."""
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
-        row = rows[bad.argmax()]
-        place = (
-            f"{table.video_ids[table.video[row]]}, {table.entity_ids[table.entity[row]]} at {table.timestamp[row]} s"
-        )
-        raise InputError(
-            f"{source}, {place}: the prediction is not finite; look at the weights and at what they are given"
-        )
+        name = table.row_name(rows[bad.argmax()])
+        raise InputError(f"{source}, {name}: prediction is not finite; check the weights and their input")
 
 
 class FeatureStore:
-    """The features in a directory, of either format: a `FaceTable` and (N, 1024) float32 rows read on demand.
+    """Features of a directory, in either format: a `FaceTable` of N rows, and (N, 1024) float32 read on demand.
 
-    Raises InputError where a file is missing, broken, or of another length than its csv.
+    Raises InputError if a file is missing or invalid, or if an array has a different length than its csv.
     """
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        files = _csv_files(directory, "what STE_forward.py writes, <video_id>.csv and .npy")
+        files = list_csv_files(directory, "the output of STE_forward.py: <video_id>.csv and .npy")
         videos = read_setting(directory, STE_FORWARD_SETTINGS, "videos")
         if isinstance(videos, int) and videos != len(files):
-            raise InputError(f"{directory}: {len(files)} of {videos} films; finish STE_forward.py first")
-        _allow_open_files(len(files))
-        self._arrays: list[np.ndarray] = []
+            raise InputError(f"{directory}: {len(files)} of {videos} videos; finish STE_forward.py first")
+        _map_array.cache_clear()  # files may have been replaced since an earlier store
         self.files = [npy if (npy := file.with_suffix(".npy")).exists() else file for file in files]  # V
+        self._text_features: dict[int, np.ndarray] = {}
         entity_codes: dict[tuple[int, str], int] = {}
         parts, lines = [], []
         for video, file in enumerate(progress(files, desc="opening features", unit="video", leave=False)):
-            frame, array = _read_features(file)
+            frame, features = _read_features(file)
+            if features is not None:
+                self._text_features[video] = features
             local, names = pd.factorize(frame["entity_id"])
             codes = np.array([entity_codes.setdefault((video, name), len(entity_codes)) for name in names], np.int32)
             label = (frame["label_id"].to_numpy() == SPEAKING_AUDIBLE).astype(np.int8)
             timestamp = frame["frame_timestamp"].to_numpy()
             parts.append((np.full(len(frame), video, np.int32), codes[local], timestamp, label))
             lines.append(frame.index)
-            self._arrays.append(array)
-        self._first = np.cumsum([0, *map(len, self._arrays)])
+        self._first = np.cumsum([0, *map(len, lines)])  # (V + 1,) first row of each video
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
         self.table = FaceTable([file.stem for file in files], [name for _, name in entity_codes], *columns)
 
-        def place(row: int) -> str:
+        def line_of(row: int) -> str:
             video = self.table.video[row]
             return f"{files[video]}, line {lines[video][row - self._first[video]]}"
 
-        check_tracks(self.table, place)
+        check_tracks(self.table, line_of)
+
+    def _features(self, video: int) -> np.ndarray:
+        """Return the features of one video, (n, 1024) float32."""
+        if video in self._text_features:
+            return self._text_features[video]
+        return _map_array(self.files[video], int(self._first[video + 1] - self._first[video]))
 
     def require_finite(self, video: int) -> None:
-        """Raise InputError naming file and row where a feature of this video is NaN or infinite; reads all of them."""
-        array = self._arrays[video]
-        for start in range(0, len(array), 1 << 14):
-            bad = ~np.isfinite(array[start : start + (1 << 14)]).all(axis=1)
+        """Read all features of a video. Raises InputError with file and row if one is not finite."""
+        features = self._features(video)
+        for start in range(0, len(features), 1 << 14):
+            bad = ~np.isfinite(features[start : start + (1 << 14)]).all(axis=1)
             if bad.any():
                 raise InputError(f"{self.files[video]}: feature {start + int(bad.argmax()) + 1} is not finite")
 
-    def __getstate__(self) -> dict:
-        """Mapped files are opened again in the process that is given the store, not copied to it."""
-        arrays = [Path(a.filename) if isinstance(a, np.memmap) else a for a in self._arrays]
-        return {**self.__dict__, "_arrays": arrays}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._arrays = [_open_array(a) if isinstance(a, Path) else a for a in self._arrays]
-
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Features of the given rows, of any shape (...): (..., 1024) float32."""
+        """Return the features of rows of any shape (...), (..., 1024) float32."""
         flat = rows.reshape(-1)
         out = np.empty((len(flat), STE_FEATURES), np.float32)
         video = self.table.video[flat]
         ends = np.append(np.flatnonzero(np.diff(video)) + 1, len(flat)) if len(flat) else []
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):  # stretches of one film
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):  # consecutive rows of one video
             local = flat[start:end] - self._first[video[start]]
-            # "clip" has numpy write straight into `out`; every index is in range.
-            np.take(self._arrays[video[start]], local, axis=0, out=out[start:end], mode="clip")
+            # All indices are valid; "clip" lets numpy write to `out` without a buffer.
+            np.take(self._features(video[start]), local, axis=0, out=out[start:end], mode="clip")
         return out.reshape(*rows.shape, STE_FEATURES)
 
 
-def _allow_open_files(count: int) -> None:
-    """A mapped file stays open: let this process have so many and some more, as far as the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    array_path = path.with_suffix(".npy")
+def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Read the csv of a video and check its features. Returns them if they are part of the csv."""
+    array_path, features = path.with_suffix(".npy"), None
     if array_path.exists() or "video_id" in first_fields(path):
-        frame = read_table(path, _STORE_COLUMNS, _TEXT_COLUMNS)
-        array = _open_array(array_path)
-        if len(array) != len(frame):
-            raise InputError(f"{array_path}: {len(array)} rows, but {path.name} has {len(frame)}")
+        frame = read_table(path, FEATURE_COLUMNS, TEXT_COLUMNS)
+        _map_array(array_path, len(frame))
     else:
-        frame = read_table(path, {**_STORE_COLUMNS, "features": "text"})
-        array = np.empty((len(frame), STE_FEATURES), np.float32)
+        frame = read_table(path, {**FEATURE_COLUMNS, "features": "text"})
+        features = np.empty((len(frame), STE_FEATURES), np.float32)
         for row, (line, text) in enumerate(frame["features"].items()):
             try:
                 values = json.loads(text)
                 if len(values) != STE_FEATURES or not set(map(type, values)) <= {int, float}:
                     raise ValueError
                 with np.errstate(over="ignore"):
-                    array[row] = values
-                if not np.isfinite(array[row]).all():
+                    features[row] = values
+                if not np.isfinite(features[row]).all():
                     raise ValueError
             except (ValueError, TypeError, OverflowError, RecursionError):
                 raise InputError(f"{path}, line {line}: features are not a list of {STE_FEATURES} numbers") from None
-    odd = ~frame["label_id"].isin((0, 1))
-    if odd.any():
-        raise InputError(f"{path}, line {odd.idxmax()}: label_id is {frame['label_id'][odd.idxmax()]}, expected 0 or 1")
-    strangers = frame["video_id"] != path.stem
-    if strangers.any():
-        line = strangers.idxmax()
+    invalid = ~frame["label_id"].isin((0, 1))
+    if invalid.any():
+        line = invalid.idxmax()
+        raise InputError(f"{path}, line {line}: label_id is {frame['label_id'][line]}, expected 0 or 1")
+    foreign = frame["video_id"] != path.stem
+    if foreign.any():
+        line = foreign.idxmax()
         raise InputError(f"{path}, line {line}: row of video {frame['video_id'][line]} in the file of {path.stem}")
-    return frame, array
+    return frame, features
 
 
-def _open_array(path: Path) -> np.ndarray:
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: not a file")
+@lru_cache(maxsize=128)  # a mapped file remains open, and the limit may be 256 files; AVA has 120 training videos
+def _map_array(path: Path, rows: int) -> np.ndarray:
+    """Map an array (rows, 1024) float32 into memory. Raises InputError if the file is anything else."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # numpy parses a header that may hold anything
-        reason = str(error).strip().splitlines()
-        raise InputError(f"{path}: not an array ({reason[0] if reason else type(error).__name__})") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: an archive; expected one array")
-    if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != STE_FEATURES or not array.flags.c_contiguous:
-        order = "" if array.flags.c_contiguous else " by columns"
-        raise InputError(f"{path}: {array.dtype} {array.shape}{order}; expected float32 (rows, {STE_FEATURES})")
+    except Exception as error:  # numpy evaluates the header, which may contain anything
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise InputError(f"{path}: cannot be read as an array: {reason.splitlines()[0]}") from None
+    expected = f"expected float32 ({rows}, {STE_FEATURES}), one row for each of {path.stem}.csv"
+    if not isinstance(array, np.memmap):
+        raise InputError(f"{path}: not a single array; {expected}")
+    if array.dtype != np.float32 or array.shape != (rows, STE_FEATURES) or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else " in column order"
+        raise InputError(f"{path}: {array.dtype} {array.shape}{order}; {expected}")
     if os.path.getsize(path) != array.offset + array.nbytes:
-        raise InputError(f"{path}: longer than the {len(array)} rows its header tells")
+        raise InputError(f"{path}: larger than the {rows} rows of its header")
     return array
 
 
-def _csv_files(directory: str | Path, what: str) -> list[Path]:
+def list_csv_files(directory: str | Path, content: str) -> list[Path]:
+    """Return the csv files of a directory, sorted. Raises InputError with the expected content if there are none."""
     directory = Path(directory)
-    files = sorted(
-        directory / name for name in list_files(directory) if name.endswith(".csv") and not name.startswith(".partial-")
-    )
+    files = [directory / name for name in sorted(list_files(directory)) if name.endswith(".csv")]
     if not files:
-        raise InputError(f"{directory}: no csv files here; it should hold {what}")
+        raise InputError(f"{directory}: no csv files; expected {content}")
     return files
