@@ -292,4 +292,4 @@ def test_notes_about_existing_wavs_are_kept(root):
 
 def test_aligned_and_unaligned_wavs_are_not_mixed(root):
     for directory, flags in (("wavs", ("--align",)), ("aligned", ())):
-        assert_refused(extract_audio(root, directory, *flags), root / directory, "--align", "--overwrite")
+        assert_refused(extract_audio(root, directory, *flags), root / directory, "align", "--overwrite")
