@@ -252,7 +252,7 @@ class TestScript:
         ("flags", "words"),
         [
             (("--features-train-full", "x"), "pass both"),
-            (("--csv-val-full", "x"), "go with features"),
+            (("--csv-val-full", "x"), "require --features"),
             (("--seeds", "0"), "at least 1"),
         ],
     )
