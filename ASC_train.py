@@ -5,8 +5,9 @@
     python ASC_train.py 11 4 3 cpu
     torchrun --nproc-per-node=4 ASC_train.py 11 4 3 0 --resume
 
-Reads what STE_forward.py wrote for train and val, writes <models-out>/ASC_len_<clip_length>_stride_<skip_frames>_
-speakers_<speakers>/: weights of every epoch, the log, and last.ckpt to go on from.
+Reads the features that STE_forward.py wrote for train and val. Writes to
+<models-out>/ASC_len_<clip_length>_stride_<skip_frames>_speakers_<speakers>/: the weights of every epoch, the log, and
+last.ckpt to resume from.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from core.datasets import context_datasets
 from core.formats.features import FeatureStore, encoder_sha256
 from core.loaders import require_even_batch, split_loaders
 from core.models import active_speakers_context
-from core.runtime.checkpoint import TrainingRun
+from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
 from core.runtime.cli import (
     Parser,
     add_training_arguments,
@@ -34,42 +35,42 @@ from core.training import asc_losses, context_run_name, fit
 def get_args_parser() -> Parser:
     inputs = ASC_inputs
     parser = Parser(__doc__)
-    parser.add_argument("clip_length", type=odd_positive, help="moments in a context: 11 in the paper")
-    parser.add_argument("skip_frames", type=positive_int, help="rows between two moments: 4 in the paper")
-    parser.add_argument("speakers", type=positive_int, help="faces in a context: 3 in the paper")
+    parser.add_argument("clip_length", type=odd_positive, help="number of steps in a context (L): 11 in the paper")
+    parser.add_argument("skip_frames", type=positive_int, help="rows between two steps of a context: 4 in the paper")
+    parser.add_argument("speakers", type=positive_int, help="number of speakers in a context (S): 3 in the paper")
     parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
-    parser.add_argument("--features-train-full", default=inputs["features_train_full"], help="features to train on")
-    parser.add_argument("--features-val-full", default=inputs["features_val_full"], help="features to validate on")
+    parser.add_argument("--features-train-full", default=inputs["features_train_full"], help="training features")
+    parser.add_argument("--features-val-full", default=inputs["features_val_full"], help="validation features")
     add_training_arguments(parser, ASC_optimization_params, inputs["models_out"])
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    settings = {**ASC_optimization_params, **vars(args)}
-    settings["encoder_sha256"] = encoder_sha256(args.features_train_full)
+    settings = {**ASC_optimization_params, **vars(args), "encoder_sha256": encoder_sha256(args.features_train_full)}
     print_settings(settings)
     device = get_device(args.cuda_device)
     require_even_batch(args.batch_size)
     seed_torch(args.seed)
-    shape = (args.clip_length, args.skip_frames, args.speakers)
-    run_directory = TrainingRun(args.models_out, context_run_name(*shape), settings, args.resume)
+    context_shape = (args.clip_length, args.skip_frames, args.speakers)
+    identity = (*TRAINING_IDENTITY, "clip_length", "skip_frames", "speakers", "encoder_sha256")
+    run = TrainingRun(args.models_out, context_run_name(*context_shape), settings, args.resume, identity)
 
     stores = {"train": FeatureStore(args.features_train_full), "val": FeatureStore(args.features_val_full)}
-    run_directory.set_data({split: store.table.digest() for split, store in stores.items()})
-    datasets = context_datasets(stores, shape, args.seed, args.workers, device)
+    run.set_data({f"{split}_rows": store.table.digest() for split, store in stores.items()})
+    datasets = context_datasets(stores, context_shape, args.seed, args.workers, device)
     loaders = split_loaders(datasets, args, device)
 
     model = active_speakers_context(args.clip_length, args.speakers).to(device)
-    sizes = ", ".join(f"{len(dataset)} rows to {split}" for split, dataset in datasets.items())
+    sizes = ", ".join(f"{len(dataset)} {split} rows" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
     try:
-        fit(run_directory, model, asc_losses, loaders["train"], loaders["val"], settings, device)
-    except RunError:  # a loss that is not finite, for which features that are not are to blame first
+        fit(run, model, asc_losses, loaders["train"], loaders["val"], settings, device)
+    except RunError:  # if the loss is not finite, features that are not finite are the likely cause
         for dataset in datasets.values():
             dataset.require_finite()
         raise
-    weights = run_directory.directory / f"{run_directory.epoch}.pth"
-    print(f"next: python ASC_forward.py {' '.join(map(str, shape))} {args.cuda_device} --weights {weights}")
+    weights = run.directory / f"{run.epoch}.pth"
+    print(f"next: python ASC_forward.py {' '.join(map(str, context_shape))} {args.cuda_device} --weights {weights}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python STE_train.py 11 cpu --no-pretrained
     torchrun --nproc-per-node=4 STE_train.py 11 0 --resume
 
-Reads annotations, crops and wavs of train and val, writes <models-out>/ste_encoder/: weights of every epoch, the log,
-and last.ckpt to go on from.
+Reads annotations, crops and wavs of train and val. Writes to <models-out>/ste_encoder/: the weights of every epoch, the
+log, and last.ckpt to resume from.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from core.formats.clips import drop_missing
 from core.loaders import require_even_batch, split_loaders
 from core.models import short_term_encoder
 from core.runtime import distributed
-from core.runtime.checkpoint import TrainingRun
+from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
 from core.runtime.cli import Parser, add_training_arguments, device_name, launch, odd_positive, print_settings
 from core.runtime.device import device_label, get_device, parameter_count, seed_torch
 from core.training import fit, ste_losses
@@ -30,25 +30,28 @@ from core.training import fit, ste_losses
 def get_args_parser() -> Parser:
     inputs = STE_inputs
     parser = Parser(__doc__)
-    parser.add_argument("clip_length", type=odd_positive, help="crops in a clip: 11 in the paper")
+    parser.add_argument("clip_length", type=odd_positive, help="number of crops in a clip: 11 in the paper")
     parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
-    parser.add_argument("--csv-train-full", default=inputs["csv_train_full"], help="annotations to train on")
-    parser.add_argument("--csv-val-full", default=inputs["csv_val_full"], help="annotations to validate on")
-    parser.add_argument("--audio-dir", default=inputs["audio_dir"], help="{train,val}/<entity_id>.wav")
-    parser.add_argument("--video-dir", default=inputs["video_dir"], help="{train,val}/<entity_id>/<timestamp>.jpg")
-    parser.add_argument("--no-pretrained", action="store_true", help="start from random weights, not from ImageNet's")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out rows without crop or wav")
+    parser.add_argument("--csv-train-full", default=inputs["csv_train_full"], help="training annotations")
+    parser.add_argument("--csv-val-full", default=inputs["csv_val_full"], help="validation annotations")
+    parser.add_argument("--audio-dir", default=inputs["audio_dir"], help="directory of {train,val}/<entity_id>.wav")
+    parser.add_argument(
+        "--video-dir", default=inputs["video_dir"], help="directory of {train,val}/<entity_id>/<timestamp>.jpg"
+    )
+    parser.add_argument("--no-pretrained", action="store_true", help="start from random weights instead of ImageNet's")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a crop or wav")
     add_training_arguments(parser, STE_optimization_params, inputs["models_out"])
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    settings = {**STE_optimization_params, **vars(args)}
+    settings = {**STE_optimization_params, **vars(args), "encoder": "resnet18"}
     print_settings(settings)
     device = get_device(args.cuda_device)
     require_even_batch(args.batch_size)
     seed_torch(args.seed)
-    run_directory = TrainingRun(args.models_out, "ste_encoder", settings, args.resume)
+    identity = (*TRAINING_IDENTITY, "encoder", "clip_length", "no_pretrained", "skip_missing")
+    run = TrainingRun(args.models_out, "ste_encoder", settings, args.resume, identity)
 
     datasets = {}
     for split, csv in (("train", args.csv_train_full), ("val", args.csv_val_full)):
@@ -56,16 +59,16 @@ def main(args: argparse.Namespace) -> None:
         table = drop_missing(read_annotations(csv), audio_dir, video_dir, args.skip_missing)
         reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
         datasets[split] = STEDataset(reader, args.seed, augment=split == "train")
-    run_directory.set_data({split: dataset.reader.table.digest() for split, dataset in datasets.items()})
+    run.set_data({f"{split}_rows": dataset.reader.table.digest() for split, dataset in datasets.items()})
     loaders = split_loaders(datasets, args, device)
 
-    pretrained = not args.no_pretrained and run_directory.epoch == 0 and distributed.is_main_process()
-    model = short_term_encoder(args.clip_length, pretrained)  # the other ranks are given rank 0's weights
+    pretrained = not args.no_pretrained and run.epoch == 0 and distributed.is_main_process()
+    model = short_term_encoder(args.clip_length, pretrained)  # other ranks receive the weights of rank 0
     model = model.to(device, memory_format=torch.channels_last)
-    sizes = ", ".join(f"{len(dataset)} tracks to {split}" for split, dataset in datasets.items())
+    sizes = ", ".join(f"{len(dataset)} {split} tracks" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
-    fit(run_directory, model, ste_losses, loaders["train"], loaders["val"], settings, device)
-    weights = run_directory.directory / f"{run_directory.epoch}.pth"
+    fit(run, model, ste_losses, loaders["train"], loaders["val"], settings, device)
+    weights = run.directory / f"{run.epoch}.pth"
     print(f"next: python STE_forward.py {args.clip_length} {args.cuda_device} --split train --weights {weights}")
 
 

@@ -17,11 +17,11 @@ from core.config import STE_FEATURES
 from core.datasets import context_datasets
 from core.formats.annotations import FaceTable
 from core.formats.features import FeatureStore
-from core.formats.predictions import join, read_logits
+from core.formats.predictions import join, join_logits
 from core.loaders import split_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
 from core.models import active_speakers_context
-from core.runtime.checkpoint import TrainingRun
+from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
 from core.runtime.device import seed_torch
 from core.runtime.errors import InputError
 from core.training import asc_losses, context_run_name, fit
@@ -77,8 +77,9 @@ def train_variant(
     `ASC_optimization_params`. Raises InputError if the run was started with other parameters.
     """
     settings = {**params, **asdict(variant), "seed": seed}
-    run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True)
-    run.set_data({split: store.table.digest() for split, store in stores.items()})
+    identity = (*TRAINING_IDENTITY, *asdict(variant), "encoder_sha256")
+    run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True, identity=identity)
+    run.set_data({f"{split}_rows": store.table.digest() for split, store in stores.items()})
     if run.epoch < params["epochs"]:
         seed_torch(seed)
         datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)
@@ -101,8 +102,7 @@ def references(
         _require_same_labels(stores[split], annotations[split])
     table = stores["val"].table
     positive = table.is_speaking
-    source = str(stores["val"].directory)
-    logits = join(read_logits(source), table, source)[["logit_0", "logit_1"]].to_numpy()
+    logits = join_logits(stores["val"].directory, table)
     smooth = smooth_tracks(logits, table, SMOOTHING)
     feature_tables = {split: store.table for split, store in stores.items()}
     # name -> function of (source, rows), source, table whose rows the source has

@@ -19,9 +19,9 @@ from core.media.audio import extract_audio
 from core.media.ffmpeg import list_videos
 from core.runtime.cli import Parser, launch, positive_int, print_settings
 from core.runtime.errors import InputError
-from core.runtime.files import list_files, read_setting, require_directory
+from core.runtime.files import list_files, require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
-from core.runtime.provenance import saved_settings
+from core.runtime.provenance import Manifest
 
 SETTINGS_FILE = "extract_audio_tracks_cfg.json"
 
@@ -48,12 +48,9 @@ def main(args: argparse.Namespace) -> int:
     videos = list_videos(require_directory(args.ava_video_dir, "the videos, <video_id>.<ext>"))
     if not videos:
         raise InputError(f"{args.ava_video_dir}: no videos found (subdirectories are not searched)")
-    found = list_files(args.target_audios)
-    existing = set() if args.overwrite else found
-    aligned = read_setting(args.target_audios, SETTINGS_FILE, "align")
-    if not args.overwrite and aligned not in (None, args.align):
-        flag = f"{'with' if aligned else 'without'} --align"
-        raise InputError(f"{args.target_audios}: existing wavs were extracted {flag}; pass --overwrite to replace them")
+    manifest = Manifest(Path(args.target_audios, SETTINGS_FILE), vars(args), ("align",), args.overwrite)
+    manifest.require_same()
+    existing = set() if args.overwrite else list_files(args.target_audios)
 
     def extract(video_id: str, outcome: Outcome, advance: Callable[[int], None]) -> None:
         wav = wav_path(args.target_audios, video_id)
@@ -70,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
         except OSError:  # extraction fails and lists it
             return 0
 
-    with saved_settings(Path(args.target_audios, SETTINGS_FILE), vars(args)):
+    with manifest.filling():
         outcome = run_jobs(extract, videos, str, lambda _: 1, "video", args.workers, args.target_audios, file_size)
     return print_outcome(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 

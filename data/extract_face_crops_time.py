@@ -23,9 +23,9 @@ from core.media.ffmpeg import list_videos
 from core.media.reader import VideoReader
 from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
 from core.runtime.errors import InputError
-from core.runtime.files import read_setting, require_directory
+from core.runtime.files import require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
-from core.runtime.provenance import saved_settings
+from core.runtime.provenance import Manifest
 
 SETTINGS_FILE = "extract_face_crops_time_cfg.json"
 
@@ -74,8 +74,9 @@ def main(args: argparse.Namespace) -> int:
     videos, name = range(len(table.video_ids)), table.video_ids.__getitem__
     num_rows = np.bincount(table.video, minlength=len(videos)).__getitem__
     digest = table.digest()
-    first_digest = digest if args.overwrite else read_setting(output_dir, SETTINGS_FILE, "rows") or digest
-    with saved_settings(output_dir / SETTINGS_FILE, {**vars(args), "rows": first_digest}):
+    manifest = Manifest(output_dir / SETTINGS_FILE, vars(args), overwrite=args.overwrite)
+    first_digest = manifest.settings["rows"] = manifest.saved.get("rows", digest)
+    with manifest.filling():
         outcome = run_jobs(extract, videos, name, num_rows, "row", args.workers, output_dir)
     if digest != first_digest and outcome.skipped:
         outcome.notes.append("annotations differ from the first run's; if boxes have changed, pass --overwrite")

@@ -21,10 +21,9 @@ from core.formats.annotations import read_annotations
 from core.formats.clips import wav_path
 from core.media.audio import slice_track_audio
 from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
-from core.runtime.errors import InputError
 from core.runtime.files import list_files, read_setting, require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
-from core.runtime.provenance import saved_settings
+from core.runtime.provenance import Manifest
 
 SETTINGS_FILE = "slice_audio_tracks_cfg.json"
 
@@ -49,18 +48,17 @@ def main(args: argparse.Namespace) -> int:
     audio_dir = require_directory(args.ava_audio_dir, "the wavs of stage 1: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
-    found = list_files(output_dir)
-    existing = set() if args.overwrite else found
+    align = read_setting(audio_dir, "extract_audio_tracks_cfg.json", "align")
+    manifest = Manifest(output_dir / SETTINGS_FILE, {**vars(args), "align": align}, ("align",), args.overwrite)
+    manifest.require_same()
+    existing = set() if args.overwrite else list_files(output_dir)
 
     def slice_video(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:
         wav = wav_path(audio_dir, table.video_ids[video])
         slice_track_audio(table, video, wav, output_dir, existing, outcome, advance)
 
     videos = range(len(table.video_ids))
-    align = read_setting(audio_dir, "extract_audio_tracks_cfg.json", "align")
-    if existing and read_setting(output_dir, SETTINGS_FILE, "align") not in (None, align):
-        raise InputError(f"{output_dir}: existing slices are from wavs with another --align; pass --overwrite")
-    with saved_settings(output_dir / SETTINGS_FILE, {**vars(args), "align": align}):
+    with manifest.filling():
         name, tracks = table.video_ids.__getitem__, np.bincount(table.track_video(), minlength=len(videos))
         outcome = run_jobs(slice_video, videos, name, tracks.__getitem__, "track", args.workers, output_dir)
     return print_outcome(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")

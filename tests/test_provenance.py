@@ -6,7 +6,7 @@ import pytest
 from tiny_inputs import files_under, read_json, write_text
 
 from core.runtime.errors import InputError
-from core.runtime.steps import StepCache
+from core.runtime.provenance import StepCache
 
 RESULTS = ["one.txt", "two", "three.txt"]
 
@@ -27,9 +27,9 @@ class Work:
         """The names of the steps that this run did."""
         self.done = []
         steps = StepCache(self.directory, RESULTS, overwrite)
-        steps.do("one", a, [self.one], lambda: self.step("one", stop, lambda: write_text(self.one, f"{a}")))
-        steps.do("two", [b, "x"], [self.two], lambda: self.step("two", stop, lambda: self.fill(b, stop)))
-        steps.do("three", c, [self.three], lambda: self.step("three", stop, lambda: write_text(self.three, f"{c}")))
+        steps.run("one", a, [self.one], lambda: self.step("one", stop, lambda: write_text(self.one, f"{a}")))
+        steps.run("two", [b, "x"], [self.two], lambda: self.step("two", stop, lambda: self.fill(b, stop)))
+        steps.run("three", c, [self.three], lambda: self.step("three", stop, lambda: write_text(self.three, f"{c}")))
         return self.done
 
     def step(self, name: str, stop: str, write) -> None:
@@ -98,8 +98,8 @@ def test_a_step_that_is_left_out_counts_as_another_way(work):
     work.run()
     steps = StepCache(work.directory, RESULTS)
     done = []
-    steps.do("one", 1, [work.one], lambda: done.append("one"))
-    steps.do("three", 1, [work.three], lambda: done.append("three"))
+    steps.run("one", 1, [work.one], lambda: done.append("one"))
+    steps.run("three", 1, [work.three], lambda: done.append("three"))
     assert done == ["three"]
 
 
@@ -251,9 +251,9 @@ def test_a_step_that_leads_nowhere(tmp_path):
                 done.append(name)
                 write_text(tmp_path / f"{name}.txt", str(value))
 
-            steps.do(name, value, [tmp_path / f"{name}.txt"], work, invalidates_later=False)
+            steps.run(name, value, [tmp_path / f"{name}.txt"], work, invalidates_later=False)
 
-        steps.do("first", 1, [], lambda: None)
+        steps.run("first", 1, [], lambda: None)
         do("result", result)
         do("picture", picture)
         return done

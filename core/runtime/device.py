@@ -1,4 +1,4 @@
-"""Device, precision, seeds and weights: what every stage with a network needs."""
+"""Device, precision, seed and weights of a network."""
 
 import contextlib
 import ctypes
@@ -11,38 +11,38 @@ import torch
 from torch import nn
 
 from core.runtime import distributed
-from core.runtime.errors import InputError
+from core.runtime.errors import InputError, first_line
 from core.runtime.files import require_file
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def get_device(name: str) -> torch.device:
-    """`cpu`, or the CUDA device of that number, counted on by a rank's number on its machine.
+    """The CPU for `cpu`, else the CUDA device of this number plus the local rank.
 
-    Raises InputError where there is none: never a silent fall-back.
+    Raises InputError if the device does not exist; there is no fallback to the CPU.
     """
     if name == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = int(name) + distributed.get_local_rank()
     if number >= count:
-        have = f"CUDA devices 0 to {count - 1} are here" if count else "no CUDA device is here"
+        found = f"this machine has CUDA devices 0 to {count - 1}" if count else "this machine has no CUDA device"
         advice = "pass cpu to run on the CPU"
         if local := distributed.get_local_rank():
-            have, advice = f"for local rank {local} {have}", "start fewer ranks, each of which sees all devices"
-        raise InputError(f"cuda_device {name}: {have}; {advice}")
-    torch.cuda.set_device(number)  # else helpers such as the thread that pins memory open the first one too
+            found, advice = f"{found}, too few for local rank {local}", "start fewer ranks"
+        raise InputError(f"cuda_device {name}: {found}; {advice}")
+    torch.cuda.set_device(number)  # otherwise threads such as the one that pins memory would also use device 0
     return torch.device("cuda", number)
 
 
 def tune_malloc() -> None:
-    """Have glibc keep what is freed for the next step, instead of giving it back and fetching it page by page.
+    """Make glibc keep freed memory instead of returning it to the system.
 
-    Activations come and go by the hundred megabytes; without this a quarter of a step goes into page faults. Call it
-    once all input is read, so that what reading took is given back.
+    Activations of hundreds of megabytes are allocated in every step; page faults would take a quarter of its time on a
+    CPU. Call this after reading inputs, so that the memory for reading is returned.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library keeps its own ways
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -50,28 +50,29 @@ def tune_malloc() -> None:
 
 
 def device_label(device: torch.device) -> str:
+    """Name of the device and number of threads or ranks, for messages."""
     cuda = device.type == "cuda"
     label = f"{device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'})"
     return label if distributed.get_world_size() == 1 else f"{distributed.get_world_size()} ranks, the first on {label}"
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Bytes that are free on a CUDA device; 0 for the CPU, whose memory the page cache uses already."""
+    """Free memory of a CUDA device in bytes; 0 for the CPU, where the page cache already keeps files in memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch, for the initial weights. Data is drawn by (seed, epoch, row) and knows no global state."""
+    """Seed torch for the initial weights. Draws of data are functions of (seed, epoch, row) instead."""
     torch.manual_seed(seed)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Automatic mixed precision in bfloat16 for `bf16`, nothing for `fp32`."""
+    """Automatic mixed precision with bfloat16 for `bf16`; no effect for `fp32`."""
     return torch.amp.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def input_dtype(precision: str) -> torch.dtype:
-    """What images are stored as on the device: what the first layer would cast them to."""
+    """Data type of images on the device, which is that of the first layer under `autocast`."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
@@ -80,40 +81,39 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A dictionary of tensors and plain values on the CPU; code in the file is refused, not run. Raises InputError."""
+    """Load a dictionary of tensors and plain values on the CPU. Code in the file is not run. Raises InputError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd files, which are refused for what they lack
+            warnings.simplefilter("ignore")  # unsuitable files are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch takes apart a file that may hold anything
-        reason = str(error).strip().splitlines()
-        raise InputError(f"{path}: not a file of weights ({reason[0][:100] if reason else 'cut off'})") from None
+    except Exception as error:  # parsing arbitrary bytes can raise anything
+        raise InputError(f"{path}: not a file of weights ({first_line(error)[:100]})") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: not a file of weights ({type(state).__name__}, expected a state_dict)")
     return state
 
 
 def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
-    """Load a bare state_dict strictly; return the SHA-256 of the file.
+    """Load a bare state_dict strictly and return the SHA-256 of the file.
 
-    Raises InputError that names the first parameter that does not fit, with `hint` on the likely reason.
+    Raises InputError with the first parameter that does not fit; `hint` names the likely reason for another shape.
     """
-    made = "STE_train.py and ASC_train.py make <epoch>.pth"
-    path = require_file(path, f"weights; bash scripts/downloads.sh weights fetches the published ones, {made}")
+    download, train = "bash scripts/downloads.sh weights", "STE_train.py and ASC_train.py"
+    path = require_file(path, f"weights; {download} downloads the published ones, {train} write <epoch>.pth")
     state = load_checkpoint(path)
     if "optimizer" in state:
-        raise InputError(f"{path}: the state of a training run; the weights are in <epoch>.pth beside it")
+        raise InputError(f"{path}: a checkpoint of a training run; use the weights <epoch>.pth next to it")
     own = model.state_dict()
     for name, value in own.items():
         found = state.get(name)
         if not isinstance(found, torch.Tensor):
-            raise InputError(f"{path}: no parameter {name}, so these are weights of another network")
+            raise InputError(f"{path}: parameter {name} is missing; these are weights of another network")
         if found.shape != value.shape:
             shapes = f"{tuple(found.shape)}, expected {tuple(value.shape)}"
             raise InputError(f"{path}: {name} has shape {shapes}: {hint}")
-    surplus = [name for name in state if name not in own]
-    if surplus:
-        raise InputError(f"{path}: surplus parameter {surplus[0]}, so these are weights of another network")
+    unexpected = [name for name in state if name not in own]
+    if unexpected:
+        raise InputError(f"{path}: unexpected parameter {unexpected[0]}; these are weights of another network")
     model.load_state_dict(state)
     return sha256(path)
 
