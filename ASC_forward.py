@@ -63,16 +63,18 @@ def main(args: argparse.Namespace) -> None:
     )
     store = FeatureStore(args.features_val_full)
     table = store.table
-    distributed.require_same("features", table.digest)
+    distributed.require_same("features", lambda: store.digests)
+    settings["features"] = dict(zip(table.video_ids, store.digests, strict=True))
+    saved_features = results.saved.get("features", {})  # not saved by earlier versions
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
 
     def is_current(csv_file: Path, video: int) -> bool:
-        is_newer = csv_file.stat().st_mtime_ns >= store.files[video].stat().st_mtime_ns
-        return is_newer and holds_rows(csv_file, table, table.rows_of_video(video))
+        same_features = saved_features.get(table.video_ids[video], store.digests[video]) == store.digests[video]
+        return same_features and holds_rows(csv_file, table, table.rows_of_video(video))
 
     done = np.array(results.done(table.video_ids, is_current))
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {done.sum()} videos already done")
-    results.begin(table.video_ids)
+    results.begin(table.video_ids, done)
 
     num_rows = np.bincount(table.video, minlength=len(done))
     videos = [video for video in distributed.local_items(np.where(done, 0, num_rows)) if not done[video]]

@@ -14,7 +14,7 @@ import argparse
 
 from core.config import ASC_inputs, ASC_optimization_params
 from core.datasets import context_datasets
-from core.formats.features import FeatureStore, encoder_sha256
+from core.formats.features import FeatureStore, encoder_sha256, store_digests
 from core.loaders import require_even_batch, split_loaders
 from core.models import active_speakers_context
 from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     run = TrainingRun(args.models_out, context_run_name(*context_shape), settings, args.resume, identity)
 
     stores = {"train": FeatureStore(args.features_train_full), "val": FeatureStore(args.features_val_full)}
-    run.set_data({f"{split}_rows": store.table.digest() for split, store in stores.items()})
+    run.set_data(store_digests(stores))
     datasets = context_datasets(stores, context_shape, args.seed, args.workers, device)
     loaders = split_loaders(datasets, args, device)
 

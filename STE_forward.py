@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     if len(usable):
         usable = drop_missing(usable, audio_dir, video_dir, args.skip_missing)
     settings["videos"] = int(done.sum()) + len(np.unique(usable.video))  # FeatureStore checks that none is missing
-    results.begin(table.video_ids)
+    results.begin(table.video_ids, done)
 
     videos = distributed.local_items(np.bincount(usable.video, minlength=len(done)))
     local = usable.keep(np.isin(usable.video, videos))

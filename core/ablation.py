@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from core.config import STE_FEATURES
 from core.datasets import context_datasets
 from core.formats.annotations import FaceTable
-from core.formats.features import FeatureStore
+from core.formats.features import FeatureStore, store_digests
 from core.formats.predictions import join, join_logits
 from core.loaders import split_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
@@ -79,7 +79,7 @@ def train_variant(
     settings = {**params, **asdict(variant), "seed": seed}
     identity = (*TRAINING_IDENTITY, *asdict(variant), "encoder_sha256")
     run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True, identity=identity)
-    run.set_data({f"{split}_rows": store.table.digest() for split, store in stores.items()})
+    run.set_data(store_digests(stores))
     if run.epoch < params["epochs"]:
         seed_torch(seed)
         datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)

@@ -1,6 +1,7 @@
 """Feature store: features and logits of the short-term encoder, one row per face and timestamp."""
 
 import contextlib
+import hashlib
 import json
 import os
 import warnings
@@ -80,6 +81,9 @@ def require_finite(table: FaceTable, rows: np.ndarray, logits: np.ndarray, sourc
 class FeatureStore:
     """Features of a directory, in either format: a `FaceTable` of N rows, and (N, 1024) float32 read on demand.
 
+    `digests` has a digest of the rows, labels and logits of each video. Other features come with other logits, so it
+    stands for the features too, which would take minutes to hash.
+
     Raises InputError if a file is missing or invalid, or if an array has a different length than its csv.
     """
 
@@ -91,11 +95,13 @@ class FeatureStore:
             raise InputError(f"{directory}: {len(files)} of {videos} videos; finish STE_forward.py first")
         _map_array.cache_clear()  # files may have been replaced since an earlier store
         self.files = [npy if (npy := file.with_suffix(".npy")).exists() else file for file in files]  # V
+        self.digests: list[str] = []  # V
         self._text_features: dict[int, np.ndarray] = {}
         entity_codes: dict[tuple[int, str], int] = {}
         parts, lines = [], []
         for video, file in enumerate(progress(files, desc="opening features", unit="video", leave=False)):
             frame, features = _read_features(file)
+            self.digests.append(_digest(frame))
             if features is not None:
                 self._text_features[video] = features
             local, names = pd.factorize(frame["entity_id"])
@@ -139,6 +145,21 @@ class FeatureStore:
             # All indices are valid; "clip" lets numpy write to `out` without a buffer.
             np.take(self._features(video[start]), local, axis=0, out=out[start:end], mode="clip")
         return out.reshape(*rows.shape, STE_FEATURES)
+
+
+def store_digests(stores: dict[str, FeatureStore]) -> dict[str, str]:
+    """Digests of the rows and of the features of each split, for the settings of a training run."""
+    rows = {f"{split}_rows": store.table.digest() for split, store in stores.items()}
+    features = {
+        split: hashlib.blake2b("".join(store.digests).encode(), digest_size=16) for split, store in stores.items()
+    }
+    return {**rows, **{f"{split}_features": digest.hexdigest() for split, digest in features.items()}}
+
+
+def _digest(frame: pd.DataFrame) -> str:
+    digest = hashlib.blake2b("\n".join(frame["entity_id"]).encode(), digest_size=16)
+    digest.update(frame[["frame_timestamp", "label_id", "logit_0", "logit_1"]].to_numpy(np.float64).tobytes())
+    return digest.hexdigest()
 
 
 def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:

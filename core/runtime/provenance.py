@@ -113,8 +113,8 @@ class OutputDirectory(Manifest):
         return done
 
     @distributed.on_main
-    def begin(self, video_ids: list[str]) -> None:
-        """Delete results that are to be overwritten and save the settings. Call this once all inputs are validated.
+    def begin(self, video_ids: list[str], done: list[bool]) -> None:
+        """Delete the results of videos that are not done and save the settings. Call this once all inputs are checked.
 
         Raises InputError if results of other videos would remain next to settings that are not theirs.
         """
@@ -124,8 +124,9 @@ class OutputDirectory(Manifest):
             if others:
                 count = f"results of {len(others)} other videos, such as {others[0]}"
                 raise InputError(f"{self.directory}: holds {count}; remove them or choose another directory")
-            for name in (f"{video_id}{suffix}" for video_id in video_ids for suffix in self.suffixes):
-                (self.directory / name).unlink(missing_ok=True)
+        for video_id in (video_id for video_id, is_done in zip(video_ids, done, strict=True) if not is_done):
+            for suffix in self.suffixes:
+                (self.directory / f"{video_id}{suffix}").unlink(missing_ok=True)
         self.save()
 
 
