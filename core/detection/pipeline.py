@@ -21,7 +21,7 @@ from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotation
 from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
 from core.formats.csv_table import check_name
 from core.formats.features import FeatureStore
-from core.formats.predictions import join, read_logits
+from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
 from core.media.audio import extract_audio, slice_track_audio
 from core.media.crops import extract_crops, rows_without_crop
@@ -33,7 +33,7 @@ from core.runtime.errors import InputError, RunError, one_line
 from core.runtime.files import list_files, read_setting, write_bytes, write_csv, write_json
 from core.runtime.jobs import FAILURES, Outcome, write_list
 from core.runtime.progress import progress
-from core.runtime.steps import StepCache
+from core.runtime.provenance import StepCache
 
 SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"
@@ -55,8 +55,8 @@ class SpeakerDetection:
     """One video and the output directory of its results. Call the steps in the order of their definition.
 
     `<output_dir>/work` has the layout of ASC_DATA_ROOT and keeps the output of each step, see
-    `core.runtime.steps.StepCache`. Raises InputError if the video cannot be opened or has no audio, and if files of
-    the output directory must not be overwritten.
+    `core.runtime.provenance.StepCache`. Raises InputError if the video cannot be opened or has no audio, and if the
+    output directory has files that must not be overwritten.
     """
 
     def __init__(self, video: Path, output_dir: Path, settings: dict):
@@ -99,10 +99,10 @@ class SpeakerDetection:
                 "(--tracks can read it there)"
             )
 
-    def _run_step(self, name: str, depends: object, makes: list[Path], work: Callable[[], None]) -> None:
+    def _run_step(self, name: str, inputs: object, outputs: list[Path], work: Callable[[], None]) -> None:
         """Run a step that decodes the video. Raises InputError if the video is broken."""
         try:
-            self._steps.do(name, depends, makes, work)
+            self._steps.run(name, inputs, outputs, work)
         except ValueError as error:
             raise InputError(f"{self.video}: {error}") from None
 
@@ -111,12 +111,12 @@ class SpeakerDetection:
     def detect_shots(self) -> None:
         """Find cuts and length of the video."""
         stat = self.video.stat()
-        depends = [self.video.name, stat.st_size, stat.st_mtime_ns, tracking_params["cut_score"]]
+        inputs = [self.video.name, stat.st_size, stat.st_mtime_ns, tracking_params["cut_score"]]
 
         def work() -> None:
             write_json(self._shots_json, detect_shots(self.video).to_dict())
 
-        self._run_step("shots", depends, [self._shots_json], work)
+        self._run_step("shots", inputs, [self._shots_json], work)
 
     @cached_property
     def shots(self) -> Shots:
@@ -138,7 +138,7 @@ class SpeakerDetection:
         table = read_annotations(source)
         if self.video_id not in table.video_ids:
             others = ", ".join(table.video_ids[:3])
-            raise InputError(f"{source}: no rows of {self.video_id}, the name of the video file, but of {others}")
+            raise InputError(f"{source}: no rows of {self.video_id} (the name of the video file), only of {others}")
         table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
         frame = table.official_columns()
         self._run_step(
@@ -214,7 +214,7 @@ class SpeakerDetection:
             options = {"batch_size": batch_size, "workers": workers, "precision": precision}
             encode_videos(encoder, reader, self.features, device, **options)
 
-        self._steps.do("encoder", [weights_sha256, clip_length, precision], [self.features], work)
+        self._steps.run("encoder", [weights_sha256, clip_length, precision], [self.features], work)
 
     def predict(
         self,
@@ -232,7 +232,7 @@ class SpeakerDetection:
             dataset = ASCDataset(FeatureStore(self.features), *shape, seed)
             predict_videos(network, dataset, [0], self.predictions, device, batch_size=batch_size)
 
-        self._steps.do("context", [weights_sha256, *shape, seed], [self.predictions], work)
+        self._steps.run("context", [weights_sha256, *shape, seed], [self.predictions], work)
 
     def scores(self, smoothing: int) -> np.ndarray:
         """Score (N,) of each usable row: logits, median-filtered along tracks if `smoothing`, then softmax."""
@@ -240,10 +240,9 @@ class SpeakerDetection:
         if not len(table):
             return np.empty(0)
         try:
-            predictions = join(read_logits(self.predictions), table, str(self.predictions))
+            logits = join_logits(self.predictions, table)
         except InputError as error:
             raise InputError(f"{error}: {self.work} was changed; pass --overwrite") from None
-        logits = predictions[["logit_0", "logit_1"]].to_numpy()
         return speaking_score(smooth_tracks(logits, table, smoothing) if smoothing else logits)
 
     # Results
@@ -277,8 +276,8 @@ class SpeakerDetection:
                 page.unlink()
             plot_timeline(self.timeline, self.usable_rows, scores, threshold, self.shots.seconds, self.thumbnail)
 
-        makes = [self.tracks_csv, self.speakers_json, self.rttm, self.timeline]
-        self._steps.do("results", settings, makes, work, invalidates_later=False)
+        outputs = [self.tracks_csv, self.speakers_json, self.rttm, self.timeline]
+        self._steps.run("results", settings, outputs, work, invalidates_later=False)
 
     def write_marked_video(self, scores: np.ndarray, smoothing: int) -> None:
         """Write the video with boxes and scores, at the row rate. Raises RunError if it cannot be encoded."""
@@ -298,7 +297,7 @@ class SpeakerDetection:
                 print(f"note: only {seconds:.1f} of {self.shots.seconds:.1f} s of the video can be decoded")
 
         try:
-            self._steps.do("marked video", smoothing, [self.marked_video], work, invalidates_later=False)
+            self._steps.run("marked video", smoothing, [self.marked_video], work, invalidates_later=False)
         except ValueError as error:
             raise RunError(f"{self.marked_video}: encoding failed ({error}); all other results are complete") from None
 
