@@ -1,4 +1,4 @@
-"""Metrics of predictions: average precision, ROC AUC, ranking errors; and the scores that they need."""
+"""Scores of predictions and their metrics: softmax, median filter, average precision, ROC AUC, ranking errors."""
 
 import numpy as np
 import pandas as pd

@@ -503,7 +503,7 @@ class TestEvaluate:
         assert numbers[0].pop("settings") != numbers[1].pop("settings")
         assert numbers[0] == numbers[1]
 
-    def test_files_of_one_name_are_told_apart(self, files, tmp_path):
+    def test_files_with_equal_names_are_distinguished(self, files, tmp_path):
         (tmp_path / "a" / "b").mkdir(parents=True)
         copies = [Path(shutil.copy(files[0], tmp_path / "a" / name)) for name in ("first.csv", "b/first.csv")]
         numbers, _ = evaluate(tmp_path, FACES, files[0], *copies)

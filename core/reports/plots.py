@@ -194,26 +194,26 @@ def plot_scores(path: Path, video: int, scores: Sequence[np.ndarray], table: Fac
         name = f"{short(table.entity_ids[track], 60)}    {span}    error {100 * mean[track]:.0f} %"
         lanes.append(Lane(name, times[track], [values[own] for values in scores], table.label[own], limits))
     left_out = len(tracks) - len(lanes)
-    which = f"the {len(lanes)} tracks with the largest errors, {left_out} left out" if left_out else "all tracks"
-    title = f"Scores over time, {short(table.video_ids[video])}: {which}"
+    subset = f"the {len(lanes)} tracks with the largest errors, {left_out} left out" if left_out else "all tracks"
+    title = f"Scores over time, {short(table.video_ids[video])}: {subset}"
     title += "\nerror: share of wrongly ordered pairs of a positive and a negative row (thick curve)"
     return draw_lanes(path, title, lanes, legend, LABEL_SHADES)
 
 
 def _time_limits(times: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-    """Limits of each track's time axis. Tracks that follow each other without a long break share one axis.
+    """Return the limits of the time axis for each track; tracks without a long break between them share one.
 
     times: the timestamps (n,) of each track, in order of their first one.
     """
-    begin = np.array([own[0] for own in times])
-    end = np.maximum.accumulate([own[-1] + row_interval(own) for own in times])
-    group = np.cumsum(np.append(False, begin[1:] - end[:-1] > _MAX_IDLE_SECONDS))
-    limits = []
-    for number in group:
-        first, last = begin[group == number][0], end[group == number][-1]
-        margin = 0.01 * max(last - first, _MIN_AXIS_SECONDS)
-        limits.append((float(first - margin), float(max(last, first + _MIN_AXIS_SECONDS) + margin)))
-    return limits
+    spans: list[list[float]] = []  # one per track, the same list for those that share an axis
+    for own in times:
+        begin, end = float(own[0]), float(own[-1]) + row_interval(own)
+        if spans and begin - spans[-1][1] <= _MAX_IDLE_SECONDS:
+            spans[-1][1] = max(spans[-1][1], end)
+            spans.append(spans[-1])
+        else:
+            spans.append([begin, max(end, begin + _MIN_AXIS_SECONDS)])
+    return [(begin - 0.01 * (end - begin), end + 0.01 * (end - begin)) for begin, end in spans]
 
 
 # Lanes

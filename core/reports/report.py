@@ -211,7 +211,7 @@ def _show_videos(predictions: dict[str, dict], videos: dict[str, dict]) -> None:
     precision = _percent([video["AP"].values() for video in videos.values()], list(videos), list(predictions))
     silent = [video_id for video_id, video in videos.items() if not video["positives"]]
     spread = precision.astype(float).agg(["min", "median", "max"]).T.set_axis(["lowest", "median", "highest"], axis=1)
-    _print_table(f"AP (%) by video, {len(videos) - len(silent)} videos", spread)
+    _print_table("AP (%) by video", spread)
     if silent:
         listed = ", ".join(silent[:_LISTED]) + (", ..." if len(silent) > _LISTED else "")
         print(one_line(f"{len(silent)} of {len(videos)} videos have no positive rows and hence no AP: {listed}"))

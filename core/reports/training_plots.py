@@ -92,9 +92,9 @@ def _changed_rows(rates: np.ndarray) -> np.ndarray:
 
 
 def _rate_changes(runs: dict[str, pd.DataFrame], last: int) -> list[tuple[int, str, str, int]]:
-    """Return epoch, text, colour and line of text of each change of a learning rate, in order of epochs.
+    """Return (epoch, text, colour, line of text) for each change of a learning rate, in order of epochs.
 
-    Changes that several runs share are black. A change without a free line of text has no text.
+    Changes that several runs share are black. The text is empty if no line has space for it.
     """
     found: dict[tuple[int, float], list[int]] = {}
     for number, log in enumerate(runs.values()):
