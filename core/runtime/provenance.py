@@ -48,9 +48,12 @@ class Manifest:
         if self.overwrite or not self.path.exists():
             return {}
         try:
-            return dict(json.loads(self.path.read_text()))
-        except (ValueError, TypeError, RecursionError):
-            raise InputError(f"{self.path}: not a settings file; remove it or pass --overwrite") from None
+            saved = json.loads(self.path.read_text())
+        except (ValueError, RecursionError):
+            saved = None
+        if not isinstance(saved, dict):
+            raise InputError(f"{self.path}: not a settings file; remove it or pass --overwrite")
+        return saved
 
     def require_same(self, advice: str = "choose another directory or pass --overwrite") -> None:
         """Raise InputError if a setting of the identity differs from its saved value."""
