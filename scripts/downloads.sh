@@ -6,7 +6,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/downloads.sh WHAT...
+usage: bash scripts/downloads.sh ITEM...
 
   annotations  official AVA-ActiveSpeaker csv files, train and val   -> <root>/csv/{train,val}/
   utility      augmented csv files (optional)                        -> <root>/csv/
@@ -115,11 +115,11 @@ get_videos() {
 }
 
 (($#)) || { usage >&2 && exit 2; }
-for what in "$@"; do
-    case $what in
+for item in "$@"; do
+    case $item in
         -h | --help) usage && exit ;;
         annotations | utility | weights | videos | videos-val | detector) ;;
-        *) die "unknown argument $what (see --help)" ;;
+        *) die "unknown item $item (see --help)" ;;
     esac
 done
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || die "ASC_DOWNLOAD_JOBS must be a positive number, not $jobs"
@@ -131,8 +131,8 @@ mkdir -p -- "${ASC_DATA_ROOT:=ava}"
 cd -- "$ASC_DATA_ROOT"
 exec 9<.
 flock --nonblock 9 || die "another download to $PWD is running"
-for what in "$@"; do
-    case $what in
+for item in "$@"; do
+    case $item in
         annotations) get_annotations ;;
         utility) fetch "$utility_url" csv ava_activespeaker_{train,val,test}_augmented.csv ;;
         weights) fetch "$utility_url" models STE.pth ASC.pth ;;

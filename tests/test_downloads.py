@@ -43,9 +43,9 @@ class Downloads:
     def root(self) -> Path:
         return self.folder / "ava"
 
-    def start(self, *what: str, script: Path = SCRIPT, **changes: str) -> subprocess.Popen[str]:
+    def start(self, *items: str, script: Path = SCRIPT, **changes: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["bash", str(script), *what],
+            ["bash", str(script), *items],
             env=self.environment | changes,
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -54,9 +54,9 @@ class Downloads:
             start_new_session=True,
         )
 
-    def run(self, *what: str, status: int = 0, **changes) -> list[str]:
+    def run(self, *items: str, status: int = 0, **changes) -> list[str]:
         """Returns the lines printed to stderr."""
-        process = self.start(*what, **changes)
+        process = self.start(*items, **changes)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == status, stderr
         return stderr.splitlines()
