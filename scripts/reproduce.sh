@@ -16,7 +16,7 @@ the expected output is printed. To resume, run the same command again.
 
 Disk space, in addition to the videos (hundreds of gigabytes): 75 GB, or 15 GB with --published-weights.
 Time, in addition to the download: about 2 hours with a GPU of 10 TFLOP/s and 16 cores (15 minutes with
---published-weights), or 4 days on two cores without a GPU (5 hours). These are estimates: see docs/scale.md.
+--published-weights), or 4 days on two cores without a GPU (5 hours). These are estimates.
 
 A missing or unreadable video stops the script, because all videos count in the reported mAP. To train without some of
 the videos, run the printed commands one by one, and add --skip-missing to those of the short-term encoder.
