@@ -1,52 +1,205 @@
-"""StepCache of one piece of work: what is done stays done, until what it depends on changes."""
+"""Settings files, output directories of forward stages, and sequences of steps."""
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from tiny_inputs import files_under, read_json, write_text
 
 from core.runtime.errors import InputError
-from core.runtime.provenance import StepCache
+from core.runtime.provenance import Manifest, OutputDirectory, StepCache
 
-RESULTS = ["one.txt", "two", "three.txt"]
+BROKEN = ["", "not json", "[]", '[["one", 1]]', "1", "null", '{"one": [', "[" * 100_000, "\x00"]
 
 
-class Stop(Exception):
-    """What ends a step in the middle."""
+class Interrupted(Exception):
+    """Raised in the middle of some work."""
+
+
+def assert_not_settings(make: Callable[[], object], path: Path) -> None:
+    with pytest.raises(InputError, match="not a settings file") as error:
+        make()
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+IDENTITY = ("encoder", "rows")
+SETTINGS = {"encoder": "abc", "rows": 3, "workers": 2}
+
+
+class TestManifest:
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        return tmp_path / "out" / "cfg.json"
+
+    @pytest.fixture
+    def saved(self, path) -> Path:
+        Manifest(path, SETTINGS).save()
+        return path
+
+    def test_directory_is_made_when_settings_are_saved(self, path):
+        manifest = Manifest(path, SETTINGS)
+        assert manifest.saved == {}
+        assert not path.parent.exists()
+        manifest.save(videos=5)
+        assert read_json(path) == {**SETTINGS, "videos": 5}
+
+    @pytest.mark.parametrize("change", [{}, {"workers": 8}, {"new": 1}])
+    def test_same_identity_is_accepted(self, saved, change):
+        manifest = Manifest(saved, {**SETTINGS, **change}, IDENTITY)
+        manifest.require_same()
+        assert manifest.saved == SETTINGS
+
+    def test_other_identity_is_refused_with_both_values(self, saved):
+        manifest = Manifest(saved, {**SETTINGS, "encoder": "xyz"}, IDENTITY)
+        with pytest.raises(InputError, match=r"made with encoder abc, now xyz; .*--overwrite"):
+            manifest.require_same()
+        with pytest.raises(InputError, match=r"encoder abc, now xyz; use a new name$"):
+            manifest.require_same("use a new name")
+        Manifest(saved, manifest.settings, IDENTITY, overwrite=True).require_same()
+
+    def test_settings_of_an_earlier_version_are_accepted(self, path):
+        """They lack settings that were added to the identity later."""
+        write_text(path, '{"rows": 3}')
+        Manifest(path, SETTINGS, IDENTITY).require_same()
+
+    @pytest.mark.parametrize("content", BROKEN)
+    def test_broken_file_is_refused(self, path, content):
+        write_text(path, content)
+        assert_not_settings(lambda: Manifest(path, SETTINGS), path)
+        Manifest(path, SETTINGS, overwrite=True).save()
+        assert read_json(path) == SETTINGS
+
+    def test_interrupted_overwrite_must_be_repeated(self, saved):
+        with pytest.raises(Interrupted), Manifest(saved, SETTINGS, overwrite=True).filling():
+            raise Interrupted
+        with (
+            pytest.raises(InputError, match="interrupted; run it again with --overwrite"),
+            Manifest(saved, SETTINGS).filling(),
+        ):
+            pass
+        with Manifest(saved, SETTINGS, overwrite=True).filling():
+            pass
+        with Manifest(saved, SETTINGS).filling():
+            pass
+
+    def test_interrupted_run_without_overwrite_resumes(self, path):
+        with pytest.raises(Interrupted), Manifest(path, SETTINGS).filling():
+            raise Interrupted
+        with Manifest(path, SETTINGS).filling():
+            assert read_json(path) == {**SETTINGS, "overwriting": False}
+
+    def test_second_process_is_refused_while_the_first_one_runs(self, saved):
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            manifest = Manifest(saved, SETTINGS)
+            assert "another process writes here" in str(pool.submit(_make_manifest, saved).exception())
+            del manifest
+            assert pool.submit(_make_manifest, saved).exception() is None
+
+    def test_results_that_appear_between_start_and_save_are_refused(self, path):
+        first, second = (Manifest(path, SETTINGS) for _ in range(2))
+        first.save()
+        with pytest.raises(InputError, match="another process has written here meanwhile"):
+            second.save()
+
+
+def _make_manifest(path: Path) -> None:
+    Manifest(path, {})
+
+
+class TestOutputDirectory:
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        """Settings file of a directory with the results of videos a and b."""
+        path = tmp_path / "forward_cfg.json"
+        self.open(path).begin(["a", "b"], [False, False])
+        for name in ("a.csv", "a.npy", "b.csv", "b.npy"):
+            write_text(tmp_path / name, "")
+        return path
+
+    @staticmethod
+    def open(path: Path, weights: str = "abc", overwrite: bool = False) -> OutputDirectory:
+        return OutputDirectory(path, {"weights": weights}, ("weights",), (".csv", ".npy"), overwrite)
+
+    def test_complete_and_current_videos_are_done(self, path):
+        (path.parent / "b.npy").unlink()
+        results = self.open(path)
+        assert results.done(["a", "b", "c"], lambda csv, video: True) == [True, False, False]
+        calls = []
+        assert results.done(["c", "a"], lambda *call: calls.append(call)) == [False, None]
+        assert calls == [(path.parent / "a.csv", 1)]
+
+    def test_nothing_is_done_with_overwrite(self, path):
+        assert self.open(path, overwrite=True).done(["a", "b"], lambda csv, video: True) == [False, False]
+
+    def test_other_settings_are_refused(self, path):
+        with pytest.raises(InputError, match="made with weights abc, now xyz"):
+            self.open(path, "xyz")
+
+    def test_results_without_settings_are_refused(self, path):
+        path.unlink()
+        with pytest.raises(InputError, match="holds results but no forward_cfg"):
+            self.open(path)
+        self.open(path, overwrite=True)
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_results_of_another_stage_are_refused(self, path, overwrite):
+        with pytest.raises(InputError, match=r"results of another stage \(forward_cfg.json\)"):
+            self.open(path.with_name("other_cfg.json"), overwrite=overwrite)
+
+    def test_results_of_videos_that_are_not_done_are_deleted(self, path):
+        self.open(path).begin(["a", "b", "c"], [True, False, False])
+        assert files_under(path.parent) == [".lock", "a.csv", "a.npy", "forward_cfg.json"]
+        self.open(path, "xyz", overwrite=True).begin(["a", "b"], [False, False])
+        assert files_under(path.parent) == [".lock", "forward_cfg.json"]
+        assert read_json(path) == {"weights": "xyz"}
+
+    def test_overwriting_a_part_of_the_videos_is_refused(self, path):
+        with pytest.raises(InputError, match="results of 1 other videos, such as b"):
+            self.open(path, "xyz", overwrite=True).begin(["a"], [False])
+        assert {"a.csv", "b.npy"} <= set(files_under(path.parent))
+        assert read_json(path) == {"weights": "abc"}
 
 
 class Work:
-    """Three steps, each of which writes what it was told and what it found; `done` are those that ran."""
+    """Three steps, each of which writes its input to files."""
+
+    RESULTS = ("one.txt", "two", "three.txt")
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.one, self.two, self.three = directory / "one.txt", directory / "two", directory / "three.txt"
-        self.done: list[str] = []
+        self.one, self.two, self.three = (directory / name for name in self.RESULTS)
 
     def run(self, a: object = 1, b: object = 1, c: object = 1, stop: str = "", overwrite: bool = False) -> list[str]:
-        """The names of the steps that this run did."""
-        self.done = []
-        steps = StepCache(self.directory, RESULTS, overwrite)
-        steps.run("one", a, [self.one], lambda: self.step("one", stop, lambda: write_text(self.one, f"{a}")))
-        steps.run("two", [b, "x"], [self.two], lambda: self.step("two", stop, lambda: self.fill(b, stop)))
-        steps.run("three", c, [self.three], lambda: self.step("three", stop, lambda: write_text(self.three, f"{c}")))
-        return self.done
+        """Run all steps, or stop before, in or after one of them. Returns the names of the steps that were done."""
+        done = []
 
-    def step(self, name: str, stop: str, write) -> None:
-        if stop == name:
-            raise Stop
-        write()
-        if stop == f"after {name}":
-            raise Stop
-        self.done.append(name)
+        def step(name: str, value: object, output: Path, write: Callable[[], None]) -> None:
+            def work() -> None:
+                if stop == name:
+                    raise Interrupted
+                write()
+                if stop == f"after {name}":
+                    raise Interrupted
+                done.append(name)
 
-    def fill(self, what: object, stop: str) -> None:
-        """Two files, of which those that are there are kept."""
+            steps.run(name, value, [output], work)
+
+        steps = StepCache(self.directory, [*self.RESULTS], overwrite)
+        step("one", a, self.one, lambda: write_text(self.one, f"{a}"))
+        step("two", [b, "x"], self.two, lambda: self.fill(b, stop))
+        step("three", c, self.three, lambda: write_text(self.three, f"{c}"))
+        return done
+
+    def fill(self, value: object, stop: str) -> None:
+        """Write two files of a directory and keep existing ones."""
         for name in ("first", "second"):
             if not (self.two / name).exists():
-                write_text(self.two / name, f"{name} {what}")
+                write_text(self.two / name, f"{name} {value}")
             if stop == f"at {name}":
-                raise Stop
+                raise Interrupted
 
     def content(self) -> dict[str, str]:
         return {name: (self.directory / name).read_text() for name in files_under(self.directory) if name[0] != "."}
@@ -57,233 +210,167 @@ def work(tmp_path) -> Work:
     return Work(tmp_path / "work")
 
 
-def test_each_step_is_done_once(work, capsys):
-    assert work.run() == ["one", "two", "three"]
-    assert capsys.readouterr().out == "one:\ntwo:\nthree:\n"
-    before = {name: (work.directory / name).stat().st_mtime_ns for name in work.content()}
-    assert sorted(before) == ["one.txt", "three.txt", "two/first", "two/second"]
-    assert work.run() == []
-    assert capsys.readouterr().out == "one: done already\ntwo: done already\nthree: done already\n"
-    assert {name: (work.directory / name).stat().st_mtime_ns for name in work.content()} == before
-
-
-@pytest.mark.parametrize(
-    ("change", "again"),
-    [({"a": 2}, ["one", "two", "three"]), ({"b": 2}, ["two", "three"]), ({"c": 2}, ["three"])],
-)
-def test_a_change_redoes_the_step_and_all_after_it(work, change, again):
-    work.run()
-    assert work.run(**change) == again
-    assert work.run(**change) == []
+def fresh_content(work: Work, **inputs) -> dict[str, str]:
+    """Content of a new directory."""
     fresh = Work(work.directory.with_name("fresh"))
-    fresh.run(**change)
-    assert work.content() == fresh.content()
+    fresh.run(**inputs)
+    return fresh.content()
 
 
-def test_what_a_step_depends_on_is_plain_data_in_any_order(work):
-    work.run(a={"x": 1, "y": [2.5, None, "z"]})
-    assert work.run(a={"y": [2.5, None, "z"], "x": 1}) == []
-    assert work.run(a={"x": 1, "y": [2.5, None, "Z"]}) == ["one", "two", "three"]
+class TestStepCache:
+    def test_finished_steps_are_not_repeated(self, work, capsys):
+        assert work.run() == ["one", "two", "three"]
+        assert capsys.readouterr().out == "one:\ntwo:\nthree:\n"
+        before = {name: (work.directory / name).stat().st_mtime_ns for name in work.content()}
+        assert sorted(before) == ["one.txt", "three.txt", "two/first", "two/second"]
+        assert work.run() == []
+        assert capsys.readouterr().out == "one: already done\ntwo: already done\nthree: already done\n"
+        assert {name: (work.directory / name).stat().st_mtime_ns for name in work.content()} == before
 
-
-def test_back_to_what_was_before_is_a_change_too(work):
-    work.run()
-    work.run(b=2)
-    assert work.run() == ["two", "three"]
-    assert work.content()["two/second"] == "second 1"
-
-
-def test_a_step_that_is_left_out_counts_as_another_way(work):
-    """What follows depends on all that was done before it."""
-    work.run()
-    steps = StepCache(work.directory, RESULTS)
-    done = []
-    steps.run("one", 1, [work.one], lambda: done.append("one"))
-    steps.run("three", 1, [work.three], lambda: done.append("three"))
-    assert done == ["three"]
-
-
-def test_an_interrupted_step_keeps_its_files(work):
-    with pytest.raises(Stop):
-        work.run(stop="at first")
-    assert work.content()["two/first"] == "first 1"
-    write_text(work.two / "first", "kept")
-    assert work.run() == ["two", "three"]
-    assert work.content()["two/first"] == "kept"
-    assert work.content()["two/second"] == "second 1"
-    assert work.run() == []
-
-
-@pytest.mark.parametrize(
-    "stop", ["one", "after one", "two", "at first", "at second", "after two", "three", "after three"]
-)
-def test_stopped_anywhere_the_same_work_goes_on(work, stop):
-    with pytest.raises(Stop):
-        work.run(stop=stop)
-    work.run()
-    fresh = Work(work.directory.with_name("fresh"))
-    fresh.run()
-    assert work.content() == fresh.content()
-    assert work.run() == []
-
-
-def test_what_an_interrupted_step_of_another_work_left_is_removed(work):
-    with pytest.raises(Stop):
-        work.run(stop="at first")
-    assert work.run(b=2) == ["two", "three"]
-    assert work.content()["two/first"] == "first 2"
-
-
-def test_interrupted_while_it_is_redone(work):
-    """The old result is gone by then, and is not taken for the new one, nor the new one's for the old."""
-    work.run()
-    with pytest.raises(Stop):
-        work.run(b=2, stop="at first")
-    assert work.content()["two/first"] == "first 2"
-    assert "two/second" not in work.content()
-    assert work.run(b=1) == ["two"]  # what comes after it is of this work still
-    assert work.content()["two/first"] == "first 1"
-    assert work.content()["two/second"] == "second 1"
-
-
-def test_a_result_that_is_missing_is_made_again(work):
-    work.run()
-    work.one.unlink()
-    assert work.run() == ["one"]
-    work.three.unlink()
-    assert work.run() == ["three"]
-    assert work.run() == []
-
-
-def test_links_are_removed_and_not_what_they_point_to(work, tmp_path):
-    write_text(tmp_path / "elsewhere" / "first", "of another")
-    work.directory.mkdir()
-    work.run()
-    for path in (work.two / "first", work.two / "second"):
-        path.unlink()
-    work.two.rmdir()
-    work.two.symlink_to(tmp_path / "elsewhere")
-    assert work.run(b=2) == ["two", "three"]
-    assert (tmp_path / "elsewhere" / "first").read_text() == "of another"
-    assert work.content()["two/first"] == "first 2"
-
-
-def test_on_demand_all_is_done_again(work):
-    work.run()
-    write_text(work.two / "more", "left over")
-    assert work.run(overwrite=True) == ["one", "two", "three"]
-    assert "two/more" not in work.content()
-    assert work.run() == []
-
-
-def test_an_overwriting_run_cut_short_is_repeated(work):
-    work.run()
-    with pytest.raises(Stop):
-        work.run(overwrite=True, stop="two")
-    assert work.run() == ["two", "three"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "not json",
-        "[]",
-        "[1]",
-        "1",
-        "null",
-        '{"one": 1}',
-        '{"one": {"key": "x"}}',
-        '{"one": {"done": true}}',
-        '{"one": [',
-        "[" * 100_000,
-    ],
-)
-def test_a_broken_list_of_steps_is_refused(work, content):
-    work.run()
-    noted = write_text(work.directory / ".steps.json", content)
-    before = work.content()
-    with pytest.raises(InputError, match="--overwrite") as refusal:
+    @pytest.mark.parametrize(
+        ("change", "repeated"),
+        [({"a": 2}, ["one", "two", "three"]), ({"b": 2}, ["two", "three"]), ({"c": 2}, ["three"])],
+    )
+    def test_a_change_repeats_its_step_and_all_later_ones(self, work, change, repeated):
         work.run()
-    assert str(refusal.value).startswith(str(noted))
-    assert "\n" not in str(refusal.value)
-    assert work.content() == before
-    assert work.run(overwrite=True) == ["one", "two", "three"]
+        assert work.run(**change) == repeated
+        assert work.run(**change) == []
+        assert work.content() == fresh_content(work, **change)
+        assert work.run() == repeated
+        assert work.content() == fresh_content(work)
 
+    def test_order_of_keys_in_the_inputs_does_not_matter(self, work):
+        work.run(a={"x": 1, "y": [2.5, None, "z"]})
+        assert work.run(a={"y": [2.5, None, "z"], "x": 1}) == []
+        assert work.run(a={"x": 1, "y": [2.5, None, "Z"]}) == ["one", "two", "three"]
 
-def test_binary_and_a_directory_for_a_list_of_steps(work):
-    work.run()
-    (work.directory / ".steps.json").write_bytes(b"\xff\xfe\0")
-    with pytest.raises(InputError, match="steps"):
+    def test_steps_depend_on_the_sequence_before_them(self, work):
         work.run()
+        steps, done = StepCache(work.directory, [*Work.RESULTS]), []
+        steps.run("one", 1, [work.one], lambda: done.append("one"))
+        steps.run("three", 1, [work.three], lambda: done.append("three"))
+        assert done == ["three"]
 
+    def test_a_step_may_leave_later_steps_valid(self, tmp_path):
+        def run(scores: int, plot: int) -> list[str]:
+            steps, done = StepCache(tmp_path, ["scores.txt", "plot.txt"]), []
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["one.txt", "two/holiday.txt", "three.txt"])
-def test_what_was_not_made_here_is_not_written_over(work, name, overwrite):
-    """And once it has been moved away there is nothing in the way."""
-    mine = write_text(work.directory / name, "mine")
-    with pytest.raises(InputError, match="not made here") as refusal:
-        work.run(overwrite=overwrite)
-    assert str(work.directory / name.partition("/")[0]) in str(refusal.value)
-    assert work.content() == {name: "mine"}
-    mine.rename(work.directory.with_name("elsewhere"))
-    if name.startswith("two"):
+            def step(name: str, value: int) -> None:
+                path = tmp_path / f"{name}.txt"
+                steps.run(name, value, [path], lambda: done.append(write_text(path, "").stem), invalidates_later=False)
+
+            step("scores", scores)
+            step("plot", plot)
+            return done
+
+        assert run(1, 1) == ["scores", "plot"]
+        assert run(2, 1) == ["scores"]
+        assert run(2, 2) == ["plot"]
+        assert run(2, 2) == []
+
+    @pytest.mark.parametrize(
+        "stop", ["one", "after one", "two", "at first", "at second", "after two", "three", "after three"]
+    )
+    def test_interrupted_work_resumes(self, work, stop):
+        with pytest.raises(Interrupted):
+            work.run(stop=stop)
+        work.run()
+        assert work.content() == fresh_content(work)
+        assert work.run() == []
+
+    def test_an_interrupted_step_keeps_its_files(self, work):
+        with pytest.raises(Interrupted):
+            work.run(stop="at first")
+        write_text(work.two / "first", "kept")
+        assert work.run() == ["two", "three"]
+        assert work.content()["two/first"] == "kept"
+
+    def test_files_of_a_step_interrupted_with_other_inputs_are_deleted(self, work):
+        with pytest.raises(Interrupted):
+            work.run(stop="at first")
+        assert work.run(b=2) == ["two", "three"]
+        assert work.content()["two/first"] == "first 2"
+
+    def test_old_and_new_results_are_not_mixed(self, work):
+        work.run()
+        with pytest.raises(Interrupted):
+            work.run(b=2, stop="at first")
+        assert work.content()["two/first"] == "first 2"
+        assert "two/second" not in work.content()
+        assert work.run(b=1) == ["two"]  # step three was never changed
+        assert work.content() == fresh_content(work)
+
+    def test_missing_results_are_made_again(self, work):
+        work.run()
+        work.one.unlink()
+        assert work.run() == ["one"]
+        work.three.unlink()
+        assert work.run() == ["three"]
+
+    def test_targets_of_links_are_not_deleted(self, work, tmp_path):
+        write_text(tmp_path / "elsewhere" / "first", "mine")
+        work.run()
+        for path in (work.two / "first", work.two / "second"):
+            path.unlink()
         work.two.rmdir()
-    assert work.run(overwrite=overwrite) == ["one", "two", "three"]
+        work.two.symlink_to(tmp_path / "elsewhere")
+        assert work.run(b=2) == ["two", "three"]
+        assert (tmp_path / "elsewhere" / "first").read_text() == "mine"
+        assert work.content()["two/first"] == "first 2"
 
-
-def test_what_is_in_nobodys_way_may_lie_there(work):
-    write_text(work.directory / "notes.txt", "mine")
-    assert work.run() == ["one", "two", "three"]
-    assert work.content()["notes.txt"] == "mine"
-
-
-def test_a_step_that_leads_nowhere(tmp_path):
-    """What comes after it stays done when it is done again."""
-
-    def run(result: int, picture: int) -> list[str]:
-        done = []
-        steps = StepCache(tmp_path, ["result.txt", "picture.txt"])
-
-        def do(name: str, value: int) -> None:
-            def work() -> None:
-                done.append(name)
-                write_text(tmp_path / f"{name}.txt", str(value))
-
-            steps.run(name, value, [tmp_path / f"{name}.txt"], work, invalidates_later=False)
-
-        steps.run("first", 1, [], lambda: None)
-        do("result", result)
-        do("picture", picture)
-        return done
-
-    assert run(1, 1) == ["result", "picture"]
-    assert run(2, 1) == ["result"]
-    assert run(2, 2) == ["picture"]
-    assert run(2, 2) == []
-
-
-def test_an_empty_directory_is_as_good_as_none(work):
-    work.directory.mkdir()
-    assert work.run() == ["one", "two", "three"]
-
-
-def test_a_run_that_ended_before_its_first_step_is_no_stranger(work):
-    """It leaves its lock."""
-    StepCache(work.directory, RESULTS)
-    assert work.run() == ["one", "two", "three"]
-
-
-def test_a_file_where_the_directory_should_be(work):
-    write_text(work.directory, "a file")
-    with pytest.raises((InputError, NotADirectoryError, FileExistsError)):
+    def test_overwrite_repeats_every_step(self, work):
         work.run()
+        write_text(work.two / "more", "left over")
+        assert work.run(overwrite=True) == ["one", "two", "three"]
+        assert "two/more" not in work.content()
+        with pytest.raises(Interrupted):
+            work.run(overwrite=True, stop="two")
+        assert work.run() == ["two", "three"]
+        assert work.run() == []
 
+    @pytest.mark.parametrize("content", BROKEN)
+    def test_broken_state_file_is_refused(self, work, content):
+        work.run()
+        path = write_text(work.directory / ".steps.json", content)
+        before = work.content()
+        assert_not_settings(work.run, path)
+        assert work.content() == before
+        assert work.run(overwrite=True) == ["one", "two", "three"]
 
-def test_steps_are_told_in_the_directory(work):
-    with pytest.raises(Stop):
-        work.run(stop="two")
-    noted = read_json(work.directory / ".steps.json")
-    assert {name: step["done"] for name, step in noted.items()} == {"one": True, "two": False}
-    assert len({step["key"] for step in noted.values()}) == 2
+    @pytest.mark.parametrize("state", ["1", "null", "[]", "{}", '{"key": "x"}', '{"done": true}'])
+    def test_steps_with_a_malformed_state_are_repeated(self, work, state):
+        work.run()
+        write_text(work.directory / ".steps.json", f'{{"one": {state}}}')
+        assert work.run() == ["one", "two", "three"]
+        assert work.content() == fresh_content(work)
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("name", ["one.txt", "two/holiday.txt"])
+    def test_files_made_elsewhere_are_not_overwritten(self, work, name, overwrite):
+        mine = write_text(work.directory / name, "mine")
+        with pytest.raises(InputError, match="not made by this script") as error:
+            work.run(overwrite=overwrite)
+        assert str(work.directory / Path(name).parts[0]) in str(error.value)
+        assert work.content() == {name: "mine"}
+        mine.rename(work.directory.with_name("moved"))
+        if name.startswith("two"):
+            work.two.rmdir()
+        assert work.run(overwrite=overwrite) == ["one", "two", "three"]
+
+    def test_other_files_may_be_in_the_directory(self, work):
+        write_text(work.directory / "notes.txt", "mine")
+        StepCache(work.directory, [*Work.RESULTS])  # a run that ended before its first step leaves a lock
+        assert work.run() == ["one", "two", "three"]
+        assert work.content()["notes.txt"] == "mine"
+
+    def test_a_file_instead_of_the_directory_is_refused(self, work):
+        write_text(work.directory, "a file")
+        with pytest.raises(InputError, match="expected a directory"):
+            work.run()
+
+    def test_state_of_each_step_is_saved(self, work):
+        with pytest.raises(Interrupted):
+            work.run(stop="two")
+        state = read_json(work.directory / ".steps.json")
+        assert {name: step["done"] for name, step in state.items()} == {"one": True, "two": False}
+        assert len({step["key"] for step in state.values()}) == 2
