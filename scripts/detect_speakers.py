@@ -136,7 +136,7 @@ def main(args: argparse.Namespace) -> int:
     settings["face_detector_sha256"] = detector and detector.sha256
     detection.write_results(scores, args.threshold, settings)
     detection.write_marked_video(scores, args.smoothing)
-    return detection.report()
+    return detection.print_summary()
 
 
 if __name__ == "__main__":

@@ -41,14 +41,6 @@ MAX_PRINTED_TRACKS = 10
 FAST_START = ("-movflags", "+faststart")  # index first, so that playback starts before the file is complete
 # Tags that tell players to convert colours as OpenCV does (BT.601).
 BT601_TAGS = "h264_metadata=matrix_coefficients=6:colour_primaries=6:transfer_characteristics=6:video_full_range_flag=0"
-_SAVED_NAMES = {  # tracking parameters -> their names in the step keys of earlier versions
-    "detector_max_side": "detector_side",
-    "min_detection_score": "weakest_face",
-    "min_track_score": "clear_face",
-    "min_iou": "least_overlap",
-    "max_gap": "longest_gap",
-    "min_track_seconds": "shortest_track",
-}
 
 
 class SpeakerDetection:
@@ -110,8 +102,7 @@ class SpeakerDetection:
 
     def detect_shots(self) -> None:
         """Find cuts and length of the video."""
-        stat = self.video.stat()
-        inputs = [self.video.name, stat.st_size, stat.st_mtime_ns, tracking_params["cut_score"]]
+        inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"]]
 
         def work() -> None:
             write_json(self._shots_json, detect_shots(self.video).to_dict())
@@ -120,7 +111,7 @@ class SpeakerDetection:
 
     @cached_property
     def shots(self) -> Shots:
-        return Shots.from_dict(json.loads(self._shots_json.read_text()))
+        return Shots(**json.loads(self._shots_json.read_text()))
 
     def detect_faces(self, detector: FaceDetector) -> None:
         """Detect faces and link them into tracks."""
@@ -130,8 +121,7 @@ class SpeakerDetection:
                 table = face_table(self.video_id, detect_tracks(reader, self.shots, detector))
             write_csv(self.csv, table.official_columns(), header=False)
 
-        params = {_SAVED_NAMES.get(name, name): value for name, value in tracking_params.items()}
-        self._run_step("tracks", [detector.sha256, params], [self.csv], work)
+        self._run_step("tracks", [detector.sha256, tracking_params], [self.csv], work)
 
     def load_tracks(self, source: str) -> None:
         """Read the tracks from annotations instead. Raises InputError if they have no rows of this video."""
@@ -168,7 +158,7 @@ class SpeakerDetection:
             for note in outcome.notes:
                 print(one_line(f"note: {note}"))
 
-        self._run_step("sound", None, [self.wav], work)
+        self._run_step("audio", None, [self.wav], work)
 
     def extract_clips(self) -> None:
         """Extract audio and crops of every track, and list the rows that fail in `failures.txt`."""
@@ -308,7 +298,7 @@ class SpeakerDetection:
         row = rows[sides.prod(axis=1).argmax()]
         return read_crop(crop_path(self.crops, self.usable_rows.entity_ids[track], self.usable_rows.timestamp[row]))
 
-    def report(self) -> int:
+    def print_summary(self) -> int:
         """Print who speaks and the main output files. Returns the exit status: 1 if some rows are not usable."""
         tracks = json.loads(self.speakers_json.read_text())["tracks"]
         speaking = sorted((t for t in tracks if t["speaking"]), key=lambda t: -t["speaking_seconds"])

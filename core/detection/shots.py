@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,6 @@ TIME_EPS = 1e-5  # seconds, tolerance for timestamps
 
 _TICKS_PER_SECOND = 1_000_000
 _SCENE_WIDTH = 320  # pixels; frames are compared at this width, which is fast and keeps cuts visible
-_JSON_KEYS = {  # fields of Shots -> keys of its JSON form
-    "seconds": "seconds",
-    "last_decodable": "until",
-    "fps": "fps",
-    "cuts": "cuts",
-    "shot_starts": "begins",
-    "declared_fps": "nominal",
-    "constant_rate": "steady",
-}
 
 
 def row_rate(fps: float) -> float:
@@ -67,12 +58,8 @@ class Shots:
         self.shot = np.searchsorted(first, np.arange(len(self.times)), side="right")
 
     def to_dict(self) -> dict:
-        """JSON form, the input of `from_dict`."""
-        return {key: getattr(self, name) for name, key in _JSON_KEYS.items()}
-
-    @classmethod
-    def from_dict(cls, saved: dict) -> "Shots":
-        return cls(**{name: saved[key] for name, key in _JSON_KEYS.items()})
+        """Arguments of the constructor, for JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.init}
 
 
 def detect_shots(path: Path) -> Shots:
