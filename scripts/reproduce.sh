@@ -38,7 +38,7 @@ while (($#)); do
 done
 export ASC_DATA_ROOT=${ASC_DATA_ROOT:-ava}
 models=$ASC_DATA_ROOT/models results=$ASC_DATA_ROOT/results
-options=(--ste-epochs "${REPRODUCE_STE_EPOCHS:-100}" --asc-epochs "${REPRODUCE_ASC_EPOCHS:-15}") # variables for tests
+options=(--ste-epochs "${REPRODUCE_STE_EPOCHS:-100}" --asc-epochs "${REPRODUCE_ASC_EPOCHS:-15}") # fewer in tests
 [[ -z $published ]] || options=(--published-weights)
 
 # Report unusable devices and weights before anything large is downloaded.
@@ -53,16 +53,18 @@ from core.runtime.device import get_device, load_weights
 from core.runtime.errors import InputError
 
 subject, *values = sys.argv[1:]
+advice = ""
 try:
     if subject == "device":
         get_device(device_name(*values))
     elif subject == "imagenet":
         imagenet_weights()
     else:
-        load_weights(short_term_encoder(11), values[0], "delete the file and run the same command again")
-        load_weights(active_speakers_context(11, 3), values[1], "delete the file and run the same command again")
+        advice = "; delete the file and run the same command again to download it"
+        load_weights(short_term_encoder(11), values[0], "not the encoder of the paper")
+        load_weights(active_speakers_context(11, 3), values[1], "not the context network of the paper")
 except (ArgumentTypeError, InputError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}{advice}", file=sys.stderr)
     sys.exit(2)
 PYTHON
 }

@@ -23,6 +23,7 @@ from core.runtime.cli import Parser, device_name, launch, odd_positive, positive
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val")
+INTERRUPTED = 130  # exit status
 CONTEXT = (11, 4, 3)  # steps, stride and speakers of a context, as in the paper
 
 
@@ -120,9 +121,11 @@ def main(args: argparse.Namespace) -> int:
             continue
         words = [str(word) for word in command]
         print(f"\n== {stage} {title}\n$ ASC_DATA_ROOT={shlex.quote(config.DATA_ROOT)} python {shlex.join(words)}")
-        if status := run(words):
+        status = run(words)
+        if status and status != INTERRUPTED:
             advice = "fix the error above and run the same command again"
             print(f"error: stage {stage} ({title}) ended with exit status {status}: {advice}", file=sys.stderr)
+        if status:
             return status
     return 0
 

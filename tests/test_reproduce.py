@@ -246,7 +246,7 @@ class TestErrors:
         try:
             run = Run(server, torch_home, tmp_path / "log", "--root", tmp_path / "ava", "--published-weights")
             assert run.wait() == 2
-            assert re.match(r"error: .*ASC\.pth", run.last_line)
+            assert re.match(r"error: .*ASC\.pth.*; delete the file", run.last_line)
             assert not (tmp_path / "ava" / "videos").exists()
         finally:
             server.files["/ASC.pth"] = whole
