@@ -115,12 +115,16 @@ class OutputDirectory(Manifest):
             done[video] = is_current(self.directory / f"{video_ids[video]}.csv", int(video))
         return done
 
-    @distributed.on_main
     def begin(self, video_ids: list[str], done: list[bool]) -> None:
         """Delete the results of videos that are not done and save the settings. Call this once all inputs are checked.
 
         Raises InputError if results of other videos would remain next to settings that are not theirs.
         """
+        self._delete_outdated(video_ids, done)
+        self.save()
+
+    @distributed.on_main
+    def _delete_outdated(self, video_ids: list[str], done: list[bool]) -> None:
         if self.overwrite:
             names = list_files(self.directory)
             others = sorted({name[:-4] for name in names if name.endswith(".csv")} - set(video_ids))
@@ -130,7 +134,6 @@ class OutputDirectory(Manifest):
         for video_id in (video_id for video_id, is_done in zip(video_ids, done, strict=True) if not is_done):
             for suffix in self.suffixes:
                 (self.directory / f"{video_id}{suffix}").unlink(missing_ok=True)
-        self.save()
 
 
 class StepCache(Manifest):
