@@ -1,4 +1,4 @@
-"""What several test files share: running scripts, golden numbers, small csv files, data only some machines have."""
+"""Shared by test files: running scripts, small csv files, inputs of every stage, optional real data."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 def run_script(
     script: str | Path, *args: object, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project through its command line, from the project's root, and return what became of it.
+    """Run a script in a new process, from the project's root.
 
-    `args` may be numbers and paths; `environment` adds variables. The user's own ASC_DATA_ROOT is not seen.
+    `args` may be numbers and paths; `environment` adds variables. The user's ASC_DATA_ROOT is removed.
     """
     inherited = {name: value for name, value in os.environ.items() if name != "ASC_DATA_ROOT"}
     return subprocess.run(
@@ -36,7 +36,7 @@ def run_script(
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *words: object) -> None:
-    """The script ended with status 2 and one line `error: ...`, no traceback, that has all the words in it."""
+    """Assert exit status 2 and, as the last line, one `error: ...` with all the words; no traceback."""
     assert result.returncode == 2, result.stdout + result.stderr
     lines = result.stderr.strip().splitlines()
     assert "Traceback" not in result.stderr, result.stderr
@@ -52,27 +52,35 @@ BOX = ("0.1", "0.2", "0.3", "0.6")
 def row(
     entity: str, timestamp: object, label: str = "NOT_SPEAKING", video: str = "film", box: Iterable[object] = BOX
 ) -> str:
-    """One line of an official annotation csv, without its line end."""
+    """One line of an official annotation csv, without line end."""
     return ",".join([video, str(timestamp), *map(str, box), label, entity])
 
 
 def write_lines(path: Path, lines: Iterable[str], end: str = "\n") -> Path:
-    """Write lines, each with its line end, and make the folders above."""
+    """Write lines, each with the line end, and create parent directories."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(line + end for line in lines).encode())
     return path
 
 
 @pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder of real annotations and clips that ASC_TEST_DATA names; tests of it are skipped without one.
+def inputs(tmp_path_factory) -> Path:
+    """Inputs of every stage, see `stages.make_inputs`. Read only: all tests of a process share them."""
+    from stages import make_inputs
 
-    It holds ava_csv/train.tar.xz, ava_csv/val/<video_id>-activespeaker.csv and real_clips/.
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Directory of real annotations and clips given by ASC_TEST_DATA; without it, tests are skipped.
+
+    It contains ava_csv/train.tar.xz, ava_csv/val/<video_id>-activespeaker.csv and real_clips/.
     """
     name = os.environ.get("ASC_TEST_DATA", "")
     if not name:
         pytest.skip("ASC_TEST_DATA is not set")
-    folder = Path(name).resolve()
-    if not folder.is_dir():
-        pytest.skip(f"ASC_TEST_DATA: no folder {folder}")
-    return folder
+    directory = Path(name).resolve()
+    if not directory.is_dir():
+        pytest.skip(f"ASC_TEST_DATA: no directory {directory}")
+    return directory

@@ -1,6 +1,6 @@
-"""Scripts in processes of their own that start in a moment, and that can be stopped where a test wants them to be.
+"""Scripts in separate processes that start fast, and that can be stopped at chosen function calls.
 
-They are forked from a server that has imported the libraries already, which saves the seconds this takes.
+They are forked from a server that has already imported the libraries. They use a SmallEncoder.
 """
 
 import contextlib
@@ -11,12 +11,11 @@ import os
 import resource
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module, reload
 from pathlib import Path
 from unittest import mock
@@ -25,21 +24,43 @@ from conftest import ROOT
 
 LIBRARIES = (
     *("core.media.crops", "core.datasets", "core.metrics", "core.models", "core.training", "core.detection.pipeline"),
-    *("core.reports.postprocessing", "core.detection.timeline"),
+    *("core.reports.postprocessing", "core.detection.timeline", "tiny_inputs"),
 )
+# Functions at which tests stop a process.
+FUNCTIONS = {
+    "step": "torch.optim.Adam.step",
+    "backward": "torch.Tensor.backward",
+    "metrics": "core.training.roc_auc",
+    "evaluate": "core.training.evaluate",
+    "save": "torch.save",
+    "sync": "os.fsync",
+    "rename": "os.replace",
+    "read features": "core.formats.features.FeatureStore",
+    "create features": "numpy.lib.format.open_memmap",
+    "outputs of a batch": "core.inference._wait_to_numpy",
+    "write features csv": "core.formats.features.write_csv",
+    "write predictions csv": "core.formats.predictions.write_csv",
+    "write samples": "wave.Wave_write.writeframesraw",
+    "read wav": "core.media.audio.read_wav",
+    "decode audio": "core.media.audio.iter_audio",
+    "encode crop": "cv2.imencode",
+    "write bytes": "pathlib.Path.write_bytes",
+    "write failures": "core.runtime.jobs.write_list",
+}
+Call = tuple[str, int]  # key of FUNCTIONS or dotted path, number of the call from 1
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a process. Functions are named by their dotted path; calls are counted from 1."""
+    """A fault of a process, or a limit on it."""
 
-    kill_at: tuple[str, int] | None = None  # SIGKILL to itself at this call of this function
-    stop_at: tuple[str, int] | None = None  # SIGSTOP to itself: it goes on when it is told to
-    interrupt_at: tuple[str, int] | None = None  # as Ctrl-C would: SIGINT to itself and all that it started
-    file_size: int | None = None  # bytes: writing more fails, as on a full disk
+    kill_at: Call | None = None  # SIGKILL to itself
+    stop_at: Call | None = None  # SIGSTOP to itself; SIGCONT continues it
+    interrupt_at: Call | None = None  # SIGINT to itself and its children, like Ctrl-C
+    file_size: int | None = None  # bytes; a larger file is an error, as on a full disk
     open_files: int | None = None
-    environment: tuple[tuple[str, str], ...] = ()  # variables and their values; core.config is read anew
-    sample_at: str | None = None  # at each call, print the memory and the open files of the process: see `samples`
+    environment: tuple[tuple[str, str], ...] = ()  # variables, set before core.config is read
+    sample_at: str | None = None  # function that prints memory and open files at each call, see `samples`
 
 
 @functools.cache
@@ -59,7 +80,7 @@ def _context():
 
 
 class Running:
-    """A script that runs: a leader of its own session, so that whatever it starts can be found."""
+    """A running script: the leader of its own session, so its children can be found."""
 
     def __init__(self, directory: Path, script: str, *args: object, fault: Fault | None = None):
         directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +92,7 @@ class Running:
         self.process.start()
 
     def wait(self, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """What became of it; status -9 where it was killed. Kills it and fails where it takes too long."""
+        """Wait for its end and return its result, status -9 if it was killed. Kills it and fails after the timeout."""
         self.process.join(timeout)
         if self.process.is_alive():
             self.signal(signal.SIGKILL)
@@ -81,15 +102,15 @@ class Running:
         )
 
     def until(self, condition: Callable[[], bool], timeout: float = 60) -> None:
-        """Wait for something it does."""
+        """Wait until the condition is true while the script runs."""
         end = time.monotonic() + timeout
         while not condition():
-            assert self.process.is_alive(), f"it ended before: {self.err.read_text()}"
-            assert time.monotonic() < end, "it does not come"
+            assert self.process.is_alive(), f"it ended early: {self.err.read_text()}"
+            assert time.monotonic() < end, "the condition did not become true"
             time.sleep(0.005)
 
     def signal(self, number: int) -> None:
-        """To all of its session, as a terminal does with Ctrl-C."""
+        """Send a signal to the script and its children, as a terminal does for Ctrl-C."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
@@ -97,8 +118,8 @@ class Running:
         """Wait for `Fault.stop_at`."""
         self.until(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
-    def companions(self, zombies: bool = True) -> list[int]:
-        """Process numbers of what it started and what is not gone yet."""
+    def children(self, zombies: bool = True) -> list[int]:
+        """Ids of the processes that it started, directly or not, and that still exist."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -108,45 +129,37 @@ class Running:
         return [number for number in found if number != self.process.pid]
 
 
-def run(directory: Path, script: str, *args: object, fault: Fault | None = None):
-    """Run a script to its end. `directory` holds what it prints."""
+def run(directory: Path, script: str, *args: object, fault: Fault | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end. Its output is kept in `directory`."""
     return Running(directory, script, *args, fault=fault).wait()
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def kill(directory: Path, arguments: list[object], call: Call) -> None:
+    """Run a script until SIGKILL at a call, and wait for the end of its children."""
+    running = Running(directory, *arguments, fault=Fault(kill_at=call))
+    result = running.wait()
+    assert result.returncode == -signal.SIGKILL, (call, result)
+    end = time.monotonic() + 20
+    while running.children(zombies=False) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not running.children(zombies=False)
 
 
-def start_ranks(
-    directory: Path, world_size: int, script: str, *args: object, faults: dict[int, Fault] | None = None
-) -> list[Running]:
-    """Start a script as torchrun would, once for every rank; `faults` are of single ranks."""
-    place = (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(free_port())))
-    running = []
-    for rank in range(world_size):
-        fault = (faults or {}).get(rank, Fault())
-        own = (("RANK", str(rank)), ("LOCAL_RANK", str(rank)), ("WORLD_SIZE", str(world_size)))
-        fault = replace(fault, environment=(*fault.environment, *place, *own))
-        running.append(Running(directory, script, *args, fault=fault))
-    return running
-
-
-def run_ranks(directory: Path, world_size: int, script: str, *args: object, faults: dict[int, Fault] | None = None):
-    """Run a script with several ranks to the end of all. Returns what became of each."""
-    return [running.wait() for running in start_ranks(directory, world_size, script, *args, faults=faults)]
+def samples(result: subprocess.CompletedProcess[str]) -> list[tuple[int, int, int]]:
+    """Memory (bytes), peak memory (bytes) and open files at each call of `Fault.sample_at`."""
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("sample ")]
+    return [(int(memory), int(peak), int(files)) for _, memory, peak, files in lines]
 
 
 def _child(args: list[str], out: Path, err: Path, fault: Fault) -> None:
+    import torch
+    from tiny_inputs import use_small_encoder
+
     os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    use_small_encoder().start()
     if fault.file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.file_size, resource.RLIM_INFINITY))
     if fault.open_files is not None:
@@ -155,28 +168,33 @@ def _child(args: list[str], out: Path, err: Path, fault: Fault) -> None:
     if fault.environment:
         os.environ.update(fault.environment)
         reload(import_module("core.config"))
-    for moment, send, number in (
-        (fault.kill_at, os.kill, signal.SIGKILL),
-        (fault.stop_at, os.kill, signal.SIGSTOP),
-        (fault.interrupt_at, os.killpg, signal.SIGINT),
-    ):
-        if moment:
-            _signal_at(*moment, functools.partial(send, os.getpid(), number))
-    if fault.sample_at:
-        _at_calls(fault.sample_at, _sample)
+    install(fault)
     sys.argv = args
     sys.path[0] = str(Path(args[0]).parent)
     os.chdir(ROOT)
     runpy.run_path(args[0], run_name="__main__")
 
 
+def install(fault: Fault) -> None:
+    """Patch the functions of a fault in this process."""
+    for call, send, number in (
+        (fault.kill_at, os.kill, signal.SIGKILL),
+        (fault.stop_at, os.kill, signal.SIGSTOP),
+        (fault.interrupt_at, os.killpg, signal.SIGINT),
+    ):
+        if call:
+            _signal_at(*call, functools.partial(send, os.getpid(), number))
+    if fault.sample_at:
+        _before_calls(fault.sample_at, _sample)
+
+
 def _signal_at(name: str, number: int, send: Callable[[], None]) -> None:
-    _at_calls(name, lambda call: send() if call == number else None)
+    _before_calls(name, lambda call: send() if call == number else None)
 
 
-def _at_calls(name: str, action: Callable[[int], object]) -> None:
-    """Have every call of a function begin with an action that is given the number of the call."""
-    owner, _, attribute = name.rpartition(".")
+def _before_calls(name: str, action: Callable[[int], object]) -> None:
+    """Run an action, given the number of the call, before each call of a function."""
+    owner, _, attribute = FUNCTIONS.get(name, name).rpartition(".")
     original, calls = getattr(_find(owner), attribute), []
 
     @functools.wraps(original)
@@ -189,7 +207,7 @@ def _at_calls(name: str, action: Callable[[int], object]) -> None:
 
 
 def _find(name: str) -> object:
-    """A module or a class by its dotted path."""
+    """Return a module or class, given its dotted path."""
     try:
         return import_module(name)
     except ImportError:
@@ -201,20 +219,3 @@ def _sample(_: int) -> None:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     memory = [int(status[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM")]
     print("sample", *memory, len(os.listdir("/proc/self/fd")), flush=True)
-
-
-def samples(result: subprocess.CompletedProcess[str]) -> list[tuple[int, int, int]]:
-    """Memory in bytes, the most of it so far, and open files, at each call of `Fault.sample_at`."""
-    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("sample ")]
-    return [(int(memory), int(most), int(files)) for _, memory, most, files in lines]
-
-
-def kill(printed: Path, arguments: list[object], moment: tuple[str, int]) -> None:
-    """Run until SIGKILL at a call, and wait for what it started."""
-    running = Running(printed, *arguments, fault=Fault(kill_at=moment))
-    result = running.wait()
-    assert result.returncode == -signal.SIGKILL, (moment, result)
-    end = time.monotonic() + 20
-    while running.companions(zombies=False) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not running.companions(zombies=False)

@@ -1,58 +1,65 @@
-"""Run a training script as one rank and keep what no file tells: `rank_spy.py DIRECTORY MODE SCRIPT ARGUMENTS`.
+"""Run a script as one rank, with a SmallEncoder: `rank_spy.py OPTIONS SCRIPT ARGUMENTS`. OPTIONS is a JSON object.
 
-DIRECTORY/<rank>.pt has the rank's last weights, the samples it trained on, and the gradients of its first step. MODE
-`still` leaves batch norms in evaluation mode, so that a step does not depend on who shares a batch with whom; `still
-and double` computes in float64 too, where the order of a sum does not show.
+`record`: directory for <rank>.pt, which holds a training script's final weights, the samples it used, and the gradients
+of its first step. `exact`: batch norm in evaluation mode and float64, so a step does not depend on how its samples are
+divided. `kill`: rank -> call (see `processes.Fault`) at which this rank is killed.
 """
 
+import json
 import os
 import runpy
 import sys
 from pathlib import Path
 
 import torch
+from processes import Fault, install
+from tiny_inputs import use_small_encoder
 from torch import nn
 
 import core.training
 from core.datasets import ASCDataset, STEDataset
 
-directory, mode, *sys.argv = sys.argv[1:]
-rank = os.environ.get("RANK", "0")
+options, *sys.argv = sys.argv[1:]
+options, rank = json.loads(options), os.environ.get("RANK", "0")
 samples: list[tuple[int, int]] = []
 gradients: list[torch.Tensor] = []
 fit, step = core.training.fit, torch.optim.Adam.step
 get_clip, get_contexts = STEDataset.__getitem__, ASCDataset.__getitems__
 
 
-def watched_fit(run, model, *rest):
-    if mode.startswith("still"):
+def recorded_fit(run, model, *rest):
+    if options.get("exact"):
         model.train = lambda mode=True: nn.Module.train(model, False)
-    if mode.endswith("double"):
         torch.Tensor.float = torch.Tensor.double
         model.double().register_forward_pre_hook(lambda _, inputs: tuple(value.double() for value in inputs))
     fit(run, model, *rest)
-    kept = {"weights": model.state_dict(), "samples": samples, "gradients": gradients}
-    torch.save(kept, Path(directory, f"{rank}.pt"))
+    record = {"weights": model.state_dict(), "samples": samples, "gradients": gradients}
+    torch.save(record, Path(options["record"], f"{rank}.pt"))
 
 
-def watched_step(self, closure=None):
+def recorded_step(self, closure=None):
     if not gradients:
         gradients.extend(p.grad.clone() for group in self.param_groups for p in group["params"])
     return step(self, closure)
 
 
-def watched_clip(self, key):
+def recorded_clip(self, key):
     if self.augment:
         samples.append(key)
     return get_clip(self, key)
 
 
-def watched_contexts(self, keys):
+def recorded_contexts(self, keys):
     if self.redraw:
         samples.extend(keys)
     return get_contexts(self, keys)
 
 
-core.training.fit, torch.optim.Adam.step = watched_fit, watched_step
-STEDataset.__getitem__, ASCDataset.__getitems__ = watched_clip, watched_contexts
+use_small_encoder().start()
+if "record" in options:
+    Path(options["record"]).mkdir(parents=True, exist_ok=True)
+    core.training.fit, torch.optim.Adam.step = recorded_fit, recorded_step
+    STEDataset.__getitem__, ASCDataset.__getitems__ = recorded_clip, recorded_contexts
+if rank in options.get("kill", {}):
+    install(Fault(kill_at=tuple(options["kill"][rank])))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,28 +1,36 @@
-"""Every stage on inputs that are made without the stages before it: its command line, and what it leaves."""
+"""Inputs and command line of every stage. The inputs are made without running the previous stages."""
 
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
 from tiny_inputs import (
+    RATE,
+    SmallEncoder,
     Track,
     digests,
     faces_of,
     noise_features,
     official_line,
     write_encoder_inputs,
+    write_predictions,
     write_store,
     write_text,
+    write_wav,
 )
 
 from core.media.ffmpeg import ffmpeg_path
-from core.models import active_speakers_context, short_term_encoder
+from core.models import active_speakers_context
 
 TRACKS = [
     Track("one:a", "0110", 0.4, "one"),
     Track("one:b", "2200011", 0.52, "one"),
     Track("two:a", "1" * 30, 0.0, "two"),
     Track("two:b", "011", 1.0, "two"),
+    Track("three:a", "01" * 6, 0.2, "three"),
+    Track("four:a", "00110", 0.2, "four"),
+    Track("four:b", "10", 0.2, "four"),
 ]
 TRAINING = {"STE_train.py": "ste_encoder", "ASC_train.py": "ASC_len_3_stride_2_speakers_2"}
 DATA = ("data/extract_audio_tracks.py", "data/slice_audio_tracks.py", "data/extract_face_crops_time.py")
@@ -30,69 +38,62 @@ FORWARD = ("STE_forward.py", "ASC_forward.py")
 
 
 def make_inputs(root: Path, tracks: list[Track] = TRACKS) -> Path:
-    """Films, annotations and what every stage needs of the ones before it. Returns the root."""
-    (root / "films").mkdir()
+    """Write the inputs of all stages, with weights of a SmallEncoder. Returns the root."""
+    (root / "videos").mkdir()
     for number, video in enumerate(sorted({track.video for track in tracks})):
         seconds = max(track.faces[-1].time for track in tracks if track.video == video) + 0.24
-        picture = f"color=gray:size=160x120:rate=25:duration={seconds},noise=alls=100:allf=t:all_seed=1"
-        sound = f"anoisesrc=duration={seconds}:sample_rate=44100:seed={number}"
-        sources = ("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound)
+        images = f"color=gray:size=160x120:rate=25:duration={seconds},noise=alls=100:allf=t:all_seed=1"
+        audio = f"anoisesrc=duration={seconds}:sample_rate=44100:seed={number}"
+        sources = ("-f", "lavfi", "-i", images, "-f", "lavfi", "-i", audio)
         codecs = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-c:a", "aac")
-        command = [ffmpeg_path(), "-loglevel", "error", *sources, *codecs, str(root / "films" / f"{video}.mp4")]
+        command = [ffmpeg_path(), "-loglevel", "error", *sources, *codecs, str(root / "videos" / f"{video}.mp4")]
         subprocess.run(command, check=True)
+        samples = np.random.default_rng(number).normal(0, 1000, int(seconds * RATE))
+        write_wav(root / "audio" / f"{video}.wav", samples)
     write_encoder_inputs(root, "val", tracks)
     write_encoder_inputs(root, "train", tracks)
     write_store(root / "features", faces_of(tracks), noise_features)
+    write_predictions(root / "predictions", faces_of(tracks), lambda face: (0.0, float(face.label)))
     scored = (f"{official_line(face).rstrip()},{index % 7 / 7}\n" for index, face in enumerate(faces_of(tracks)))
     write_text(root / "predictions.csv", "".join(scored))
     logged = (f"{epoch},{0.1**epoch},{epoch / 7},{epoch / 9}\n" for epoch in range(1, 4))
     write_text(root / "run_logs.csv", f"epoch,learning_rate,train_ap,val_ap\n{''.join(logged)}")
     torch.manual_seed(0)
-    torch.save(short_term_encoder(1).state_dict(), root / "STE.pth")
+    torch.save(SmallEncoder(1).state_dict(), root / "STE.pth")
     torch.save(active_speakers_context(3, 2).state_dict(), root / "ASC.pth")
     return root
 
 
 def command(script: str, root: Path, out: Path) -> list[object]:
-    """A script and its arguments; all that it writes lies in `out`."""
+    """A script and its arguments, with inputs in `root` and all outputs in `out`."""
     annotations = ("--csv", root / "val.csv", "--split", "val")
-    sound = out.parent / "sound" if (out.parent / "sound").exists() else root / "sound"
-    crops = ("--audio-dir", root / "wavs", "--video-dir", root / "crops")
+    clips = ("--audio-dir", root / "wavs", "--video-dir", root / "crops")
     csvs = ("--csv-train-full", root / "train.csv", "--csv-val-full", root / "val.csv")
-    stores = ("--features-train-full", root / "features", "--features-val-full", root / "features")
-    final = (
-        "--ground-truth",
-        root / "val.csv",
-        "--predictions-csv",
-        out / "p.csv",
-        "--ground-truth-csv",
-        out / "t.csv",
-    )
+    features = ("--features-train-full", root / "features", "--features-val-full", root / "features")
+    truth = ("--ground-truth", root / "val.csv")
+    final = (*truth, "--predictions-csv", out / "p.csv", "--ground-truth-csv", out / "t.csv")
     encoder_training = ("--no-pretrained", "--epochs", 2, "--batch-size", 2, "--workers", 0)
-    context_training = ("--epochs", 4, "--batch-size", 8, "--learning-rate", 1e-3)
+    context_training = ("--epochs", 3, "--batch-size", 8, "--learning-rate", 1e-3)
     arguments = {
-        "data/extract_audio_tracks.py": ("--ava-video-dir", root / "films", "--target-audios", out),
-        "data/slice_audio_tracks.py": ("--ava-audio-dir", sound, "--output-dir", out, *annotations),
-        "data/extract_face_crops_time.py": ("--ava-video-dir", root / "films", "--output-dir", out, *annotations),
-        "STE_train.py": (1, "cpu", *csvs, *crops, "--models-out", out, *encoder_training),
-        "STE_forward.py": (1, "cpu", *annotations, *crops, "--weights", root / "STE.pth", "--output-dir", out),
+        "data/extract_audio_tracks.py": ("--ava-video-dir", root / "videos", "--target-audios", out),
+        "data/slice_audio_tracks.py": ("--ava-audio-dir", root / "audio", "--output-dir", out, *annotations),
+        "data/extract_face_crops_time.py": ("--ava-video-dir", root / "videos", "--output-dir", out, *annotations),
+        "STE_train.py": (1, "cpu", *csvs, *clips, "--models-out", out, *encoder_training),
+        "STE_forward.py": (1, "cpu", *annotations, *clips, "--weights", root / "STE.pth", "--output-dir", out),
         "STE_postprocessing.py": ("--forward-dir", root / "features", *final),
-        "ASC_train.py": (3, 2, 2, "cpu", *stores, "--models-out", out, *context_training),
+        "ASC_train.py": (3, 2, 2, "cpu", *features, "--models-out", out, *context_training),
+        "ASC_forward.py": (3, 2, 2, "cpu", *features[2:], "--weights", root / "ASC.pth", "--output-dir", out),
+        "ASC_prediction_postprocessing.py": ("--predictions-dir", root / "predictions", *final),
         "scripts/evaluate.py": (
-            *("--predictions", root / "predictions.csv", "--ground-truth", root / "val.csv"),
-            *("--plots", out, "--json", out / "numbers.json"),
+            *("--predictions", root / "predictions.csv", *truth, "--plots", out, "--json", out / "numbers.json"),
         ),
         "scripts/plot_training.py": (root / "run_logs.csv", "--output", out / "training.png"),
-        "ASC_forward.py": (3, 2, 2, "cpu", *stores[2:], "--weights", root / "ASC.pth", "--output-dir", out),
+        "scripts/ablation.py": ("cpu", *features, *csvs, "--output-dir", out),
     }
     return [script, *arguments[script]]
 
 
 def results(out: Path) -> dict[str, str]:
-    """SHA-256 of the files that count: not the settings, which hold paths, and not what only going on needs."""
-    found = digests(out, "**/*")
-    return {
-        name: digest
-        for name, digest in found.items()
-        if not name.endswith((".json", "last.ckpt", ".lock", "failures.txt", "notes.txt"))
-    }
+    """SHA-256 of the results: all files but settings, which hold paths, checkpoints, locks and lists of failures."""
+    no_results = (".json", "last.ckpt", ".lock", "failures.txt", "notes.txt")
+    return {name: digest for name, digest in digests(out).items() if not name.endswith(no_results)}

@@ -11,6 +11,7 @@ from conftest import assert_refused
 from processes import Fault, run, samples
 from tiny_inputs import (
     Face,
+    SmallEncoder,
     Track,
     faces_of,
     files_under,
@@ -26,7 +27,7 @@ from tiny_inputs import (
 
 from core.formats.clips import read_crop
 from core.formats.predictions import read_logits
-from core.models import active_speakers_context, short_term_encoder
+from core.models import active_speakers_context
 from core.runtime.device import load_checkpoint
 from core.runtime.errors import InputError
 
@@ -210,7 +211,7 @@ NAMES = ["-rf", " spaces in it ", "it's [a] *?", "%d%s%(x)s {0} $HOME `id`", "æ—
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("weights")
-    torch.save(short_term_encoder(1).state_dict(), root / "STE.pth")
+    torch.save(SmallEncoder(1).state_dict(), root / "STE.pth")
     torch.save(active_speakers_context(3, 2).state_dict(), root / "ASC.pth")
     return root
 

@@ -1,7 +1,6 @@
-"""Inputs of every stage, small enough to be read in a test: a track is a string of labels.
+"""Small inputs of every stage, a small encoder, and scripts run inside the test process.
 
-They are written with the plainest means at hand and not with the project's own writers, so that what is read from
-them is checked against the formats and not against those writers.
+Inputs are written without the project's own writers, so tests check the formats and not those writers.
 """
 
 import contextlib
@@ -18,19 +17,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from conftest import ROOT
 from PIL import Image
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
-WIDTH = 1024  # of a feature
-RATE = 16000  # Hz
+WIDTH = 1024  # features per row
+RATE = 16000  # samples per second
 
 
 class Face(NamedTuple):
-    """One row."""
+    """One row of annotations."""
 
     video: str
     entity: str
@@ -40,7 +42,7 @@ class Face(NamedTuple):
 
 @dataclass(frozen=True)
 class Track:
-    """One face followed through a shot: a digit of `labels` per row, an index into LABELS; a row every 0.04 s."""
+    """One track, with a row every 0.04 s. Each digit of `labels` is the label of a row, an index into LABELS."""
 
     entity: str
     labels: str
@@ -54,15 +56,39 @@ class Track:
 
 
 def faces_of(tracks: Iterable[Track]) -> list[Face]:
-    """The rows of all tracks, one track after the other."""
+    """Rows of all tracks, track by track."""
     return [face for track in tracks for face in track.faces]
 
 
-def run_here(script: str | Path, *args: object) -> subprocess.CompletedProcess[str]:
-    """A script's command line run inside this process, which saves the seconds that a new one takes to start.
+class SmallEncoder(nn.Module):
+    """Stand-in for TwoStreamResNet with the same arguments and outputs, and weights of 0.2 MB instead of 90 MB."""
 
-    What a new process would do is kept: exit status, both streams, a traceback for what the script does not catch.
-    It has one thread, because two of them wait for each other longer than steps this small take.
+    def __init__(self, clip_length: int):
+        super().__init__()
+        self.audio_layer = nn.Linear(13, WIDTH // 2)
+        self.video_norm = nn.BatchNorm2d(3 * clip_length)
+        self.video_layer = nn.Linear(3 * clip_length * 16, WIDTH // 2)
+        self.fc_final = nn.Linear(WIDTH, 2)
+        self.fc_aux_a = nn.Linear(WIDTH // 2, 2)
+        self.fc_aux_v = nn.Linear(WIDTH // 2, 2)
+
+    def forward(self, audio: torch.Tensor, video: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        a = self.audio_layer(audio.mean(dim=(1, 3))).relu()
+        v = self.video_layer(adaptive_avg_pool2d(self.video_norm(video), 4).flatten(1)).relu()
+        features = torch.cat((a, v), dim=1)
+        return self.fc_final(features), self.fc_aux_a(a), self.fc_aux_v(v), features
+
+
+def use_small_encoder() -> "mock._patch":
+    """Patch under which every script builds a SmallEncoder."""
+    return mock.patch("core.models.TwoStreamResNet", SmallEncoder)
+
+
+def run_here(script: str | Path, *args: object, small_encoder: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a script's command line inside the test process, which saves the start of a new one.
+
+    Returns the exit status and both streams as a process would have them. It uses one thread, which is fastest for
+    steps this small, and a SmallEncoder by default.
     """
     out, err = io.StringIO(), io.StringIO()
     argv, path, threads = sys.argv, list(sys.path), torch.get_num_threads()
@@ -70,7 +96,8 @@ def run_here(script: str | Path, *args: object) -> subprocess.CompletedProcess[s
     status = 0
     torch.set_num_threads(1)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch = use_small_encoder() if small_encoder else contextlib.nullcontext()
+        with patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             except SystemExit as end:
@@ -85,12 +112,12 @@ def run_here(script: str | Path, *args: object) -> subprocess.CompletedProcess[s
 
 
 def files_under(directory: Path) -> list[str]:
-    """Every file below a directory, hidden ones too, as paths relative to it."""
+    """Relative paths of all files in a directory and below, including hidden ones."""
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
 def digests(directory: Path, pattern: str = "**/*") -> dict[str, str]:
-    """SHA-256 of every file that matches."""
+    """SHA-256 of all files that match, by relative path."""
     paths = (path for path in directory.glob(pattern) if path.is_file())
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -107,7 +134,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_annotations(path: Path, faces: Iterable[Face]) -> Path:
-    """An official csv."""
+    """Write an official csv."""
     return write_text(path, "".join(map(official_line, faces)))
 
 
@@ -115,12 +142,12 @@ def write_annotations(path: Path, faces: Iterable[Face]) -> Path:
 
 
 def counting_features(faces: list[Face]) -> np.ndarray:
-    """Feature c of row r is 1024 r + c, so that a value tells where it comes from; float32 holds these exactly."""
+    """Features that identify their origin: feature c of row r is 1024 r + c, exact in float32."""
     return np.arange(len(faces) * WIDTH, dtype=np.float32).reshape(len(faces), WIDTH)
 
 
 def noise_features(faces: list[Face]) -> np.ndarray:
-    """Non-negative noise, shifted a little where the face speaks, so that there is something to learn."""
+    """Non-negative noise, slightly larger for speaking faces, so that training can reduce the loss."""
     noise = np.random.default_rng(len(faces)).random((len(faces), WIDTH), np.float32)
     return noise + 0.2 * np.array([[face.label == 1] for face in faces], np.float32)
 
@@ -131,25 +158,25 @@ def write_store(
     features: Callable[[list[Face]], np.ndarray] = counting_features,
     logits: Callable[[Face], tuple[float, float]] = lambda face: (0.5, -0.25),
 ) -> Path:
-    """A directory as STE_forward.py leaves it, the features being those of the list as a whole."""
+    """Write a directory like that of STE_forward.py. Features are computed from all rows together."""
     directory.mkdir(parents=True, exist_ok=True)
     values = features(faces)
     for video in {face.video for face in faces}:
-        mine = [index for index, face in enumerate(faces) if face.video == video]
+        rows = [index for index, face in enumerate(faces) if face.video == video]
         lines = ["video_id,frame_timestamp,entity_id,label_id,logit_0,logit_1"]
-        for face in (faces[index] for index in mine):
+        for face in (faces[index] for index in rows):
             numbers = ",".join(map(repr, logits(face)))
             lines.append(f"{video},{face.time!r},{face.entity},{int(face.label == 1)},{numbers}")
         write_text(directory / f"{video}.csv", "\n".join(lines) + "\n")
-        np.save(directory / f"{video}.npy", values[mine])
+        np.save(directory / f"{video}.npy", values[rows])
     return directory
 
 
 def write_predictions(directory: Path, faces: list[Face], logits: Callable[[Face], tuple[float, float]]) -> Path:
-    """A directory as ASC_forward.py leaves it."""
+    """Write a directory like that of ASC_forward.py."""
     for video in {face.video for face in faces}:
-        mine = [face for face in faces if face.video == video]
-        lines = [f"{face.entity},{face.time!r},{','.join(map(repr, logits(face)))}\n" for face in mine]
+        rows = [face for face in faces if face.video == video]
+        lines = [f"{face.entity},{face.time!r},{','.join(map(repr, logits(face)))}\n" for face in rows]
         write_text(directory / f"{video}.csv", "".join(lines))
     return directory
 
@@ -167,7 +194,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_crops(directory: Path, faces: Iterable[Face]) -> None:
-    """A JPEG of noise per row, of a size and with colours of its own."""
+    """Write a JPEG of noise per row, each of another size and with other colours."""
     for face in faces:
         rng = np.random.default_rng(list(f"{face.entity} {face.time}".encode()))
         width, height = rng.integers(8, 24, 2)
@@ -177,7 +204,7 @@ def write_crops(directory: Path, faces: Iterable[Face]) -> None:
 
 
 def write_wav(path: Path, samples: np.ndarray) -> Path:
-    """Samples (n,) as 16 kHz mono 16-bit PCM."""
+    """Write samples (n,) as 16 kHz mono 16-bit PCM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -188,14 +215,14 @@ def write_wav(path: Path, samples: np.ndarray) -> Path:
 
 
 def read_wav(path: Path) -> np.ndarray:
-    """(n,) int16"""
+    """Samples (n,) int16."""
     with wave.open(str(path), "rb") as file:
         assert file.getparams()[:3] == (1, 2, RATE)
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
 def write_wavs(directory: Path, tracks: Iterable[Track]) -> None:
-    """The sound of each track from its first row to its last: noise that grows louder."""
+    """Write the audio of each track from its first row to its last: noise of increasing volume."""
     for track in tracks:
         first, last = track.faces[0].time, track.faces[-1].time
         length = int(last * RATE) - int(first * RATE)
@@ -204,7 +231,7 @@ def write_wavs(directory: Path, tracks: Iterable[Track]) -> None:
 
 
 def write_encoder_inputs(root: Path, split: str, tracks: list[Track]) -> Path:
-    """<root>/<split>.csv, <root>/crops/<split>/ and <root>/wavs/<split>/ of some tracks. Returns the root."""
+    """Write <root>/<split>.csv, <root>/crops/<split>/ and <root>/wavs/<split>/. Returns the root."""
     write_annotations(root / f"{split}.csv", faces_of(tracks))
     write_crops(root / "crops" / split, faces_of(tracks))
     write_wavs(root / "wavs" / split, tracks)
