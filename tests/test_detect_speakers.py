@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -334,16 +332,6 @@ def test_second_run_skips_every_step(copied, base, root, squares):
     assert result.stdout.count("already done") == len(STEPS)
     assert {name: (copied / name).stat().st_mtime_ns for name in names} == before
     assert contents(copied) == contents(base / "out")
-
-
-def test_step_keys_use_the_parameter_names_of_earlier_versions(base):
-    stat = (base / "talk.mp4").stat()
-    params = {"cut_score": 0.15, "detector_side": 640, "detect_every": 3, "weakest_face": 0.5, "clear_face": 0.7}
-    params |= {"least_overlap": 0.25, "longest_gap": 0.8, "shortest_track": 0.3}
-    shots = ["shots", ["talk.mp4", stat.st_size, stat.st_mtime_ns, params["cut_score"]]]
-    depends = json.dumps([shots, ["tracks", [SquareDetector.sha256, params]]], sort_keys=True)
-    key = hashlib.blake2b(depends.encode(), digest_size=16).hexdigest()
-    assert read_json(base / "out" / ".steps.json")["tracks"] == {"key": key, "done": True}
 
 
 @pytest.mark.parametrize(

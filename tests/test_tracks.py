@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from unittest import mock
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_videos import make_video as make_numbered_video
 from numbered_videos import frame_number, rate
+from numbered_videos import make_video as make_numbered_video
 from square_videos import DIM, SIZE, Square, SquareDetector, background, draw, encode, make_video
 
 from core.config import tracking_params
@@ -92,8 +93,7 @@ def test_shortest_video_has_one_row():
 
 def test_shots_round_trip_through_their_json_form():
     shots = constant_rate_shots(3.0, 25.0, (1.0, 2.04))
-    assert list(shots.to_dict()) == ["seconds", "until", "fps", "cuts", "begins", "nominal", "steady"]
-    loaded = Shots.from_dict(shots.to_dict())
+    loaded = Shots(**json.loads(json.dumps(shots.to_dict())))
     assert loaded.to_dict() == shots.to_dict()
     assert (loaded.shot == shots.shot).all()
     assert np.flatnonzero(np.diff(shots.shot)).tolist() == [24, 50]
