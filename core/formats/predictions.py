@@ -30,8 +30,10 @@ def read_logits(directory: str | Path) -> pd.DataFrame:
     Columns video_id, frame_timestamp, entity_id, logit_0, logit_1, in the order of the files. Raises InputError.
     """
     files = list_csv_files(directory, "one <video_id>.csv per video")
-    files = progress(files, desc="reading predictions", unit="video", leave=False)
-    return pd.concat([_read_rows(file)[[*_KEY, *_LOGITS]] for file in files], ignore_index=True)
+    parts = []
+    for file in progress(files, desc="reading predictions", unit="video", leave=False):
+        parts.append(_read_rows(file)[[*_KEY, *_LOGITS]])
+    return pd.concat(parts, ignore_index=True)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
