@@ -3,7 +3,7 @@
     python scripts/plot_training.py ava/models/ste_encoder
     python scripts/plot_training.py one/ste_encoder other/ste_encoder --output runs.png
 
-Vertical lines mark changes of the learning rate, stars the epoch with the best validation AP.
+Stars mark the epoch with the best validation AP.
 """
 
 import argparse
