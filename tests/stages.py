@@ -87,7 +87,7 @@ def command(script: str, root: Path, out: Path) -> list[object]:
         "scripts/evaluate.py": (
             *("--predictions", root / "predictions.csv", *truth, "--plots", out, "--json", out / "numbers.json"),
         ),
-        "scripts/plot_training.py": (root / "run_logs.csv", "--output", out / "training.png"),
+        "scripts/plot_training.py": ("--output", out / "training.png", root / "run_logs.csv"),
         "scripts/ablation.py": ("cpu", *features, *csvs, "--output-dir", out),
     }
     return [script, *arguments[script]]
