@@ -1,6 +1,6 @@
 """Measure every stage on generated data, next to the ceiling of this machine.
 
-    python scripts/benchmark.py                 # about 15 minutes and 3 GB of temporary data on two CPU cores
+    python scripts/benchmark.py                 # about 15 minutes and 2 GB of temporary data on two CPU cores
     python scripts/benchmark.py --device 0      # the network stages on the first GPU
     python scripts/benchmark.py --scale 0.01    # smoke test
 
