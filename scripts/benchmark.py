@@ -6,8 +6,8 @@
 
 Every stage runs through its command line, from files to files, so its time includes start-up. A ceiling is the rate of
 a bare operation that the stage cannot do without, measured just before: decoding or reading its input, or the
-arithmetic of the network at the rate of matrix products. Fractions are of the lowest ceiling. Memory is the peak of all
-processes of the stage together, without mapped files.
+arithmetic of the network at the rate of matrix products. The fraction is the rate divided by the lowest ceiling. Memory
+is the peak of all processes of the stage together, without mapped files.
 """
 
 import argparse

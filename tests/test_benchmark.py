@@ -22,7 +22,7 @@ def test_annotations_are_valid_and_complete(benchmark, tmp_path):
     assert len(table.entity_ids) == 2 * 50
 
 
-def test_rate_and_fraction_are_of_the_lowest_ceiling(benchmark):
+def test_fraction_is_that_of_the_lowest_ceiling(benchmark):
     measurement = benchmark["Measurement"]("stage", "rows", 160, 4.0, 2 * 10**9, {"reading": 80.0, "decoding": 200.0})
     assert (measurement.rate, measurement.bound, measurement.fraction) == (40, "reading", 0.5)
     lines = benchmark["markdown"]([measurement]).splitlines()

@@ -12,7 +12,7 @@ import numpy as np
 from core.synthetic.plan import FPS, HEAD_HEIGHT, Colour, Person, TrackPlan, VideoPlan, to_colour
 
 MOUTH_Y = 0.29
-MOUTHS = np.array(  # openness (0 to 1) and spread (1: at rest) of each vowel
+MOUTHS = np.array(  # openness (0 to 1) and spread (1: at rest) for each vowel
     [
         (1.00, 1.00),  # a
         (0.70, 1.15),  # e

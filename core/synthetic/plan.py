@@ -10,7 +10,7 @@ import numpy as np
 
 FPS = 25
 HEAD_HEIGHT = 1.32  # head units: 1 is the width of a head
-VOWELS = "aeiou"  # their sounds are in voice.py, their mouth shapes in drawing.py
+VOWELS = "aeiou"  # formants in voice.py, mouth shapes in drawing.py
 Colour = tuple[int, ...]  # BGR
 
 
@@ -86,7 +86,7 @@ class TrackPlan:
     last: int  # frame, included
     centre: tuple[float, float]
     width: float
-    phases: np.ndarray  # (8,) radians, of the slow movements
+    phases: np.ndarray  # (8,) radians, offsets of the slow movements
     blinks: np.ndarray  # times
     turns: list[Turn]
     chewing: list[tuple[float, float]] = field(default_factory=list)  # start, end
@@ -109,7 +109,7 @@ class ShotPlan:
 
 @dataclass
 class VideoPlan:
-    """One video. `rng` continues with the draws of its audio and its frames."""
+    """One video. Its audio and its frames are drawn from the same `rng`."""
 
     rng: np.random.Generator
     scenario: Scenario

@@ -5,7 +5,7 @@ from scipy.signal import lfilter, sosfilt
 
 from core.synthetic.plan import FPS, Person, Turn, VideoPlan
 
-FORMANTS = np.array(  # Hz, of each vowel
+FORMANTS = np.array(  # three frequencies in Hz for each vowel
     [
         (730.0, 1090.0, 2440.0),  # a
         (530.0, 1840.0, 2480.0),  # e
@@ -14,7 +14,7 @@ FORMANTS = np.array(  # Hz, of each vowel
         (320.0, 870.0, 2240.0),  # u
     ]
 )
-BANDWIDTHS = np.array([80.0, 100.0, 140.0])  # Hz, of the three formants
+BANDWIDTHS = np.array([80.0, 100.0, 140.0])  # Hz, one for each formant
 
 
 def synthesise_audio(video: VideoPlan, sample_rate: int) -> np.ndarray:
