@@ -1,12 +1,11 @@
-"""Break valid files by number, and check that every reader gives the right table or refuses in one line.
+"""Damage valid files at random, and check that every reader returns the right table or refuses the file in one line.
 
     python tests/fuzz_readers.py --count 20000
     python tests/fuzz_readers.py --what features --seed 3 --first 1234 --count 1
 
-A case depends on the kind, the seed and its number alone. What a reader should give is worked out in oracle.py. A
-reader has to refuse what is at fault and may refuse what is in doubt: in both with an InputError of one line that names
-the file and, where there is one, the line. Anything else is a finding: it is printed and its files are kept. Exit
-status 1 if there are findings.
+A case depends only on its kind, seed and number. The expected result is computed by oracle.py. A reader must refuse
+errors and may refuse doubtful lines, with an InputError of one line that names the file and, if there is one, the line.
+Anything else is a finding, which is printed and its files kept. Exit status 1 if there are findings.
 """
 
 import argparse
@@ -25,19 +24,20 @@ import signal
 import struct
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pandas as pd
 from oracle import (
+    ANY_LINE,
     LABELS,
     OFFICIAL,
     PREDICTED,
@@ -53,54 +53,54 @@ from oracle import (
 )
 from tqdm import tqdm
 
-import core.formats.features
-import core.formats.predictions
+from core.formats import features as features_module
+from core.formats import predictions as predictions_module
 from core.formats.annotations import FaceTable, read_annotations
-from core.formats.predictions import join
 from core.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 5  # that one reading may take
-MEMORY = 1 << 30  # bytes that may be taken on top of what the start takes
+SECONDS = 5  # limit for reading a case
+MEMORY = 1 << 30  # limit in bytes, above the memory used at the start
 
-# Valid files, and ways to break them
+# Valid files and ways to damage them
 
-NAMES = ("film:1", "film:2", "-k_0", "7", "007", "7.0", "nan", "True", "a b", "é字", "...", "1e5")
-_NASTY = (  # with | between them
+VIDEO = "talk"
+NAMES = ("talk:1", "talk:2", "-k_0", "7", "007", "7.0", "nan", "True", "a b", "é字", "...", "1e5")
+_NASTY = (  # separated by |
     "|NaN|nan|inf|-inf|Infinity|1e400|1e-320|1e-400|0x10|1_000| 0.5|0.5 |+0.5|\uff11|\u0661|½|0.5\xa0|--1|1e|1e+|1.2.3|"
     "-0.0|-0|1e23|9007199254740993|123456789.123456789|5.|.5|.|-|1e308|-1e308|1e39|0.1e1|00012|1 2|1,2|True|False|true|"
     '../x|a/b|a\\b|..|~|a\0b|"|""|"""|"a\nb"|"a\r\nb"|"a,b"|"a""b"|a"b|"a"b|None|NULL|NA|null|""1""|=1+1|-a|a:b| |\t|'
-    "a |film|speaking_audible|0|1|2|0.0|1.0|0.3|1.01|-0.1|\ufeff|\x1b[2J|\u2028|\x0c|\x85|"
+    "a |talk|speaking_audible|0|1|2|0.0|1.0|0.3|1.01|-0.1|\ufeff|\x1b[2J|\u2028|\x0c|\x85|"
     "'|#|%s%n|{}|[]|[1.0]|(1,)|;|1;2|0,5|é|e\u0301|\u202ea|@f|$HOME|`ls`|other|SPEAKING_AUDIBLE|NOT_SPEAKING"
 )
 _LONG = ("1" * 30, "1" * 400, "0." + "1" * 40, "x" * 240, "x" * 300, "字" * 80)
-_NO_TEXT = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1a", b"\r", b"\n", b",", b",,,,,,,,")
-NASTY = [text.encode() for text in (*_NASTY.split("|"), *_LONG)] + list(_NO_TEXT)
+_BYTES = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1a", b"\r", b"\n", b",", b",,,,,,,,")
+NASTY = [text.encode() for text in (*_NASTY.split("|"), *_LONG)] + list(_BYTES)
 
 
-def faces(rng: random.Random, videos: Iterable[str] = ("film", "2")) -> list[tuple[str, str, str, str]]:
-    """(video, time, label, entity) of some tracks, mixed; now and then more than pandas reads at once."""
+def faces(rng: random.Random, videos: Iterable[str] = (VIDEO, "2")) -> list[tuple[str, str, str, str]]:
+    """(video, timestamp, label, entity) of the rows of a few tracks, mixed; in rare cases 9,000 rows."""
     many = rng.random() < 0.004
     names = rng.sample(NAMES, rng.randint(1, 4))
-    films = {name: rng.choice(list(videos)) for name in names}
+    video_of = {name: rng.choice(list(videos)) for name in names}
     clock = dict.fromkeys(names, rng.choice((0, 1080, 900.04)))
     rows = []
     for index in range(9000 if many else rng.randint(1, 12)):
         name = names[index * len(names) // 9000] if many else rng.choice(names)
-        clock[name] = round(clock[name] + rng.choice((0.04, 0.03, 1)), 2)
-        moment = rng.choice((str(clock[name]), f"{clock[name]:.2f}", f"{clock[name]:.10g}", repr(clock[name] + 1e-9)))
-        clock[name] = max(clock[name], math.ceil(float(moment) * 100) / 100)
-        rows.append((films[name], moment, rng.choice(LABELS), name))
+        time = round(clock[name] + rng.choice((0.04, 0.03, 1)), 2)
+        timestamp = rng.choice((str(time), f"{time:.2f}", f"{time:.10g}", repr(time + 1e-9)))
+        clock[name] = max(time, math.ceil(float(timestamp) * 100) / 100)
+        rows.append((video_of[name], timestamp, rng.choice(LABELS), name))
     return rows
 
 
 def lines_of(rows: list[tuple[str, str, str, str]], rng: random.Random, more: Callable[..., list]) -> bytes:
-    """Official lines, with what else a line has after them."""
+    """Official lines of rows, each followed by the fields `more(label, name)`."""
     lines = []
-    for video, moment, label, name in rows:
+    for video, timestamp, label, name in rows:
         x, y = sorted(rng.sample(range(101), 2)), sorted(rng.sample(range(1001), 2))
         box = [x[0] / 100, y[0] / 1000, x[1] / 100, y[1] / 1000]
-        lines.append(",".join([video, moment, *map(str, box), label, name, *more(label, name)]) + "\n")
+        lines.append(",".join([video, timestamp, *map(str, box), label, name, *more(label, name)]) + "\n")
     return "".join(lines).encode()
 
 
@@ -116,7 +116,7 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_lines(data: bytes, rng: random.Random) -> bytes:
-    """Repeat, swap, remove or empty lines; put the first line among the others."""
+    """Repeat, swap or remove a line, or insert the first line or a blank one."""
     lines = data.splitlines(keepends=True) or [b""]
     one, two = rng.randrange(len(lines)), rng.randrange(len(lines))
     blank = rng.choice((b"\n", b"\n", b"\r\n", b"   \n", b"\t\n", b"\x0c\n", b",,,,,,,\n", b'""\n', b'"  "\n'))
@@ -135,7 +135,7 @@ def change_lines(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_fields(data: bytes, rng: random.Random) -> bytes:
-    """Put something nasty, another field or quotes into one row or all rows; add, remove, move or swap columns."""
+    """Change fields of one row or of all rows: replace, quote, insert, remove, move or swap them."""
     table = [line.split(b",") for line in data.split(b"\n")]
     row, other = rng.randrange(len(table)), rng.randrange(len(table))
     column, second = rng.randrange(len(table[row])), rng.randrange(len(table[other]))
@@ -146,7 +146,7 @@ def change_fields(data: bytes, rng: random.Random) -> bytes:
     if action == 0:  # the same column of two rows, such as their timestamps
         column = min(column, len(table[other]) - 1)
         table[row][column], table[other][column] = table[other][column], table[row][column]
-    elif action == 1:  # a field moves to another row: the number of commas stays
+    elif action == 1:  # move a field to another row, which keeps the number of commas
         table[other].insert(second, table[row].pop(column))
     for fields in (fields for fields in every if column < len(fields) and fields != [b""]):
         match action:
@@ -160,7 +160,7 @@ def change_fields(data: bytes, rng: random.Random) -> bytes:
                 fields[:] = [field for _, field in sorted(zip(order, fields, strict=False))]
             case 7:
                 fields[column] = b'"' + fields[column].replace(b'"', b'""') + b'"'
-            case 8:  # the same number or another one, spelt otherwise
+            case 8:  # change the spelling of a number
                 zeros = b"0" * rng.choice((1, 20, 60))
                 text = fields[column]
                 fields[column] = rng.choice((zeros + text, text + b"e0", text + zeros, b" " + text, text + b"1" * 16))
@@ -168,7 +168,7 @@ def change_fields(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_all(data: bytes, rng: random.Random) -> bytes:
-    """Another encoding or other line ends, a mark in front, quotes everywhere, a part of the file."""
+    """Change the encoding or the line ends, add a byte order mark, quote all fields, truncate or compress the file."""
     mixed = b"".join(line + rng.choice((b"\n", b"\r\n", b"\r")) for line in data.split(b"\n"))
     quoted = b"".join(b'"' + line.replace(b",", b'","') + b'"\n' for line in data.split(b"\n")[:-1])
     text = data.decode("utf-8", "replace")
@@ -178,15 +178,15 @@ def change_all(data: bytes, rng: random.Random) -> bytes:
     return rng.choice((mixed, quoted, coded, ends, ends, b"\xef\xbb\xbf" + data, packed, part, part))
 
 
-def broken(data: bytes, rng: random.Random) -> bytes:
-    """The data after one to three changes, or as it was."""
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """The data after up to three changes."""
     for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
         data = rng.choice((change_bytes, change_lines, change_fields, change_fields, change_all))(data, rng)
     return data
 
 
-def broken_array(data: bytes, rows: int, rng: random.Random) -> bytes:
-    """A npy file as it was, with bytes changed, or with another header."""
+def damaged_array(data: bytes, rows: int, rng: random.Random) -> bytes:
+    """A .npy file, unchanged, with bytes changed, or with a different header."""
     choice = rng.randrange(5)
     if choice < 2:
         return change_bytes(data[:200], rng) + change_bytes(data[200:], rng) if choice else data
@@ -206,19 +206,19 @@ def broken_array(data: bytes, rows: int, rng: random.Random) -> bytes:
     return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<I" if wide else "<H", size) + text + data[128:]
 
 
-# Trying them
+# Checks
 
 
 class Finding(Exception):
-    """Neither the right table nor a proper refusal."""
+    """A reader returned the wrong table or did not refuse a file properly."""
 
 
-class Hang(BaseException):
-    """Raised inside a reader that takes too long. No Exception, or a reader might catch it."""
+class Timeout(BaseException):
+    """Raised in a reader that takes too long. Not an Exception, so that a reader does not catch it."""
 
 
 class Trial:
-    """One case: its own random numbers, a directory for its files, and the longest reading so far in seconds."""
+    """One case: its random numbers, a directory for its files, and the longest reading time so far in seconds."""
 
     def __init__(self, directory: Path, rng: random.Random):
         self.directory, self.rng, self.seconds = directory, rng, 0.0
@@ -230,66 +230,64 @@ class Trial:
             (self.directory / name).write_bytes(data)
 
     def limited(self, read: Callable[[], object]) -> object:
-        """What `read` gives, in time and without warnings, which would be further lines on stderr."""
+        """Return `read()`. Raises Finding if it takes too long or warns (a warning is a further line on stderr)."""
 
         def stop(*_: object) -> None:
-            raise Hang
+            raise Timeout
 
-        handler, start = signal.signal(signal.SIGALRM, stop), time.perf_counter()
+        handler, start = signal.signal(signal.SIGALRM, stop), perf_counter()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 result = read()
-        except Hang:
+        except Timeout:
             raise Finding(f"takes more than {SECONDS} s") from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
-            self.seconds = max(self.seconds, time.perf_counter() - start)
+            self.seconds = max(self.seconds, perf_counter() - start)
         if caught:
             raise Finding(f"warns: {caught[0].message}")
         return result
 
     def judge(self, read: Callable[[], list[tuple]], expected: Expected, source: Path) -> bool:
-        """True if rightly read, False if rightly refused. Raises Finding."""
+        """Return True for the right table, False for a proper refusal. Raises Finding otherwise."""
 
-        def refused() -> tuple[list[tuple] | None, str]:
+        def attempt_read() -> tuple[list[tuple] | None, str]:
             try:
                 return read(), ""
             except InputError as error:
                 return None, str(error)
 
-        found, message = self.limited(refused)
+        found, message = self.limited(attempt_read)
         if found is not None:
-            for (name, line), reason in expected.faults.items():
-                raise Finding(f"accepts a fault ({reason}): {name}, line {line}")
-            for got, wanted in zip(found, expected.rows, strict=False):
-                if repr(got) != repr(wanted):  # as text, in which 0.0 and -0.0 differ
-                    raise Finding(f"reads another row: {got!r:.300}, not {wanted!r:.300}")
+            for (name, line), reason in expected.errors.items():
+                raise Finding(f"accepts an error ({reason}): {name}, line {line}")
+            for row, wanted in zip(found, expected.rows, strict=False):
+                if repr(row) != repr(wanted):  # compared as text, because 0.0 == -0.0
+                    raise Finding(f"wrong row: {row!r:.300}, not {wanted!r:.300}")
             if len(found) != len(expected.rows):
-                raise Finding(f"reads another number of rows: {len(found)}, not {len(expected.rows)}")
+                raise Finding(f"wrong number of rows: {len(found)}, not {len(expected.rows)}")
             return True
         if message.splitlines() != [message]:
-            raise Finding(f"refuses in more than one line: {message!r:.300}")
-        reasons = {**expected.faults, **expected.doubts}
+            raise Finding(f"message of more than one line: {message!r:.300}")
+        reasons = {**expected.errors, **expected.doubts}
         if not reasons:
-            raise Finding(f"refuses what is right: {message:.300}")
+            raise Finding(f"refuses a valid file: {message:.300}")
         paths = {name: str(source / name) if source.is_dir() else str(source) for name, _ in reasons}
         named = [name for name, path in paths.items() if message.startswith((f"{path}:", f"{path}, line "))]
         if not named:
-            raise Finding(f"refuses without the name of a file at fault: {message:.300}")
+            raise Finding(f"message without the name of an invalid file: {message:.300}")
         lines = {line for name, line in reasons if name in named}
         match = re.match(r", line (\d+)", message[len(paths[named[0]]) :])
-        if not match and 0 not in lines:
-            raise Finding(f"refuses without a line (at fault: {sorted(lines)}): {message:.300}")
-        if match and int(match[1]) not in lines and not expected.uncounted & set(named):
-            raise Finding(f"refuses with another line than {sorted(lines)[:20]}: {message:.300}")
+        if ANY_LINE not in lines and (int(match[1]) if match else 0) not in lines:
+            raise Finding(f"{'wrong' if match else 'no'} line number, expected {sorted(lines)[:20]}: {message:.300}")
         return False
 
 
 def check_annotations(trial: Trial, files: dict[str, bytes]) -> bool:
-    """Read a file, or a directory of official files. As `Trial.judge`."""
+    """Read a file or a directory of official files; see `Trial.judge`."""
     trial.write(files)
     official = all(name.endswith("-activespeaker.csv") for name in files)
     source = trial.directory if official else Path(trial.directory, *files)
@@ -298,19 +296,19 @@ def check_annotations(trial: Trial, files: dict[str, bytes]) -> bool:
         table = read_annotations(source)
         columns = (table.video, table.entity, table.timestamp, table.label, table.box, table.anyone_speaking)
         return [
-            (table.video_ids[v], table.entity_ids[e], t, label, box, loud, table.audio_start[e].item())
-            for v, e, t, label, box, loud in zip(*(column.tolist() for column in columns), strict=True)
+            (table.video_ids[v], table.entity_ids[e], t, label, box, speaking, table.audio_start[e].item())
+            for v, e, t, label, box, speaking in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
     return trial.judge(read, expected_annotations(files), source)
 
 
 def check_store(trial: Trial, files: dict[str, bytes]) -> bool:
-    """Open a directory of features and gather all of them. As `Trial.judge`."""
+    """Open a feature store and read all of it; see `Trial.judge`."""
     trial.write(files)
 
     def read() -> list[tuple]:
-        store = core.formats.features.FeatureStore(trial.directory)
+        store = features_module.FeatureStore(trial.directory)
         table, values = store.table, store.gather(np.arange(len(store.table)))
         columns = (column.tolist() for column in (table.video, table.entity, table.timestamp, table.label))
         return [
@@ -322,98 +320,95 @@ def check_store(trial: Trial, files: dict[str, bytes]) -> bool:
 
 
 def check_predictions(trial: Trial, files: dict[str, bytes], truth: list[tuple]) -> bool:
-    """Read scores.csv or a directory of logits, join them to the truth's (video, time, entity). As `Trial.judge`."""
+    """Read scores.csv or logits, and join them to the (video, time, entity) of the truth; see `Trial.judge`."""
     trial.write(files)
-    scores = "scores.csv" in files
-    source = trial.directory / "scores.csv" if scores else trial.directory
-    columns = ["video_id", "frame_timestamp", "entity_id", *(["score"] if scores else ["logit_0", "logit_1"])]
+    if "scores.csv" in files:
+        source, values = trial.directory / "scores.csv", ["score"]
+        read, expected = predictions_module.read_scores, expected_scores(files)
+    else:
+        source, values = trial.directory, ["logit_0", "logit_1"]
+        read, expected = predictions_module.read_logits, expected_logits(files)
     frames = []
 
     def rows(frame: pd.DataFrame) -> list[tuple]:
         frames.append(frame)
+        columns = ["video_id", "frame_timestamp", "entity_id", *values]
         return list(zip(*(frame[column].tolist() for column in columns), strict=True))
 
-    expected = (expected_scores if scores else expected_logits)(files)
-    if not trial.judge(
-        lambda: rows(
-            (core.formats.predictions.read_scores if scores else core.formats.predictions.read_logits)(source)
-        ),
-        expected,
-        source,
-    ):
+    if not trial.judge(lambda: rows(read(source)), expected, source):
         return False
     video, videos = pd.factorize(np.array([key[0] for key in truth], object))
     entity, entities = pd.factorize(np.array([key[2] for key in truth], object))
     times = np.array([key[1] for key in truth])
     table = FaceTable(list(videos), list(entities), video, entity, times, np.zeros(len(truth), np.int8))
     joined = expected_join(expected.rows, truth)
-    return trial.judge(lambda: rows(join(frames[0], table, str(source))), joined, source)
+    return trial.judge(lambda: rows(predictions_module.join(frames[0], table, str(source))), joined, source)
 
 
 def annotations(trial: Trial) -> bool:
-    """An official or augmented file, or a directory of official ones, of which one is broken."""
+    """An official file, an augmented file, or a directory of official files, one of them damaged."""
     rng = trial.rng
     form = rng.choice(("official", "augmented", "directory"))
     if form == "directory":
         rows = faces(rng, "abc")
-        films = {film: [row for row in rows if row[0] == film] for film in {row[0]: None for row in rows}}
-        files = {f"{film}-activespeaker.csv": lines_of(rows, rng, lambda *_: []) for film, rows in films.items()}
+        videos = {video: [row for row in rows if row[0] == video] for video in {row[0]: None for row in rows}}
+        files = {f"{video}-activespeaker.csv": lines_of(rows, rng, lambda *_: []) for video, rows in videos.items()}
     else:
         more = (lambda label, name: [str(LABELS.index(label)), f"{name}:0"]) if form == "augmented" else lambda *_: []
         head = ",".join([*OFFICIAL, "label_id", "instance_id"]).encode() + b"\n" if form == "augmented" else b""
         suffix = rng.choice([".csv"] * 120 + ["", ".txt", ".csv.gz", ".csv.bz2", ".csv.xz", ".zip", ".csv.zst", ".tar"])
         files = {f"faces{suffix}": head + lines_of(faces(rng), rng, more)}
     name = rng.choice(list(files))
-    return check_annotations(trial, {**files, name: broken(files[name], rng)})
+    return check_annotations(trial, {**files, name: damaged(files[name], rng)})
 
 
 def features(trial: Trial) -> bool:
     """A feature store: csv and npy, or the released text format."""
     rng = trial.rng
     files = {}
-    for stem in rng.sample(("film", "2", "a.b"), rng.choice((1, 1, 2))):
+    for stem in rng.sample((VIDEO, "2", "a.b"), rng.choice((1, 1, 2))):
         rows = faces(rng, (stem,))[:12]
         values = np.random.default_rng(rng.randrange(1 << 32)).standard_normal((len(rows), WIDTH)).astype(np.float32)
         text, array = rng.random() < 0.4, rng.random() < 0.8
         lines = [] if text else [",".join(STORED)]
-        for (video, moment, label, name), row in zip(rows, values, strict=True):
+        for (video, timestamp, label, name), row in zip(rows, values, strict=True):
             end = f',"{row.tolist()}"' if text else ""
-            lines.append(f"{video},{moment},{name},{float(label == LABELS[1])},{row[0]},{row[1]}{end}")
+            lines.append(f"{video},{timestamp},{name},{float(label == LABELS[1])},{row[0]},{row[1]}{end}")
         data = "".join(line + "\n" for line in lines).encode()
-        files[f"{stem}.csv"] = broken(data, rng) if rng.random() < 0.7 else data
+        files[f"{stem}.csv"] = damaged(data, rng) if rng.random() < 0.7 else data
         if array or not text:
             whole = array_header(len(rows)) + values.tobytes()
-            files[f"{stem}.npy"] = broken_array(whole, len(rows), rng) if rng.random() < 0.6 else whole
+            files[f"{stem}.npy"] = damaged_array(whole, len(rows), rng) if rng.random() < 0.6 else whole
     return check_store(trial, files)
 
 
 def predictions(trial: Trial) -> bool:
-    """Logits of either network or final scores; what is read is also joined to a ground truth."""
+    """Logits of either network or final scores, joined to a ground truth."""
     rng = trial.rng
     rows = faces(rng)
     form, files = rng.choice(("scores", "context", "encoder")), {}
     if form == "scores":
         files["scores.csv"] = lines_of(rows, rng, lambda *_: [str(rng.random())])
-    for video, moment, _, name in rows if form != "scores" else ():
+    for video, timestamp, _, name in rows if form != "scores" else ():
         logits = f"{rng.gauss(0, 1)},{np.float32(rng.gauss(0, 1))}"
-        line = f"{name},{moment},{logits}\n" if form == "context" else f"{video},{moment},{name},1,{logits}\n"
+        line = f"{name},{timestamp},{logits}\n" if form == "context" else f"{video},{timestamp},{name},1,{logits}\n"
         files[f"{video}.csv"] = files.get(f"{video}.csv", b"") + line.encode()
     if form == "encoder" or rng.random() < 0.3:
         head = {"scores": [*OFFICIAL, "score"], "context": PREDICTED, "encoder": STORED}[form]
         files = {name: ",".join(head).encode() + b"\n" + data for name, data in files.items()}
     name = rng.choice(list(files))
-    truth = [(video, float(moment), entity) for video, moment, _, entity in rows]
-    return check_predictions(trial, {**files, name: broken(files[name], rng)}, truth)
+    truth = [(video, float(timestamp), entity) for video, timestamp, _, entity in rows]
+    return check_predictions(trial, {**files, name: damaged(files[name], rng)}, truth)
 
 
 # Command lines
 
-SCRIPTS = {  # with their positional arguments
+SCRIPTS = {  # script -> valid positional arguments
     **{"STE_train.py": "11 0", "STE_forward.py": "11 cpu", "ASC_train.py": "11 4 3 0", "ASC_forward.py": "11 4 3 cpu"},
     **dict.fromkeys(("STE_postprocessing.py", "ASC_prediction_postprocessing.py", "scripts/evaluate.py"), ""),
     "scripts/plot_training.py": "run_logs.csv",
     "scripts/ablation.py": "cpu",
-    "scripts/detect_speakers.py": "film.mp4 cpu --output-dir out",
+    "scripts/detect_speakers.py": "talk.mp4 cpu --output-dir out",
     **{f"data/{x}.py": "" for x in ("extract_audio_tracks", "slice_audio_tracks", "extract_face_crops_time")},
 }
 ODD = ("clip_length", "clips")
@@ -426,7 +421,7 @@ def parser_of(script: str) -> argparse.ArgumentParser:
 
 
 def command_line(trial: Trial) -> bool:
-    """The words of a script's command line, which its parser takes or refuses."""
+    """A command line of a script, changed at random."""
     rng = trial.rng
     script = rng.choice(list(SCRIPTS))
     parser = parser_of(script)
@@ -448,8 +443,8 @@ def command_line(trial: Trial) -> bool:
 
 
 def check_words(trial: Trial, script: str, words: list[str]) -> bool:
-    """True if the parser takes the words, False if it refuses them properly. Raises Finding."""
-    parser = parser_of(script)  # the first time it takes seconds, which are not the parser's
+    """Return True if the parser accepts the words, False for a proper refusal. Raises Finding otherwise."""
+    parser = parser_of(script)  # imports the script, which may take seconds
 
     def parse() -> tuple[int | None, dict]:
         try:
@@ -462,13 +457,13 @@ def check_words(trial: Trial, script: str, words: list[str]) -> bool:
         status, args = trial.limited(parse)
     text = err.getvalue().encode("utf-8", "backslashreplace").decode()
     if status == 2 and not (text.startswith("error: ") and text.splitlines(keepends=True) == [text]):
-        raise Finding(f"refuses in more than one line: {text!r:.300}")
+        raise Finding(f"message of more than one line: {text!r:.300}")
     if status not in (None, 0, 2) or (status != 2 and text):
-        raise Finding(f"ends with status {status} and {text!r:.300}")
+        raise Finding(f"exit status {status} and {text!r:.300}")
     numbers = {name: value for name, value in args.items() if isinstance(value, int | float)}
     bad = [name for name in COUNTS if numbers.get(name, 1) < 1 or (name in ODD and numbers.get(name, 1) % 2 == 0)]
     if bad or not 0 < numbers.get("learning_rate", 1) < math.inf or not 0 <= numbers.get("seed", 0) < 1 << 63:
-        raise Finding(f"takes a number out of range: {args}")
+        raise Finding(f"accepts a number out of range: {args}")
     return status is None
 
 
@@ -476,20 +471,20 @@ KINDS = {kind.__name__: kind for kind in (annotations, features, predictions, co
 
 
 def attempt(what: str, seed: int, number: int, directory: Path) -> tuple[Trial, bool, str]:
-    """Try one case: the trial, whether it was accepted, and the finding, if any."""
+    """Run one case. Returns the trial, whether the files were accepted, and the finding or ""."""
     trial = Trial(directory, random.Random(f"{seed} {what} {number}"))
     try:
         return trial, KINDS[what](trial), ""
     except Finding as finding:
         return trial, False, str(finding)
-    except Exception as error:  # whatever a reader lets through
+    except Exception as error:  # not caught by the reader
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "core" in Path(frame.filename).parts]
         place = f"{Path(frames[-1].filename).name}, {frames[-1].name}" if frames else "?"
         return trial, False, f"{type(error).__name__} in {place}: {' '.join(str(error).split())[:300]}"
 
 
 def limit_memory() -> None:
-    """Let the process take MEMORY more than it has taken; where that cannot be told, it is not limited."""
+    """Limit the memory of this process to MEMORY above the current use, if the system supports it."""
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
@@ -498,15 +493,14 @@ def limit_memory() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20000, help="cases of each kind (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first case (default: %(default)s)")
-    parser.add_argument("--what", nargs="+", choices=KINDS, default=list(KINDS), help="(default: all)")
-    parser.add_argument(
-        "--keep", type=Path, default=Path(tempfile.gettempdir(), "fuzz_findings"), help="(default: %(default)s)"
-    )
+    parser.add_argument("--what", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of cases (default: all)")
+    keep = Path(tempfile.gettempdir(), "fuzz_findings")
+    parser.add_argument("--keep", type=Path, default=keep, help="directory for their files (default: %(default)s)")
     args = parser.parse_args()
-    for module in (core.formats.features, core.formats.predictions):
-        module.progress = lambda items, **_: items  # no bars within the bar
+    for module in (features_module, predictions_module):
+        module.progress = lambda items, **_: items  # no nested progress bars
     if "command_line" in args.what:
         for script in SCRIPTS:
             parser_of(script)
@@ -515,23 +509,23 @@ def main() -> int:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     cases = [(what, args.first + index) for what in args.what for index in range(args.count)]
     with tempfile.TemporaryDirectory(dir=memory) as directory:
-        for what, number in tqdm(cases, unit="file"):
+        for what, number in tqdm(cases, unit="file", disable=None):
             trial, accepted, finding = attempt(what, args.seed, number, Path(directory, "case"))
             slowest = max(slowest, (trial.seconds, f"{what} {number}"))
             title = f"{what}: {finding.partition(':')[0]}" if finding else "accepted" if accepted else "refused"
             counts[title] += 1
-            if finding and counts[title] == 1:  # of each kind the first one is shown and kept
+            if finding and counts[title] == 1:  # print and keep the first of each kind
                 kept = args.keep / f"{what}-{args.seed}-{number}"
                 shutil.copytree(trial.directory, kept, dirs_exist_ok=True)
                 again = f"--what {what} --seed {args.seed} --first {number} --count 1"
-                tqdm.write(f"{what} {number}: {finding}\n  kept in {kept}; again: {again}")
+                tqdm.write(f"{what} {number}: {finding}\n  files: {kept}; repeat with: {again}")
     for title, count in counts.items():
         if title not in ("accepted", "refused"):
             print(f"{count} x {title}")
     findings = len(cases) - counts["accepted"] - counts["refused"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     print(
-        f"{len(cases)} tried, {counts['accepted']} accepted, {counts['refused']} refused, {findings} findings; "
+        f"{len(cases)} cases, {counts['accepted']} accepted, {counts['refused']} refused, {findings} findings; "
         f"slowest {slowest[0]:.2f} s ({slowest[1]}), peak memory {peak} MB"
     )
     return int(findings > 0)

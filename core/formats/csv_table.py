@@ -115,20 +115,20 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = _read(path, options)
     except (ValueError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError are ValueErrors
-        raise InputError(_explain(path, columns, names, header, error)) from None
+        raise InputError(_inspect(path, columns, names, header, error)[0]) from None
     if not len(table):
         raise InputError(f"{path}: no rows")
-    if names[-1] not in numbers and table[names[-1]].isin(["", b""]).any():  # pandas pads short lines with these
-        problem = _explain(path, columns, names, header, None)
-        if problem:
-            raise InputError(problem)
+    # pandas pads short lines with empty fields, skips blank lines and accepts line ends in quoted fields.
+    is_short = names[-1] not in numbers and table[names[-1]].isin(["", b""]).any()
     table = table[list(columns)]
-    _number_lines(path, table, lines, header)
-    for name in numbers:
-        bad = ~np.isfinite(table[name].to_numpy())
-        if bad.any():
-            problem = f"{path}, line {table.index[bad.argmax()]}: {name} is not a number"
-            raise InputError(_explain(path, columns, names, header, None) or problem)
+    table.index += 1 + header
+    is_finite = np.isfinite(table[numbers].to_numpy()).all()
+    if is_short or not is_finite or len(table) + header < lines:
+        problem, line_numbers = _inspect(path, columns, names, header)
+        if problem or not is_finite:
+            raise InputError(problem or f"{path}: invalid number")
+        if len(line_numbers) == len(table):
+            table.index = line_numbers
     for name in (name for name, kind in columns.items() if kind == "id"):
         _check_ids(path, table[name])
     return table
@@ -151,16 +151,6 @@ def _read(path: Path, options: dict) -> pd.DataFrame:
     return read(options).astype(dict.fromkeys(numeric, "category"))
 
 
-def _number_lines(path: Path, table: pd.DataFrame, lines: int, header: bool) -> None:
-    """Set the index of a table to the line numbers of its rows."""
-    table.index += 1 + header
-    if len(table) + header < lines:  # there are blank lines, or quoted fields with line ends
-        with open(path, "rb") as file:
-            numbers = [number for number, line in enumerate(file, 1) if line.strip()][header:]
-        if len(numbers) == len(table):
-            table.index = numbers
-
-
 def _check_ids(path: Path, ids: pd.Series) -> None:
     for name in ids.cat.categories:
         try:
@@ -169,31 +159,35 @@ def _check_ids(path: Path, ids: pd.Series) -> None:
             check_name(name, f"{path}, line {(ids == name).idxmax()}, {ids.name}")
 
 
-def _explain(path: Path, columns: dict[str, str], names: list[str], header: bool, error: Exception | None) -> str:
-    """Describe the first line with an invalid number or a wrong number of columns, in one line.
+def _inspect(
+    path: Path, columns: dict[str, str], names: list[str], header: bool, error: Exception | None = None
+) -> tuple[str, list[int]]:
+    """Read a csv slowly, up to the first line with an invalid number or a wrong number of columns.
 
-    Without an error to explain, the result is empty if no line is wrong.
+    Returns a description of that line and the line numbers of the rows before it. Without an error of pandas to
+    explain, the description is empty if no line is wrong.
     """
     if isinstance(error, UnicodeError):
-        return f"{path}: not UTF-8 text"
+        return f"{path}: not UTF-8 text", []
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader, blank = csv.reader(file), ""
+        reader, blank, rows = csv.reader(file), "", []
         try:
-            for number, fields in enumerate(reader):
+            for index, fields in enumerate(reader):
                 place = f"{path}, line {reader.line_num}"
                 if len(fields) == 1 and fields[0].isspace():
-                    blank = blank or f"{place}: 1 columns, expected {len(names)}"  # where pandas takes it for a row
+                    blank = blank or f"{place}: 1 columns, expected {len(names)}"  # quoted blanks are a row for pandas
                     continue
-                if not fields or (header and number == 0):
+                if not fields or (header and index == 0):
                     continue
                 if len(fields) != len(names):
-                    return f"{place}: {len(fields)} columns, expected {len(names)}"
+                    return f"{place}: {len(fields)} columns, expected {len(names)}", rows
                 for name, text in zip(names, fields, strict=True):
                     if columns.get(name) == "number" and not _is_number(text):
-                        return f"{place}: {name} is {text[:40]!r}, not a number"
+                        return f"{place}: {name} is {text[:40]!r}, not a number", rows
+                rows.append(reader.line_num)
         except csv.Error as problem:
-            return f"{path}, line {reader.line_num}: {problem}"
-    return (blank or f"{path}: {str(error).splitlines()[0]}") if error else ""
+            return f"{path}, line {reader.line_num}: {problem}", rows
+    return (blank or f"{path}: {str(error).splitlines()[0]}") if error else "", rows
 
 
 def _is_number(text: str) -> bool:
