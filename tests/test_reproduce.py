@@ -157,7 +157,7 @@ class TestTraining:
     def test_first_epoch_is_compared_with_the_released_code(self, reproduced):
         root, text = reproduced
         names, values = (root / "models" / "ste_encoder" / "ste_encoder_logs.csv").read_text().splitlines()[:2]
-        first_epoch = [f"{value:.4f}" for value in map(float, values.split(",")[2:])]
+        first_epoch = [f"{float(value or 0):.4f}" for value in values.split(",")[2:]]
         released, here = (
             re.search(rf"^first epoch {run}: (.*)$", text, re.M)[1].split() for run in ("of the released code", "here")
         )
