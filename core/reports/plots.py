@@ -321,10 +321,10 @@ def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path
         mean = axes.plot(places, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, **style)[0]
         runs = axes.plot(*zip(*single, strict=True), "o", color="black", markersize=3.5, alpha=0.6)[0]
         drawn = [axes.axhline(100 * row.mean, **_style(3 * number)) for number, row in enumerate(across.itertuples())]
-        handles, texts = [mean, runs, *drawn], ["context, mean", "context, single run", *across["setting"]]
+        handles, texts = [mean, runs, *drawn], ["mean over seeds", "single run", *across["setting"]]
         axes.set_xticks(places, rows["setting"])
         axes.set(xlabel=axis, xlim=(-0.4, len(rows) - 0.6))
         axes.grid(alpha=0.3)
-    panels[0, 0].set_ylabel("official mAP (%)")
+    panels[0, 0].set_ylabel("mAP (%)")
     draw_legend(figure, handles, texts)
     return save(figure, path)
