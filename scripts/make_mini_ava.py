@@ -30,29 +30,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.formats.annotations import LABELS, OFFICIAL_SUFFIX
 from core.runtime.cli import Parser, launch, positive_float, positive_int, seed
 from core.runtime.errors import InputError
-from core.runtime.files import list_files, write_json
+from core.runtime.files import list_files
 from core.runtime.progress import progress
+from core.runtime.provenance import Manifest
 from core.synthetic.plan import FPS, HARD, Scenario, plan_video
 from core.synthetic.video import draw_video_id, write_video
 
 
 def claim_root(root: Path, settings: dict) -> None:
-    """Save the settings in a new root, or raise InputError if an existing one was made with other settings."""
-    file, settings = root / "mini_ava_cfg.json", json.loads(json.dumps(settings))
-    if file.is_file():
-        try:
-            found = dict(json.loads(file.read_text()))
-            scenario = dict(found.get("scenario", {}))
-        except (ValueError, TypeError):
-            raise InputError(f"{file}: not written by this script; choose another --root") from None
-        # Earlier versions had neither of these settings.
-        found = {"hard": False, **found, "scenario": {"jaw": Scenario.jaw, **scenario}}
-        differing = [name for name in settings if found.get(name) != settings[name]]
-        if differing:
-            raise InputError(f"{root}: made with different arguments ({', '.join(differing)}): see {file}")
-    elif root.is_file() or (root / "videos").exists() or (root / "csv").exists():
+    """Save the settings in a new root. Raises InputError if an existing one was not made with the same settings."""
+    settings = json.loads(json.dumps(settings))  # as they are saved
+    manifest = Manifest(root / "mini_ava_cfg.json", settings, identity=settings)
+    if not manifest.path.exists() and any((root / name).exists() for name in ("videos", "csv")):
         raise InputError(f"{root}: not made by this script; choose another --root")
-    write_json(file, settings)
+    if isinstance(saved := manifest.saved.get("scenario"), dict):
+        saved.setdefault("jaw", Scenario.jaw)  # not saved by earlier versions
+    manifest.require_same("choose another --root")
+    manifest.save()
 
 
 def print_summary(root: Path, num_videos: int) -> None:
