@@ -50,7 +50,7 @@ BOX = ("0.1", "0.2", "0.3", "0.6")
 
 
 def row(
-    entity: str, timestamp: object, label: str = "NOT_SPEAKING", video: str = "film", box: Iterable[object] = BOX
+    entity: str, timestamp: object, label: str = "NOT_SPEAKING", video: str = "video", box: Iterable[object] = BOX
 ) -> str:
     """One line of an official annotation csv, without line end."""
     return ",".join([video, str(timestamp), *map(str, box), label, entity])

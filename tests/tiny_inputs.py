@@ -47,7 +47,7 @@ class Track:
     entity: str
     labels: str
     first: float = 10.0  # seconds
-    video: str = "film"
+    video: str = "video"
 
     @property
     def faces(self) -> list[Face]:
