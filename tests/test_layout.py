@@ -1,10 +1,10 @@
-"""The layering that `core/__init__.py` states, read from the imports."""
+"""Imports follow the layers of `core/__init__.py`."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Package -> what it may import. "paper" are the modules at the top of core/.
+# Package -> packages that it may import. "paper" are the modules at the top of core/.
 MAY_IMPORT = {
     "config": set(),
     "runtime": {"runtime"},
@@ -26,7 +26,7 @@ SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("scripts/*.py
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of the modules, and of the names in them, that a file imports anywhere."""
+    """Full names of all modules and objects that a file imports, at any level."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -41,20 +41,20 @@ def package(module: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "paper"
 
 
-def test_layers():
+def test_packages_import_lower_layers_only():
     for module, path in MODULES.items():
         for other in imports(path) & MODULES.keys() - {"core"}:
             assert package(other) in MAY_IMPORT[package(module)], f"{module} imports {other}"
 
 
-def test_no_circles():
+def test_imports_are_not_circular():
     remaining = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
     while free := [module for module, others in remaining.items() if not others & remaining.keys()]:
         remaining = {module: others for module, others in remaining.items() if module not in free}
     assert not remaining
 
 
-def test_nothing_imports_a_script():
+def test_scripts_are_not_imported():
     scripts = {path.stem for path in SCRIPTS} | {"data", "scripts"}
     for path in [*SCRIPTS, *MODULES.values()]:
         assert not {name.split(".")[0] for name in imports(path)} & scripts, path
