@@ -289,7 +289,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def imagenet() -> dict[str, torch.Tensor]:
-    """Weights of a ResNet-18 that stand for ImageNet's and that no initialisation gives."""
+    """Weights in the place of ImageNet's, which no initialisation can give."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         layout = resnet18(weights=None).state_dict()
