@@ -103,7 +103,7 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
         "names": names,
         "skiprows": int(header),
         "index_col": False,
-        # Columns that are not wanted are read as well, one byte per field, because pandas then checks their number.
+        # Other columns are read too, one byte per field, because pandas then checks the number of columns.
         "dtype": {name: _DTYPES[columns[name]] if name in columns else "S1" for name in names},
         "keep_default_na": False,
         "na_values": dict.fromkeys(numbers, _BOOLEANS),
@@ -119,11 +119,11 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
     if not len(table):
         raise InputError(f"{path}: no rows")
     # pandas pads short lines with empty fields, skips blank lines and accepts line ends in quoted fields.
-    is_short = names[-1] not in numbers and table[names[-1]].isin(["", b""]).any()
+    may_be_short = names[-1] not in numbers and table[names[-1]].isin(["", b""]).any()
     table = table[list(columns)]
     table.index += 1 + header
     is_finite = np.isfinite(table[numbers].to_numpy()).all()
-    if is_short or not is_finite or len(table) + header < lines:
+    if may_be_short or not is_finite or len(table) + header < lines:
         problem, line_numbers = _inspect(path, columns, names, header)
         if problem or not is_finite:
             raise InputError(problem or f"{path}: invalid number")
@@ -139,7 +139,8 @@ def _read(path: Path, options: dict) -> pd.DataFrame:
     path = os.path.abspath(path)  # pandas expands a leading ~
 
     def read(options: dict) -> pd.DataFrame:
-        with pd.read_csv(path, iterator=True, **options) as reader:  # other than in one call, never split among threads
+        # Never in parallel, which splits a file at line ends, including those in quoted fields.
+        with pd.read_csv(path, iterator=True, **options) as reader:
             return reader.read()
 
     table = read(options)
