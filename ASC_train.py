@@ -12,6 +12,8 @@ last.ckpt to resume from.
 
 import argparse
 
+import torch
+
 from core.config import ASC_inputs, ASC_optimization_params
 from core.datasets import context_datasets
 from core.formats.features import FeatureStore, encoder_sha256, store_digests
@@ -27,7 +29,7 @@ from core.runtime.cli import (
     positive_int,
     print_settings,
 )
-from core.runtime.device import device_label, get_device, parameter_count, seed_torch
+from core.runtime.device import device_label, get_device, parameter_count
 from core.runtime.errors import RunError
 from core.training import asc_losses, context_run_name, fit
 
@@ -50,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     print_settings(settings)
     device = get_device(args.cuda_device)
     require_even_batch(args.batch_size)
-    seed_torch(args.seed)
+    torch.manual_seed(args.seed)
     context_shape = (args.clip_length, args.skip_frames, args.speakers)
     identity = (*TRAINING_IDENTITY, "clip_length", "skip_frames", "speakers", "encoder_sha256")
     run = TrainingRun(args.models_out, context_run_name(*context_shape), settings, args.resume, identity)

@@ -23,7 +23,7 @@ from core.models import short_term_encoder
 from core.runtime import distributed
 from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
 from core.runtime.cli import Parser, add_training_arguments, device_name, launch, odd_positive, print_settings
-from core.runtime.device import device_label, get_device, parameter_count, seed_torch
+from core.runtime.device import device_label, get_device, parameter_count
 from core.training import fit, ste_losses
 
 
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     print_settings(settings)
     device = get_device(args.cuda_device)
     require_even_batch(args.batch_size)
-    seed_torch(args.seed)
+    torch.manual_seed(args.seed)
     identity = (*TRAINING_IDENTITY, "encoder", "clip_length", "no_pretrained", "skip_missing")
     run = TrainingRun(args.models_out, "ste_encoder", settings, args.resume, identity)
 

@@ -22,7 +22,6 @@ from core.loaders import split_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
 from core.models import active_speakers_context
 from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
-from core.runtime.device import seed_torch
 from core.runtime.errors import InputError
 from core.training import asc_losses, context_run_name, fit
 
@@ -81,7 +80,7 @@ def train_variant(
     run = TrainingRun(models_out / f"seed_{seed}", variant.name, settings, resume=True, identity=identity)
     run.set_data(store_digests(stores))
     if run.epoch < params["epochs"]:
-        seed_torch(seed)
+        torch.manual_seed(seed)
         datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)
         loaders = split_loaders(datasets, argparse.Namespace(**settings), device)
         model = active_speakers_context(
@@ -98,8 +97,11 @@ def references(
 
     Raises InputError if the features have other rows or labels than the annotations.
     """
-    for split in stores:
-        _require_same_labels(stores[split], annotations[split])
+    for split, store in stores.items():
+        stored = store.table.keys().assign(speaking=store.table.is_speaking)
+        joined = join(stored, annotations[split], str(store.directory))
+        if differing := int((annotations[split].is_speaking != joined["speaking"]).sum()):
+            raise InputError(f"{store.directory}: {differing} labels differ from the annotations")
     table = stores["val"].table
     positive = table.is_speaking
     logits = join_logits(stores["val"].directory, table)
@@ -124,16 +126,8 @@ def references(
 
 
 def subsample(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Sorted indices of all rows, or of BASELINE_ROWS random ones if there are more."""
+    """Return the indices of all rows, or a sorted random subset of BASELINE_ROWS if there are more."""
     return np.sort(rng.choice(count, BASELINE_ROWS, replace=False)) if count > BASELINE_ROWS else np.arange(count)
-
-
-def _require_same_labels(store: FeatureStore, annotations: FaceTable) -> None:
-    """Raise InputError if a feature store has other rows or labels than the annotations."""
-    stored = store.table.keys().assign(speaking=store.table.is_speaking)
-    differing = annotations.is_speaking != join(stored, annotations, str(store.directory))["speaking"]
-    if differing.any():
-        raise InputError(f"{store.directory}: {int(differing.sum())} labels differ from the annotations")
 
 
 def tabulate(

@@ -1,4 +1,4 @@
-"""Which rows of a track make a clip, and which rows of which tracks make a context. Index arithmetic only.
+"""Rows that make up a clip and rows that make up a context, computed by index arithmetic only.
 
 Contexts are drawn by hashing instead of a stateful random generator: the draw of a row is a pure function of its key,
 so it does not depend on batch size, order of rows or number of workers.

@@ -27,7 +27,7 @@ _ROWS_PER_COPY = 1 << 14  # features copied to a device at once
 
 
 class ClipReader:
-    """Reads the crops and the audio of clips from the directories that the data stages wrote."""
+    """Reader of crops and audio in the directories that the data stages wrote."""
 
     def __init__(self, table: FaceTable, audio_dir: Path, video_dir: Path, clip_length: int):
         self.table, self.audio_dir, self.video_dir = table, audio_dir, video_dir
@@ -53,7 +53,7 @@ class ClipReader:
         path = wav_path(self.audio_dir, self.table.entity_ids[entity])
         samples = read_wav(path, first, stops.max())
         if (stops.max() - first - len(samples)) / SAMPLE_RATE > MAX_MISSING_SECONDS:
-            raise InputError(f"{path}: shorter than its track; write it again with data/slice_audio_tracks.py")
+            raise InputError(f"{path}: shorter than its track; recreate it with data/slice_audio_tracks.py")
         return clip_mfccs(samples, starts - first, stops - first, windows.shape[1])
 
 
@@ -142,11 +142,6 @@ class ASCDataset(Dataset):
         self.context_rows = Contexts(store.table, context_length, context_stride, num_speakers)
         self.device_features: torch.Tensor | None = None
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of all features in bytes."""
-        return 4 * STE_FEATURES * len(self)
-
     def cache_on(self, device: torch.device) -> None:
         """Copy all features (4 kB per row) to the device and assemble batches there from now on."""
         self.device_features = torch.empty(len(self), STE_FEATURES, device=device)
@@ -185,10 +180,11 @@ def context_datasets(
 ) -> dict[str, ASCDataset]:
     """Datasets of the stores `train` (redrawn in each epoch) and `val`; shape is (L, stride, S).
 
-    Features are kept on a CUDA device if they fit, unless worker processes are to read them.
+    Without worker processes, the features are copied to a CUDA device if they fit into half of its free memory.
     """
     datasets = {split: ASCDataset(store, *shape, seed, redraw=split == "train") for split, store in stores.items()}
-    if workers == 0 and 2 * sum(dataset.num_bytes for dataset in datasets.values()) < free_device_memory(device):
+    num_bytes = 4 * STE_FEATURES * sum(map(len, datasets.values()))
+    if workers == 0 and 2 * num_bytes < free_device_memory(device):
         for dataset in datasets.values():
             dataset.cache_on(device)
     return datasets

@@ -68,9 +68,10 @@ def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarra
 
 
 def ranking_errors(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Fraction of the rows of the other class that each row is ranked on the wrong side of, (N,); ties count half.
+    """Ranking error of each row, (N,): the fraction of the rows of the other class that are on its wrong side.
 
-    scores (N,) on any scale, positive (N,) bool. The mean over either class is 1 - AUC. 0 if all rows are of one class.
+    scores (N,) on any scale, positive (N,) bool. Ties count half. The mean over either class is 1 - AUC. The error is 0
+    if all rows are of one class.
     """
 
     def fraction_below(others: np.ndarray, values: np.ndarray) -> np.ndarray:

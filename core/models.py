@@ -99,14 +99,14 @@ def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor) ->
 
 
 def _contiguous_gradient(x: torch.Tensor) -> torch.Tensor:
-    """x, whose gradient is made contiguous: the LSTM's gradient is strided, which makes batch norm ten times slower."""
+    """Return x and make its gradient contiguous. The LSTM's is strided, which makes batch norm ten times slower."""
     if x.requires_grad:
         x.register_hook(torch.Tensor.contiguous)
     return x
 
 
 class ASC_Net(nn.Module):
-    """Context network (sections 3.2 and 3.3): predicts if the first of S speakers speaks, from a context of L steps.
+    """Context network (sections 3.2 and 3.3): predicts whether the first of the S speakers in a context speaks.
 
     The paper's network has both refinements. Without `pairwise` there is no non-local block; without `temporal` there
     is no LSTM, and the last layer takes the L*S features directly.
@@ -134,14 +134,6 @@ class ASC_Net(nn.Module):
             sequence, _ = self.lstm(sequence)  # (B, L*S, hidden)
         with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the STE
             return self.fc_final(sequence.float().flatten(1))
-
-
-def _init_convolutions(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamResNet:
@@ -187,5 +179,8 @@ def active_speakers_context(
 ) -> ASC_Net:
     """Build an ASC_Net for L steps of S speakers; convolutions start as Kaiming normal (fan out) with zero biases."""
     model = ASC_Net(context_length, num_speakers, pairwise=pairwise, temporal=temporal)
-    _init_convolutions(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
     return model

@@ -113,7 +113,7 @@ def train_one_epoch(
 def evaluate(
     model: nn.Module, loader: DataLoader, losses_of: Losses, device: torch.device, precision: str
 ) -> dict[str, float]:
-    """Validate. Returns and raises as `train_one_epoch`."""
+    """Validate. Returns the same metrics and raises the same error as `train_one_epoch`."""
     model.eval()
     meter = Meter("val", loader)
     for batch in meter.bar:
@@ -133,10 +133,10 @@ def fit(
     params: dict,
     device: torch.device,
 ) -> None:
-    """Train from the last finished epoch of the run to `params["epochs"]`, with Adam and a step learning rate decay.
+    """Train from the last finished epoch of the run up to `params["epochs"]`, with Adam and a step learning rate decay.
 
-    `params` has the keys of `STE_optimization_params` and `ASC_optimization_params` in the configuration. With several
-    ranks, each calls this with the same model, its part of every batch and the same run.
+    `params` has the keys of `STE_optimization_params` and `ASC_optimization_params`. With several ranks, each calls
+    this with the same model, its part of every batch and the same run.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=params["learning_rate"])
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, params["step_size"], params["gamma"])

@@ -1,4 +1,4 @@
-"""Device, precision, seed and weights of a network."""
+"""Device, precision and weights of a network."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def get_device(name: str) -> torch.device:
-    """The CPU for `cpu`, else the CUDA device of this number plus the local rank.
+    """Return the CPU for `cpu`, else the CUDA device with this number plus the local rank.
 
     Raises InputError if the device does not exist; there is no fallback to the CPU.
     """
@@ -50,20 +50,15 @@ def tune_malloc() -> None:
 
 
 def device_label(device: torch.device) -> str:
-    """Name of the device and number of threads or ranks, for messages."""
+    """Return the name of the device and the number of threads or ranks, for messages."""
     cuda = device.type == "cuda"
     label = f"{device} ({torch.cuda.get_device_name(device) if cuda else f'{torch.get_num_threads()} threads'})"
     return label if distributed.get_world_size() == 1 else f"{distributed.get_world_size()} ranks, the first on {label}"
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Free memory of a CUDA device in bytes; 0 for the CPU, where the page cache already keeps files in memory."""
+    """Return the free memory of a CUDA device in bytes; 0 for the CPU, where the page cache keeps files in memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def seed_torch(seed: int) -> None:
-    """Seed torch for the initial weights. Draws of data are functions of (seed, epoch, row) instead."""
-    torch.manual_seed(seed)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -120,8 +115,5 @@ def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
