@@ -296,12 +296,12 @@ class TestRepeatedForward:
         settings = read_json(next(tmp_path.glob("*.json")))
         assert settings["weights"] == str(inputs / f"{script[:3]}.pth")
         before = results(tmp_path)
-        inodes = {name: (tmp_path / name).stat().st_ino for name in before}
+        times = {name: (tmp_path / name).stat().st_mtime_ns for name in before}
         (tmp_path / "one.csv").unlink()
         assert stage(tmp_path).returncode == 0
         assert results(tmp_path) == before
         assert stage(tmp_path).returncode == 0
-        repeated = {name for name in before if (tmp_path / name).stat().st_ino != inodes[name]}
+        repeated = {name for name in before if (tmp_path / name).stat().st_mtime_ns != times[name]}
         assert "one.csv" in repeated
         assert {Path(name).stem for name in repeated} == {"one"}
 
@@ -321,7 +321,7 @@ class TestRepeatedForward:
         """A corrected label counts, since the features' csv contains it."""
         path, flags = copy
         assert stage(tmp_path / "out", *flags).returncode == 0
-        before = {name: (tmp_path / "out" / name).stat().st_ino for name in ("one.csv", "two.csv")}
+        before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in ("one.csv", "two.csv")}
         faces = list(FACES)
         assert faces[1].video == "one"
         if script == "STE_forward.py":
@@ -334,9 +334,9 @@ class TestRepeatedForward:
             os.utime(path / "two.npy", ns=(other, other))
         result = stage(tmp_path / "out", *flags)
         assert result.returncode == 0, result
-        assert (tmp_path / "out" / "one.csv").stat().st_ino != before["one.csv"]
+        assert (tmp_path / "out" / "one.csv").stat().st_mtime_ns != before["one.csv"]
         if script == "STE_forward.py":
-            assert (tmp_path / "out" / "two.csv").stat().st_ino == before["two.csv"]
+            assert (tmp_path / "out" / "two.csv").stat().st_mtime_ns == before["two.csv"]
         lines = read_csv(tmp_path / "out" / "one.csv")
         assert len(lines) == sum(face.video == "one" for face in faces) + (script == "STE_forward.py")
 

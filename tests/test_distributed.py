@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -226,6 +227,8 @@ def test_message_for_a_lost_rank(set_rank, message, is_lost_rank):
 class Torchrun:
     """A torchrun process and its ranks."""
 
+    started: ClassVar[list["Torchrun"]] = []
+
     def __init__(self, log: Path, flags: tuple, script: object, *args: object):
         self.log = log
         words = [sys.executable, "-m", "torch.distributed.run", *flags, script, *args]
@@ -235,6 +238,7 @@ class Torchrun:
             self.process = subprocess.Popen(
                 [*map(str, words)], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
             )
+        self.started.append(self)
 
     def ranks(self) -> dict[int, int]:
         """Process id of each rank."""
@@ -247,14 +251,19 @@ class Torchrun:
 
     def wait(self, timeout: float = 300) -> int:
         """Wait for its end and return the exit status."""
-        try:
-            return self.process.wait(timeout)
-        finally:
-            self.process.kill()  # its ranks end with it
+        return self.process.wait(timeout)
 
     @property
     def text(self) -> str:
         return self.log.read_text()
+
+
+@pytest.fixture(autouse=True)
+def end_torchrun():
+    """Kill what a failed test leaves; ranks end with torchrun."""
+    yield
+    for agent in Torchrun.started:
+        agent.process.kill()
 
 
 def torchrun(log: Path, num_ranks: int, script: object, *args: object) -> Torchrun:

@@ -120,7 +120,7 @@ def check_killed_training(script: str, calls: list, inputs: Path, expected: dict
     assert_finishes(arguments, out, expected)
 
 
-@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize("script", some("STE_train.py", slow=("ASC_train.py",)))
 def test_killed_training_resumes_to_the_same_weights(script, inputs, expected, tmp_path):
     assert any(name.endswith(".pth") for name in expected(script))
     check_killed_training(script, TRAINING_CALLS, inputs, expected(script), tmp_path / "out")
@@ -132,7 +132,7 @@ def test_training_can_be_killed_anywhere(script, inputs, expected, tmp_path):
     check_killed_training(script, MORE_TRAINING_CALLS + TRAINING_CALLS, inputs, expected(script), tmp_path / "out")
 
 
-@pytest.mark.parametrize("script", CALLS)
+@pytest.mark.parametrize("script", some("STE_forward.py", DATA[2], slow=("ASC_forward.py", *DATA[:2])))
 def test_killed_stage_finishes_with_the_same_command(script, inputs, expected, tmp_path):
     out = tmp_path / "out"
     kill(tmp_path / "printed", command(script, inputs, out), CALLS[script])
@@ -186,7 +186,7 @@ INTERRUPTIONS = {
 
 
 @pytest.mark.parametrize(
-    "script", some("STE_train.py", "ASC_forward.py", DATA[0], slow=("ASC_train.py", "STE_forward.py", *DATA[1:]))
+    "script", some("STE_train.py", DATA[0], slow=("ASC_train.py", "STE_forward.py", "ASC_forward.py", *DATA[1:]))
 )
 def test_ctrl_c_prints_one_line_and_leaves_no_process(script, inputs, expected, tmp_path):
     """Exit status 130; the same command continues."""
@@ -237,7 +237,7 @@ def test_full_disk_is_an_error_with_the_path(script, inputs, expected, tmp_path)
     assert_finishes(arguments, out, expected(script))
 
 
-@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize("script", some("STE_train.py", slow=("ASC_train.py",)))
 def test_full_disk_keeps_finished_epochs(script, inputs, expected, tmp_path):
     out, arguments = tmp_path / "out", command(script, inputs, tmp_path / "out")
     assert run(tmp_path / "printed", *arguments, "--epochs", 1).returncode == 0
