@@ -101,7 +101,7 @@ class TestManifest:
     def test_results_that_appear_between_start_and_save_are_refused(self, path):
         first, second = (Manifest(path, SETTINGS) for _ in range(2))
         first.save()
-        with pytest.raises(InputError, match="another process has written here meanwhile"):
+        with pytest.raises(InputError, match="another process has just written here"):
             second.save()
 
 

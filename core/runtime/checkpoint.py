@@ -31,7 +31,7 @@ class TrainingRun:
         self.name, self.directory, self.identity = name, Path(models_out, name), tuple(identity)
         self.settings = {**settings, "ranks": distributed.get_world_size()}
         self.path = self.directory / CHECKPOINT_FILE
-        # The checkpoint is the authority on earlier settings, so those in the settings file are not read.
+        # Earlier settings are compared with those in the checkpoint, so the settings file is not read.
         self._manifest = Manifest(self.directory / f"{name}_cfg.json", self.settings, overwrite=True)
         self.state: dict | None = self._load(resume)
         self.log: list[dict] = self.state["log"] if self.state else []
@@ -39,7 +39,7 @@ class TrainingRun:
 
     @distributed.on_main
     def _load(self, resume: bool) -> dict | None:
-        """State of an existing run, None if there is none to resume."""
+        """Return the state of an existing run, None if there is no run to resume."""
         found = sorted(name for name in list_files(self.directory) if name == CHECKPOINT_FILE or name.endswith(".pth"))
         if found and not resume:
             advice = "pass --resume to continue it, or another --models-out"

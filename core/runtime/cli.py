@@ -83,7 +83,7 @@ def device_name(text: str) -> str:
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --split and --csv, the annotations of a stage; --csv defaults to the annotations of the split."""
-    parser.add_argument("--split", choices=SPLITS, default="val", help="split of AVA; names the sub-directories")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="split of AVA; names the subdirectories")
     parser.add_argument(
         "--csv", help="annotations: augmented file, official file, or directory of official files (default: by split)"
     )
@@ -101,20 +101,16 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict, mode
     add_precision_argument(parser, defaults["precision"])
     parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
     parser.add_argument(
-        "--seed", type=seed, default=defaults["seed"], help="seed of initial weights, sample order, clips and contexts"
+        "--seed", type=seed, default=defaults["seed"], help="random seed of weights, clips and contexts"
     )
 
 
 def add_workers_argument(parser: argparse.ArgumentParser, default: int) -> None:
-    parser.add_argument(
-        "--workers", type=worker_count, default=default, help="number of data-loading processes; 0: the main process"
-    )
+    parser.add_argument("--workers", type=worker_count, default=default, help="data-loading processes; 0: main process")
 
 
 def add_precision_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default=default, help="numeric precision of the network"
-    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=default, help="precision of the network")
 
 
 def print_settings(settings: dict) -> None:
@@ -171,7 +167,7 @@ def _fail(message: object, status: int) -> int:
 
 
 def describe_system_error(error: Exception) -> str | None:
-    """One line for running out of memory, a dead worker or a lost rank; None for other errors."""
+    """Describe running out of memory, a dead worker or a lost rank in one line. Returns None for other errors."""
     reason = first_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({reason}); try a smaller --batch-size or fewer --workers"

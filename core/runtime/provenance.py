@@ -1,4 +1,4 @@
-"""What results were made with: a settings file in every output directory, compared by content.
+"""Provenance of results: a settings file in every output directory, compared by content.
 
 `identity` names the settings that results depend on. Inputs and weights appear in it as digests, never as paths, so a
 moved data root or a copied directory changes nothing.
@@ -21,7 +21,7 @@ from core.runtime.progress import progress
 
 
 def difference(saved: dict, settings: dict, identity: Iterable[str]) -> str | None:
-    """Text about the first setting that differs from its saved value; settings that were not saved are ignored."""
+    """Describe the first setting that differs from its saved value. Settings that were not saved are ignored."""
     for key in identity:
         if key in saved and saved[key] != settings[key]:
             return f"{key} {str(saved[key])[:60]}, now {str(settings[key])[:60]}"
@@ -31,8 +31,8 @@ def difference(saved: dict, settings: dict, identity: Iterable[str]) -> str | No
 class Manifest:
     """The settings file of an output directory, and the lock on that directory. Rank 0 reads and writes it.
 
-    `saved` are the settings of an earlier start, empty if there are none or if they are to be overwritten. Raises
-    InputError if another process writes to the directory or if the file is broken.
+    `saved` holds the settings of an earlier run; it is empty for a new directory or with `overwrite`. Raises InputError
+    if another process writes to the directory or if the file is broken.
     """
 
     def __init__(self, path: Path, settings: dict, identity: Iterable[str] = (), overwrite: bool = False):
@@ -66,7 +66,7 @@ class Manifest:
         if self._lock is None:
             self._lock = lock(self.directory)
             if self.path.exists():
-                raise InputError(f"{self.directory}: another process has written here meanwhile; run this again")
+                raise InputError(f"{self.directory}: another process has just written here; run this again")
         write_json(self.path, {**self.settings, **more})
 
     @contextlib.contextmanager
@@ -85,7 +85,7 @@ class Manifest:
 class OutputDirectory(Manifest):
     """Output directory of a forward stage: `<video_id>` + each suffix, and the settings file.
 
-    Raises InputError if it holds results made with other settings, unless they are to be overwritten.
+    Without `overwrite`, raises InputError if it holds results made with other settings.
     """
 
     def __init__(self, path: Path, settings: dict, identity: Iterable[str], suffixes: tuple[str, ...], overwrite: bool):
