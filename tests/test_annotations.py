@@ -103,7 +103,6 @@ def test_table_of_an_official_file(csv_dir):
     assert table.position.tolist() == [0, 1, 0, 2, 1, 2]
     assert table.rows_of_track(1).tolist() == [2, 4, 5]
     assert table.audio_start.tolist() == [1299.0, 1299.04]
-    assert [times.tolist() for times in table.track_spans()] == [[1299.0, 1299.04], [1299.1, 1300.0]]
     assert table.track_video().tolist() == [0, 0]
     assert table.is_speaking.tolist() == [True, True, False, False, False, False]
     assert table.anyone_speaking.tolist() == [True, True, True, False, False, False]

@@ -94,11 +94,6 @@ class FaceTable:
         video[self.entity] = self.video
         return video
 
-    def track_spans(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first and last timestamp of each track in seconds, (E,) each. Every track must have rows."""
-        timestamp = self.timestamp[self.track_rows]
-        return timestamp[self.track_offsets[:-1]], timestamp[self.track_offsets[1:] - 1]
-
     def digest(self) -> str:
         """Return a hash of the content of all rows, in hex."""
         digest = hashlib.blake2b("\n".join([*self.video_ids, "", *self.entity_ids]).encode(), digest_size=16)
@@ -205,7 +200,7 @@ def read_annotations(source: str | Path) -> FaceTable:
         return f"{files[file]}, line {lines[file][row - starts[file]]}"
 
     check_tracks(table, line_of)
-    table.audio_start, _ = table.track_spans()
+    table.audio_start = timestamp[table.track_rows[table.track_offsets[:-1]]]
     has_speech = np.zeros(table.frame_id.max() + 1, bool)
     has_speech[table.frame_id[table.is_speaking]] = True
     table.anyone_speaking = has_speech[table.frame_id]

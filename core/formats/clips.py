@@ -26,13 +26,9 @@ _UNKNOWN_LENGTH = 2**30 - 1024  # frames; ffmpeg writes 2^32 - 1 bytes into the 
 _SHORTEST_HEADER = 44  # bytes of a wav
 
 
-def timestamp_name(timestamp: float) -> str:
-    """Return the spelling of a timestamp in seconds in paths and files: 1080 -> "1080.0"."""
-    return str(float(timestamp))
-
-
 def crop_name(timestamp: float) -> str:
-    return f"{timestamp_name(timestamp)}.jpg"
+    """Return the file name of a crop, given its timestamp in seconds: 1080 -> "1080.0.jpg"."""
+    return f"{float(timestamp)}.jpg"
 
 
 def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:

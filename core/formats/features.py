@@ -81,8 +81,8 @@ def require_finite(table: FaceTable, rows: np.ndarray, logits: np.ndarray, sourc
 class FeatureStore:
     """Features of a directory, in either format: a `FaceTable` of N rows, and (N, 1024) float32 read on demand.
 
-    `digests` has a digest of the rows, labels and logits of each video. Other features come with other logits, so it
-    stands for the features too, which would take minutes to hash.
+    `digests` has a hash of the rows, labels and logits of each video. The features would take minutes to hash; other
+    features mean other logits, so the hash covers them as well.
 
     Raises InputError if a file is missing or invalid, or if an array has a different length than its csv.
     """
@@ -148,7 +148,7 @@ class FeatureStore:
 
 
 def store_digests(stores: dict[str, FeatureStore]) -> dict[str, str]:
-    """Digests of the rows and of the features of each split, for the settings of a training run."""
+    """Return digests of the rows and of the features of each split, for the settings of a training run."""
     rows = {f"{split}_rows": store.table.digest() for split, store in stores.items()}
     features = {
         split: hashlib.blake2b("".join(store.digests).encode(), digest_size=16) for split, store in stores.items()
