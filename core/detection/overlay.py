@@ -15,7 +15,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def score_colour(score: float) -> tuple[int, ...]:
-    """BGR, from red for 0 to green for 1."""
+    """Return a BGR colour, from red for 0 to green for 1."""
     return tuple(np.rint(SILENT + score * (SPEAKING - SILENT)).astype(int).tolist())
 
 
@@ -44,11 +44,7 @@ def visible_rows(table: FaceTable, times: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def marked_frames(
-    images: Iterable[np.ndarray | None],
-    size: tuple[int, int],
-    times: np.ndarray,
-    table: FaceTable,
-    scores: np.ndarray,
+    images: Iterable[np.ndarray | None], size: tuple[int, int], times: np.ndarray, table: FaceTable, scores: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Yield copies of the images, of a size (W, H) and at timestamps (T,), with boxes and scores (N,) of the table.
 

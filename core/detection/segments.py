@@ -1,4 +1,4 @@
-"""Who speaks when: from a score per row to segments, and the output files for people and programs."""
+"""Speech segments from the scores of rows, and the files that describe them."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Segment:
 
 
 def short_name(table: FaceTable, track: int) -> str:
-    """Entity id of a track without the video id that most begin with."""
+    """Return the entity id of a track, without the video id that most of them begin with."""
     return table.entity_ids[track].removeprefix(table.video_ids[0]).lstrip("_:") or table.entity_ids[track]
 
 

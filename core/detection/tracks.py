@@ -66,7 +66,7 @@ class Track:
         return np.stack([np.interp(times, self.times, column) for column in columns], axis=1)
 
     def predict_box(self, time: float) -> np.ndarray:
-        """Box (4,) at a later timestamp, if the face keeps its size and its velocity."""
+        """Box (4,) at a later timestamp, assuming constant size and velocity."""
         box = self.boxes[-1]
         if len(self.times) < 2:
             return box
@@ -158,6 +158,6 @@ def _interpolate(tracks: list[Track], shots: Shots, size: tuple[int, int]) -> It
         start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
         times = shots.times[start : end + 1]
         boxes = track.boxes_at(times).clip(0, 1).round(6)
-        inside = ((boxes[:, 2:] - boxes[:, :2]) * size >= _MIN_BOX_PIXELS).all(axis=1)  # not left the frame
+        inside = ((boxes[:, 2:] - boxes[:, :2]) * size >= _MIN_BOX_PIXELS).all(axis=1)  # else it left the frame
         if inside.any():
             yield times[inside], boxes[inside]

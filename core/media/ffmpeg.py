@@ -28,7 +28,7 @@ _SPECIFIC_ERRORS = (_NO_STREAM, "Unknown encoder", "No space left")  # more spec
 
 
 def ffmpeg_path() -> str:
-    """Path of the ffmpeg on PATH, or of the one in the package imageio-ffmpeg. Raises InputError without either."""
+    """Return the path of ffmpeg, from PATH or from the package imageio-ffmpeg. Raises InputError if there is none."""
     found = shutil.which("ffmpeg")
     if found:
         return found
@@ -83,7 +83,7 @@ def ffmpeg_process(
 
 
 def input_arguments(video: Path) -> tuple[str, ...]:
-    """ffmpeg arguments that open this file and no other, whatever its name or content."""
+    """Return the ffmpeg arguments that open this file, and no other file whatever its name or content."""
     require_regular_file(video)
     return "-protocol_whitelist", PROTOCOLS, "-format_whitelist", CONTAINERS, "-i", f"file:{os.path.abspath(video)}"
 
@@ -115,7 +115,7 @@ def iter_audio(video: Path, decoder_warnings: list[str] | None = None) -> Iterat
 
 
 def video_start_offset(video: Path) -> float:
-    """Seconds from the first sample of `iter_audio` to the first frame; 0 if either stream is missing.
+    """Return the seconds from the first sample of `iter_audio` to the first frame; 0 if either stream is missing.
 
     Raises ValueError if the path is not a regular file.
     """
@@ -129,7 +129,7 @@ def video_start_offset(video: Path) -> float:
 
 
 def _first_pts(*arguments: str) -> float | None:
-    """Presentation time in seconds of the first packet or frame; None without one."""
+    """Return the presentation time in seconds of the first packet or frame, None if there is none."""
     try:
         lines = run_ffmpeg(*arguments, "-frames", "1", "-f", "framecrc", "pipe:1").decode().splitlines()
     except ValueError:
@@ -145,7 +145,7 @@ def has_audio(video: Path) -> bool:
 
 
 def aligned_audio_args(video: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Input and output arguments of `encode_video` for a video's own audio, aligned to its first frame."""
+    """Return input and output arguments of `encode_video` for a video's own audio, aligned to its first frame."""
     offset = video_start_offset(video)
     source = (*_AUDIO_ONLY, *input_arguments(video))  # before the input: only its audio is read
     shift = f",atrim=start={offset:.6f},asetpts=PTS-STARTPTS" if offset > 0 else f",adelay={-1000 * offset:.0f}:all=1"

@@ -68,7 +68,7 @@ class VideoReader:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, after any rotation that the video asks for."""
+        """Width and height in pixels, after the rotation given in the metadata."""
         return int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
 
     @property
@@ -160,7 +160,7 @@ class VideoReader:
         return (self._capture.get(cv2.CAP_PROP_POS_MSEC) - self._first_msec) / 1000
 
     def _retrieve(self) -> np.ndarray | None:
-        """Convert the last grabbed frame to BGR; None if it is broken."""
+        """Return the last grabbed frame as BGR, None if it is broken."""
         try:
             decoded, image = self._capture.retrieve()
         except cv2.error:

@@ -120,11 +120,11 @@ def plot_breakdown(path: Path, breakdowns: dict[str, Sequence[dict[str, dict]]],
     for axes, (title, predictions) in zip(panels[0], breakdowns.items(), strict=True):
         handles = []
         for number, groups in enumerate(predictions):
-            place = np.arange(len(groups)) + (number - (count - 1) / 2) * width
+            positions = np.arange(len(groups)) + (number - (count - 1) / 2) * width
             heights = [100 * (group["mAP"] or 0) for group in groups.values()]
             texts = ["none" if group["mAP"] is None else f"{100 * group['mAP']:.1f}" for group in groups.values()]
             colour, hatch = COLOURS[number % len(COLOURS)], ("", "//", "..")[number // len(COLOURS) % 3]
-            handles.append(axes.bar(place, heights, width, color=colour, hatch=hatch, edgecolor="white"))
+            handles.append(axes.bar(positions, heights, width, color=colour, hatch=hatch, edgecolor="white"))
             axes.bar_label(handles[-1], texts, fontsize=8, padding=2, rotation=90 if count > 2 else 0)
         groups = predictions[0]
         for index, group in enumerate(groups.values()):
@@ -315,14 +315,14 @@ def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path
     handles, texts = [], []
     across = table[table["setting"].isin(lines) & (table["axis"] == "")]
     for axes, (axis, rows) in zip(panels[0], axes_of.items(), strict=True):
-        places = np.arange(len(rows))
-        single = [(place, 100 * value) for place, values in zip(places, rows["mAP"], strict=True) for value in values]
+        positions = np.arange(len(rows))
+        single = [(x, 100 * value) for x, values in zip(positions, rows["mAP"], strict=True) for value in values]
         style = {"linewidth": 1.5 if rows["setting"].str.isdigit().all() else 0}  # a line only if settings are ordered
-        mean = axes.plot(places, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, **style)[0]
+        mean = axes.plot(positions, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, **style)[0]
         runs = axes.plot(*zip(*single, strict=True), "o", color="black", markersize=3.5, alpha=0.6)[0]
         drawn = [axes.axhline(100 * row.mean, **_style(3 * number)) for number, row in enumerate(across.itertuples())]
         handles, texts = [mean, runs, *drawn], ["mean over seeds", "single run", *across["setting"]]
-        axes.set_xticks(places, rows["setting"])
+        axes.set_xticks(positions, rows["setting"])
         axes.set(xlabel=axis, xlim=(-0.4, len(rows) - 0.6))
         axes.grid(alpha=0.3)
     panels[0, 0].set_ylabel("mAP (%)")

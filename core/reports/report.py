@@ -63,7 +63,7 @@ def _video_directory(ava_video_dir: str | None) -> str:
 
 
 def display_names(paths: Sequence[str]) -> list[str]:
-    """Names of files for tables, plots and json: their stems, or if these repeat, the paths below the shared directory.
+    """Return names of files for tables, plots and json: their stems, or if these repeat, their relative paths.
 
     Raises InputError if a path is given twice.
     """
@@ -162,7 +162,7 @@ def breakdown(scores: np.ndarray, table: FaceTable, group: np.ndarray, names: Se
     group (N,) holds indices into `names`.
     """
     positive = table.is_speaking
-    order = np.argsort(group, kind="stable")  # once, however many groups there are
+    order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(len(names) + 1))
     result = {}
     for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):

@@ -74,12 +74,12 @@ def _draw_run(axes: plt.Axes, log: pd.DataFrame, metric: str, colour: str) -> No
 
 
 def is_curve(column: str) -> bool:
-    """True if a column of a log holds a metric."""
+    """Return True if a column of a log holds a metric."""
     return column.startswith(("train_", "val_"))
 
 
 def _best_row(log: pd.DataFrame) -> int | None:
-    """Row of the log with the highest val AP, the first one in a tie; None without val AP."""
+    """Return the row of the log with the highest val AP, the first one in a tie; None without val AP."""
     values = log.get("val_ap")
     return None if values is None or values.isna().all() else int(np.nanargmax(values))
 

@@ -1,4 +1,4 @@
-"""Frames of a synthetic video: faces, mouths that move with speech, and what hides them.
+"""Frames of a synthetic video: faces, mouths that move with speech, and objects in front of them.
 
 Faces are drawn in head units: the origin is the centre of the head, x points right, y down, and 1 is its width.
 """

@@ -20,18 +20,7 @@ SEGMENT_SECONDS = 60  # AVA numbers tracks within segments of this length: <vide
 SAMPLE_RATES = (16000, 44100, 48000)  # Hz
 ID_LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 # One thread and no version strings: the same arguments give the same bytes.
-BITEXACT = (
-    "-threads",
-    "1",
-    "-flags:v",
-    "+bitexact",
-    "-b:a",
-    "96k",
-    "-flags:a",
-    "+bitexact",
-    "-fflags",
-    "+bitexact",
-)
+BITEXACT = ("-threads", "1", "-flags:v", "+bitexact", "-b:a", "96k", "-flags:a", "+bitexact", "-fflags", "+bitexact")
 
 
 def draw_video_id(rng: np.random.Generator, index: int) -> str:
