@@ -28,10 +28,8 @@ SETTINGS_FILE = "extract_audio_tracks_cfg.json"
 
 def get_args_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of the videos, <video_id>.<ext>"
-    )
-    parser.add_argument("--target-audios", default=data_inputs["ava_audio_dir"], help="output directory of the wavs")
+    parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of <video_id>.<ext>")
+    parser.add_argument("--target-audios", default=data_inputs["ava_audio_dir"], help="output directory")
     parser.add_argument(
         "--align",
         action="store_true",

@@ -33,20 +33,9 @@ SETTINGS_FILE = "extract_face_crops_time_cfg.json"
 def get_args_parser() -> Parser:
     parser = Parser(__doc__)
     add_split_arguments(parser)
-    parser.add_argument(
-        "--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of the videos, <video_id>.<ext>"
-    )
-    parser.add_argument(
-        "--output-dir",
-        default=STE_inputs["video_dir"],
-        help="output directory; crops are written to its <split>/<entity_id>/",
-    )
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=2,
-        help="number of videos processed in parallel; each is decoded by several threads",
-    )
+    parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of <video_id>.<ext>")
+    parser.add_argument("--output-dir", default=STE_inputs["video_dir"], help="output directory of all splits")
+    parser.add_argument("--workers", type=positive_int, default=2, help="number of videos processed in parallel")
     parser.add_argument("--overwrite", action="store_true", help="recreate existing crops")
     return parser
 

@@ -31,12 +31,8 @@ SETTINGS_FILE = "slice_audio_tracks_cfg.json"
 def get_args_parser() -> Parser:
     parser = Parser(__doc__)
     add_split_arguments(parser)
-    parser.add_argument(
-        "--ava-audio-dir", default=data_inputs["ava_audio_dir"], help="directory of the wavs of stage 1, <video_id>.wav"
-    )
-    parser.add_argument(
-        "--output-dir", default=STE_inputs["audio_dir"], help="output directory; slices are written to its <split>/"
-    )
+    parser.add_argument("--ava-audio-dir", default=data_inputs["ava_audio_dir"], help="directory of <video_id>.wav")
+    parser.add_argument("--output-dir", default=STE_inputs["audio_dir"], help="output directory of all splits")
     parser.add_argument("--workers", type=positive_int, default=4, help="number of videos processed in parallel")
     parser.add_argument("--overwrite", action="store_true", help="recreate existing slices")
     return parser

@@ -31,6 +31,8 @@ from core.formats.features import FeatureStore, encoder_sha256
 from core.reports.plots import plot_ablation
 from core.runtime.cli import (
     Parser,
+    add_precision_argument,
+    add_workers_argument,
     device_name,
     launch,
     odd_positive,
@@ -38,7 +40,6 @@ from core.runtime.cli import (
     positive_int,
     print_settings,
     seed,
-    worker_count,
 )
 from core.runtime.device import device_label, get_device
 from core.runtime.errors import InputError, RunError
@@ -70,34 +71,19 @@ def get_args_parser() -> Parser:
     parser.add_argument("--seconds", type=positive_float, default=16.0, help="mini AVA: length of each video")
     parser.add_argument("--clip-length", type=odd_positive, default=11, help="short-term encoder: crops per clip")
     parser.add_argument("--ste-epochs", type=positive_int, default=50, help="short-term encoder: number of epochs")
-    parser.add_argument(
-        "--epochs", type=positive_int, help=f"context networks: number of epochs {default_of('epochs')}"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=defaults["batch_size"], help="context networks: batch size"
-    )
+    parser.add_argument("--epochs", type=positive_int, help=f"context networks: epochs {default_of('epochs')}")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="contexts per batch")
     learning_rate_help = f"context networks: initial learning rate (Adam) {default_of('learning_rate')}"
     parser.add_argument("--learning-rate", type=positive_float, help=learning_rate_help)
-    parser.add_argument(
-        "--workers", type=worker_count, default=defaults["workers"], help="number of data-loading worker processes"
-    )
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="numeric precision of all networks"
-    )
-    parser.add_argument(
-        "--seeds", type=positive_int, default=3, help="runs per context network, with consecutive seeds"
-    )
-    parser.add_argument(
-        "--seed", type=seed, default=0, help="random seed of the mini AVA, the encoder and the first run"
-    )
+    add_workers_argument(parser, defaults["workers"])
+    add_precision_argument(parser, "fp32")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="number of consecutive seeds per context network")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the mini AVA, the encoder and the first runs")
     return parser
 
 
-def make_features(args: argparse.Namespace, root: Path) -> dict[str, dict[str, str]]:
-    """Make a mini AVA and run stages 1 to 5 on it.
-
-    Returns the directories of features and of annotations by split. Raises InputError or RunError if a stage fails.
-    """
+def make_features(args: argparse.Namespace, root: Path) -> None:
+    """Make a mini AVA and run stages 1 to 5 on it. Raises InputError or RunError if a stage fails."""
     mini_ava = ("--videos", args.videos, "--seconds", args.seconds, "--seed", args.seed)
     encoder = ("--clip-length", args.clip_length, "--no-pretrained", "--ste-epochs", args.ste_epochs)
     options = ("--ste-batch-size", 16, "--forward-batch-size", 32, "--precision", args.precision, "--seed", args.seed)
@@ -112,18 +98,6 @@ def make_features(args: argparse.Namespace, root: Path) -> dict[str, dict[str, s
         if status:
             error = InputError if status == 2 else RunError
             raise error(f"{script} ended with exit status {status}: see the message above")
-    return {
-        "features": {split: str(root / "ste_features" / split) for split in SPLITS},
-        "annotations": {split: str(root / "csv" / split) for split in SPLITS},
-    }
-
-
-def given_features(args: argparse.Namespace) -> dict[str, dict[str, str]]:
-    """Return the directories given on the command line, as `make_features` does."""
-    return {
-        "features": {"train": args.features_train_full, "val": args.features_val_full},
-        "annotations": {split: getattr(args, f"csv_{split}_full") or annotation_csvs[split] for split in SPLITS},
-    }
 
 
 def main(args: argparse.Namespace) -> None:
@@ -139,13 +113,20 @@ def main(args: argparse.Namespace) -> None:
     print_settings(vars(args))
     started = time.monotonic()
     device, output_dir = get_device(args.cuda_device), Path(args.output_dir)
-    paths = given_features(args) if any(given) else make_features(args, (output_dir / "mini_ava").absolute())
-    annotations = {split: read_annotations(path) for split, path in paths["annotations"].items()}
-    stores = {split: FeatureStore(path) for split, path in paths["features"].items()}
+    if any(given):
+        features = dict(zip(SPLITS, given, strict=True))
+        csvs = {split: getattr(args, f"csv_{split}_full") or annotation_csvs[split] for split in SPLITS}
+    else:
+        root = (output_dir / "mini_ava").absolute()
+        make_features(args, root)
+        features = {split: root / "ste_features" / split for split in SPLITS}
+        csvs = {split: root / "csv" / split for split in SPLITS}
+    annotations = {split: read_annotations(csvs[split]) for split in SPLITS}
+    stores = {split: FeatureStore(features[split]) for split in SPLITS}
     seeds = list(range(args.seed, args.seed + args.seeds))
-    encoders = {encoder_sha256(paths["features"][split]) for split in SPLITS}
+    encoders = {encoder_sha256(features[split]) for split in SPLITS}
     if len(encoders) > 1:
-        raise InputError("training and validation features were made by two encoders")
+        raise InputError("training and validation features come from different encoders")
     params = {
         **ASC_optimization_params,
         "epochs": args.epochs,

@@ -213,7 +213,7 @@ def write_annotations(directory: Path, videos: list[str], rows: int) -> Path:
 
 
 def write_features(directory: Path, csvs: Path) -> Path:
-    """Write features and logits of noise for all annotated rows."""
+    """Write random features and logits for all annotated rows."""
     table, rng = read_annotations(csvs), np.random.default_rng(0)
     for video in range(len(table.video_ids)):
         with feature_writer(directory, table, table.rows_of_video(video)) as (logits, features):
@@ -277,7 +277,7 @@ def measure_encoder(bench: Benchmark) -> None:
 
 
 def measure_context_network(bench: Benchmark) -> None:
-    """Stages 7 and 8 on features of noise."""
+    """Stages 7 and 8, on random features."""
     work, rows = bench.directory, bench.scaled(12_000, 50)
     store = write_features(work / "features_train", write_annotations(work / "csv_contexts", VIDEOS[:4], rows))
     val = write_features(work / "features_val", write_annotations(work / "csv_contexts_val", VIDEOS[:1], 500))

@@ -29,6 +29,8 @@ from core.detection.tracks import FaceDetector
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime.cli import (
     Parser,
+    add_precision_argument,
+    add_workers_argument,
     device_name,
     fraction,
     launch,
@@ -37,52 +39,38 @@ from core.runtime.cli import (
     positive_int,
     print_settings,
     seed,
-    worker_count,
 )
-from core.runtime.device import device_label, get_device, load_weights, tune_malloc
+from core.runtime.device import device_label, get_device, load_weights
 from core.runtime.files import require_distinct, require_file
 
 RESULT_SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
 
 
 def get_args_parser() -> Parser:
-    defaults, encoder = own_video_params, STE_forward_params
+    defaults, encoder, context = own_video_params, STE_forward_params, ASC_inputs_forward
     parser = Parser(__doc__)
     parser.add_argument("video", help="video file with an audio stream")
-    parser.add_argument("cuda_device", type=device_name, help="index of the CUDA device, or cpu")
+    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--output-dir", required=True, help="directory for all output; use one per video")
     parser.add_argument("--ste-weights", default=encoder["weights"], help="state_dict of the short-term encoder")
-    parser.add_argument(
-        "--asc-weights", default=ASC_inputs_forward["weights"], help="state_dict of the context network"
-    )
+    parser.add_argument("--asc-weights", default=context["weights"], help="state_dict of the context network")
     parser.add_argument("--face-detector", default=defaults["face_detector"], help="onnx file of YuNet")
     parser.add_argument("--tracks", help="read face tracks from these annotations instead of detecting faces")
-    parser.add_argument(
-        "--clip-length", type=odd_positive, default=defaults["clip_length"], help="crops in a clip of the encoder"
-    )
+    parser.add_argument("--clip-length", type=odd_positive, default=defaults["clip_length"], help="crops in a clip")
     parser.add_argument("--clips", type=odd_positive, default=defaults["clips"], help="steps in a context")
+    stride = defaults["time_stride"]
+    parser.add_argument("--time-stride", type=positive_int, default=stride, help="rows between two steps of a context")
+    parser.add_argument("--speakers", type=positive_int, default=defaults["speakers"], help="speakers in a context")
     parser.add_argument(
-        "--time-stride", type=positive_int, default=defaults["time_stride"], help="rows between two steps"
+        "--threshold", type=fraction, default=defaults["threshold"], help="minimum score of a speaking face"
     )
-    parser.add_argument("--speakers", type=positive_int, default=defaults["speakers"], help="faces in a context")
-    parser.add_argument(
-        "--threshold", type=fraction, default=defaults["threshold"], help="minimum score that counts as speaking"
-    )
-    parser.add_argument(
-        "--smoothing",
-        type=odd_window,
-        default=defaults["smoothing"],
-        help="width in rows of the median filter along tracks; 0 for none",
-    )
+    smoothing_help = "width in rows of a median filter along tracks; 0: no filter"
+    parser.add_argument("--smoothing", type=odd_window, default=defaults["smoothing"], help=smoothing_help)
     parser.add_argument("--batch-size", type=positive_int, default=encoder["batch_size"], help="clips per batch")
+    add_workers_argument(parser, encoder["workers"])
+    add_precision_argument(parser, encoder["precision"])
     parser.add_argument(
-        "--workers", type=worker_count, default=encoder["workers"], help="number of processes that load crops"
-    )
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default=encoder["precision"], help="numeric precision of the encoder"
-    )
-    parser.add_argument(
-        "--seed", type=seed, default=ASC_forward_params["seed"], help="random seed for drawing the faces of a context"
+        "--seed", type=seed, default=ASC_forward_params["seed"], help="seed of the speakers drawn into contexts"
     )
     parser.add_argument("--overwrite", action="store_true", help="run every step again")
     return parser
@@ -116,7 +104,6 @@ def main(args: argparse.Namespace) -> int:
     if len(detection.rows):
         detection.extract_audio()
         detection.extract_clips()
-        tune_malloc()
         encoder = encoder.to(device, memory_format=torch.channels_last).eval()
         detection.encode(
             encoder,

@@ -41,20 +41,13 @@ def get_args_parser() -> Parser:
     parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--stages", type=stage_range, default="1-9", help="stage, or range of stages, to run")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=[*SPLITS], help="splits to process")
-    parser.add_argument(
-        "--published-weights", action="store_true", help="skip training and use models/STE.pth and models/ASC.pth"
-    )
-    parser.add_argument("--clip-length", type=odd_positive, default=11, help="crops per clip")
-    parser.add_argument(
-        "--no-pretrained", action="store_true", help="stage 4: start from random weights instead of ImageNet's"
-    )
+    parser.add_argument("--published-weights", action="store_true", help="use STE.pth and ASC.pth instead of training")
+    parser.add_argument("--clip-length", type=odd_positive, default=11, help="number of crops in a clip")
+    parser.add_argument("--no-pretrained", action="store_true", help="stage 4: start from random weights")
     parser.add_argument("--ste-epochs", type=positive_int, default=ste["epochs"], help="stage 4: number of epochs")
-    parser.add_argument(
-        "--ste-batch-size", type=positive_int, default=ste["batch_size"], help="stage 4: clips per batch"
-    )
-    parser.add_argument(
-        "--forward-batch-size", type=positive_int, default=forward["batch_size"], help="stage 5: clips per batch"
-    )
+    parser.add_argument("--ste-batch-size", type=positive_int, default=ste["batch_size"], help="stage 4: batch size")
+    batch_size = forward["batch_size"]
+    parser.add_argument("--forward-batch-size", type=positive_int, default=batch_size, help="stage 5: batch size")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="stages 4 and 5: precision")
     parser.add_argument("--asc-epochs", type=positive_int, default=asc["epochs"], help="stage 7: number of epochs")
     parser.add_argument(

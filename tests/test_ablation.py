@@ -241,7 +241,7 @@ class TestScript:
     def test_features_of_two_encoders_are_refused(self, root, tmp_path):
         other = write_store(tmp_path / "other", faces_of(TRACKS), noise_features)
         (other / "STE_forward_cfg.json").write_text('{"weights_sha256": "0123"}')
-        assert_refused(ablate(root, tmp_path / "out", "--features-train-full", other), "two encoders")
+        assert_refused(ablate(root, tmp_path / "out", "--features-train-full", other), "different encoders")
 
     @pytest.mark.parametrize(
         ("flag", "words"), [("--features-train-full", "pass both"), ("--csv-val-full", "require --features")]
