@@ -367,8 +367,8 @@ class TestEvaluate:
             assert groups[str(count)]["rows"] == len(faces)
             assert groups[str(count)]["mAP"] == pytest.approx(expected_map(faces=faces), abs=1e-12)
         assert groups["more"] == {"rows": 0, "positives": 0, "mAP": None}
-        shares = [f"{100 * group['positives'] / group['rows']:.2f}" for group in groups.values() if group["rows"]]
-        assert cells(output, "share of positive rows")[0] == [*shares, "none"]
+        fractions = [f"{100 * group['positives'] / group['rows']:.2f}" for group in groups.values() if group["rows"]]
+        assert cells(output, "fraction of positive rows")[0] == [*fractions, "none"]
         assert cells(output, "rows")[0] == [str(group["rows"]) for group in groups.values()]
 
     def test_breakdown_by_face_width(self, files, tmp_path, monkeypatch):

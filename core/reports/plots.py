@@ -35,7 +35,7 @@ _MAX_CURVE_POINTS = 2000  # points of a precision-recall curve
 
 
 class Shade(NamedTuple):
-    """Background of the rows of a lane that share a state."""
+    """Background of one state in a lane, such as speaking."""
 
     text: str  # in the legend
     colour: str
@@ -135,7 +135,7 @@ def plot_breakdown(path: Path, breakdowns: dict[str, Sequence[dict[str, dict]]],
         axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylabel="mAP (%)", ylim=(0, 116), xlabel=title)
         axes.set_yticks(range(0, 101, 20))
     chance = Line2D([], [], color="black", linestyle=(0, (1, 1)))
-    draw_legend(figure, [*handles, chance], [*legend, "chance: share of positive rows"])
+    draw_legend(figure, [*handles, chance], [*legend, "chance: fraction of positive rows"])
     return save(figure, path)
 
 
@@ -159,16 +159,16 @@ def plot_histograms(path: Path, scores: Sequence[np.ndarray], table: FaceTable, 
         handles.append(Line2D([], [], **style))
         texts.append(f"{LABEL_SHADES[label].text} ({total or 'no'} rows)")
         for axes, values in zip(panels.flat, scores if total else (), strict=False):
-            share = 100 * np.histogram(values[rows], edges)[0] / total
-            least = min(least, share[share > 0].min())
-            axes.stairs(share, edges, **style)
+            percent = 100 * np.histogram(values[rows], edges)[0] / total
+            least = min(least, percent[percent > 0].min())
+            axes.stairs(percent, edges, **style)
     for axes, text in zip(panels.flat, legend, strict=False):
         axes.set_title(short(text, 40), fontsize=9)
         axes.grid(alpha=0.3)
     panels[0, 0].set(xlim=(0, 1), yscale="log", ylim=(min(least / 2, 0.5), 150))
     panels[0, 0].yaxis.set_major_formatter("{x:g}")
     panels[0, 0].yaxis.set_minor_formatter(NullFormatter())
-    label_outside(panels, len(scores), "score", "share of the label's rows (%)")
+    label_outside(panels, len(scores), "score", "fraction of the label's rows (%)")
     draw_legend(figure, handles, texts)
     return save(figure, path)
 
@@ -196,7 +196,7 @@ def plot_scores(path: Path, video: int, scores: Sequence[np.ndarray], table: Fac
     left_out = len(tracks) - len(lanes)
     subset = f"the {len(lanes)} tracks with the largest errors, {left_out} left out" if left_out else "all tracks"
     title = f"Scores over time, {short(table.video_ids[video])}: {subset}"
-    title += "\nerror: share of wrongly ordered pairs of a positive and a negative row (thick curve)"
+    title += "\nerror: fraction of wrongly ordered pairs of a positive and a negative row (thick curve)"
     return draw_lanes(path, title, lanes, legend, LABEL_SHADES)
 
 

@@ -84,7 +84,7 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
 
     scores: name -> (N,) in the row order of the table. The result holds
 
-    - "mAP" and "auc" of the first prediction, "rows", "positives" and "chance" (the share of positive rows),
+    - "mAP" and "auc" of the first prediction, "rows", "positives" and "chance" (the fraction of positive rows),
     - "predictions": of each its mAP and AUC, its breakdowns (title -> group -> rows, positives, mAP) and the ids of
       its "worst" videos,
     - "videos": rows, positives and AP of each,
@@ -198,10 +198,10 @@ def show(numbers: dict) -> None:
             continue
         results = [own[title].values() for own in predictions.values()]
         names = list(next(iter(predictions.values()))[title])
-        shares = [group["positives"] / group["rows"] if group["rows"] else None for group in results[0]]
-        lines = [shares, *([group["mAP"] for group in groups] for groups in results)]
+        fractions = [group["positives"] / group["rows"] if group["rows"] else None for group in results[0]]
+        lines = [fractions, *([group["mAP"] for group in groups] for groups in results)]
         rows = pd.DataFrame([[group["rows"] for group in results[0]]], ["rows"], names, dtype=object)
-        percent = _percent(lines, ["share of positive rows", *predictions], names)
+        percent = _percent(lines, ["fraction of positive rows", *predictions], names)
         _print_table(f"mAP (%) by {title}", pd.concat([rows, percent]))
     _show_videos(predictions, videos)
 
