@@ -47,7 +47,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Name of its run; with both refinements the name that ASC_train.py uses."""
+        """Name of the run: that of ASC_train.py, followed by the refinements that are left out."""
         off = [refinement for refinement in ("pairwise", "temporal") if not getattr(self, refinement)]
         return "_no_".join([context_run_name(*self.shape), *off])
 
@@ -158,7 +158,7 @@ def tabulate(
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table of `tabulate` as Markdown, in per cent."""
+    """Return the table of `tabulate` as Markdown, in per cent."""
     lines = ["| | | mAP (%) | above the STE | single runs |", "|---|---|---|---|---|"]
     axis = ""
     for row in table.itertuples():

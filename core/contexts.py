@@ -33,7 +33,7 @@ def row_interval(times: np.ndarray) -> float:
 
 
 def starts_after_gap(times: np.ndarray) -> np.ndarray:
-    """(n,) bool: the first row of a track with timestamps (n,), and each row after more than two usual intervals."""
+    """Mask (n,) of the first row of a track and of each row after a gap of more than two row intervals."""
     return np.append(True, np.diff(times) > 2 * row_interval(times))
 
 

@@ -1,4 +1,4 @@
-"""From dataset items to batches on the device: order of an epoch, batches of each rank, worker processes."""
+"""Batches from dataset items: order of an epoch, batches of each rank, worker processes, copies to the device."""
 
 import argparse
 import itertools
@@ -84,6 +84,8 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator:
         try:
             yield from super().__iter__()
+        except (ConnectionError, EOFError):
+            raise RuntimeError("DataLoader worker exited while it sent a batch") from None
         except (InputError, OSError) as error:
             lines = str(error).strip().splitlines() or [""]
             if "DataLoader worker" not in lines[0]:
@@ -139,7 +141,7 @@ def require_even_batch(batch_size: int) -> None:
 
 
 def item_loader(dataset: Dataset, workers: int, device: torch.device) -> Loader:
-    """The items of a dataset one at a time and in order, read ahead by the workers."""
+    """Loader of single items, in order and read ahead by the workers."""
     return Loader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
 
 

@@ -177,7 +177,7 @@ def imagenet_weights() -> dict[str, torch.Tensor]:
 def active_speakers_context(
     context_length: int, num_speakers: int, pairwise: bool = True, temporal: bool = True
 ) -> ASC_Net:
-    """Build an ASC_Net for L steps of S speakers; convolutions start as Kaiming normal (fan out) with zero biases."""
+    """Build an ASC_Net for L steps of S speakers. Convolutions get Kaiming normal weights (fan out), zero biases."""
     model = ASC_Net(context_length, num_speakers, pairwise=pairwise, temporal=temporal)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -81,7 +81,7 @@ def _number(text: str, place: str) -> float:
 
 
 def run_names(paths: list[Path]) -> list[str]:
-    """Display names of logs, without the ending `_logs` unless they differ only by it."""
+    """Return display names of logs, without the ending `_logs` if they are distinct without it."""
     names = display_names(list(map(str, paths)))
     short = [name.removesuffix(".csv").removesuffix("_logs") for name in names]
     return short if len(set(short)) == len(short) else names

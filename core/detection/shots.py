@@ -32,7 +32,7 @@ def row_rate(fps: float) -> float:
 
 @dataclass
 class Shots:
-    """Shots of a video, and its rows: `times` (R,) in seconds from the first frame, and `shot` (R,), their shot."""
+    """Shots and rows of a video: `times` (R,) in seconds from the first frame, `shot` (R,) the shot of each row."""
 
     seconds: float  # length of the video
     last_decodable: float  # seconds; no frame can be read from here on

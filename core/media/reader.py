@@ -99,19 +99,13 @@ class VideoReader:
             index = int(np.floor(timestamp * self.fps + 0.5))
             if self._seekable and index - self._next > seek_gap * self.fps:
                 self._seek(index)
-            if not self._grab_until(index):
-                return
+            while self._next <= index:
+                if not self._grab():
+                    return
             if self._has_timestamps and not is_constant_rate_time(self._time(), index, self.fps):
                 yield from self._frames_by_time(timestamps[position:])
                 return
             yield self._retrieve()
-
-    def _grab_until(self, index: int) -> bool:
-        """Grab frames up to this one. Returns False at the end of the video."""
-        while self._next <= index:
-            if not self._grab():
-                return False
-        return True
 
     def _seek(self, index: int) -> None:
         """Grab this frame by seeking. If the seek fails, reopen the video and disable seeking."""

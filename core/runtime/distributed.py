@@ -132,7 +132,7 @@ def on_main(function: Callable[..., Value]) -> Callable[..., Value]:
 
 
 def all_gather(value: Value) -> list[Value]:
-    """The values of all ranks, in order of rank."""
+    """Return the values of all ranks, in order of rank."""
     values: list = [value] * get_world_size()
     if get_world_size() > 1:
         from torch import distributed
@@ -146,12 +146,12 @@ def wait_for_all() -> None:
 
 
 def local_items(costs: Sequence[float]) -> list[int]:
-    """Indices of this rank's items, given the cost of every item, in increasing order."""
+    """Return the indices of this rank's items, in increasing order, given the cost of every item."""
     return sorted(on_main(partition)(costs, get_world_size())[get_rank()])
 
 
 def partition(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
-    """Split items into one list per rank with similar total costs: the most expensive first, to the smallest total."""
+    """Split items into one list per rank: each item, the most expensive first, to the rank with the lowest total."""
     result: list[list[int]] = [[] for _ in range(num_ranks)]
     totals = [(0.0, 0, rank) for rank in range(num_ranks)]
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):

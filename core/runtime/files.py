@@ -55,7 +55,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def list_files(directory: str | Path) -> set[str]:
-    """Names of the finished files in a directory; none if it does not exist. Raises InputError for a file."""
+    """Return the names of finished files in a directory; none if it does not exist. Raises InputError for a file."""
     try:
         return {name for name in os.listdir(directory) if not name.startswith(PARTIAL)}
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def write_csv(path: str | Path, table: pd.DataFrame, header: bool) -> None:
 
 
 def read_setting(directory: str | Path, name: str, key: str) -> object:
-    """One setting from a directory's settings file; None if the file or the setting does not exist."""
+    """Return a setting from a directory's settings file; None if the file or the setting does not exist."""
     try:
         return dict(json.loads(Path(directory, name).read_text())).get(key)
     except (OSError, ValueError, TypeError, RecursionError):
@@ -101,7 +101,7 @@ def require_distinct(inputs: Iterable[str | Path | None], outputs: dict[str, str
 
 
 def require_directory(path: str | Path, what: str) -> Path:
-    """The path, or an InputError that says what the directory should hold."""
+    """Return the path. Raises InputError with the expected content if it is not a directory."""
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such directory; it should hold {what}")
@@ -109,7 +109,7 @@ def require_directory(path: str | Path, what: str) -> Path:
 
 
 def require_file(path: str | Path, what: str) -> Path:
-    """The path, or an InputError that says what the file should be."""
+    """Return the path. Raises InputError with the expected content if it is not a file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; it should be {what}")

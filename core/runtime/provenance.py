@@ -108,7 +108,7 @@ class OutputDirectory(Manifest):
 
     @distributed.on_main
     def done(self, video_ids: list[str], is_current: Callable[[Path, int], bool]) -> list[bool]:
-        """For each video (V,): all its files exist and `is_current(csv file, video)` is true."""
+        """Return for each video (V,) whether all its files exist and `is_current(csv file, video)` is true."""
         names = set() if self.overwrite else list_files(self.directory)
         done = [all(f"{video_id}{suffix}" in names for suffix in self.suffixes) for video_id in video_ids]
         for video in progress(np.flatnonzero(done), desc="checking results", unit="video", leave=False):
@@ -137,7 +137,7 @@ class OutputDirectory(Manifest):
 
 
 class StepCache(Manifest):
-    """A sequence of steps with results in one directory; finished steps are not repeated.
+    """A sequence of steps with results in one directory. Finished steps are skipped.
 
     The key of a step is a hash of its inputs and of those of all previous steps. The settings file holds the key and
     the state of each step. Raises InputError if one of the results exists but was not made here.
