@@ -112,18 +112,11 @@ class ASC_Net(nn.Module):
     is no LSTM, and the last layer takes the L*S features directly.
     """
 
-    def __init__(
-        self,
-        context_length: int,
-        num_speakers: int,
-        hidden: int = ASC_HIDDEN,
-        pairwise: bool = True,
-        temporal: bool = True,
-    ):
+    def __init__(self, context_length: int, num_speakers: int, pairwise: bool = True, temporal: bool = True):
         super().__init__()
-        self.sat = NonLocalBlock(STE_FEATURES, hidden) if pairwise else nn.Identity()
-        self.lstm = nn.LSTM(STE_FEATURES, hidden, batch_first=True) if temporal else None
-        width = hidden if temporal else STE_FEATURES
+        self.sat = NonLocalBlock(STE_FEATURES, ASC_HIDDEN) if pairwise else nn.Identity()
+        self.lstm = nn.LSTM(STE_FEATURES, ASC_HIDDEN, batch_first=True) if temporal else None
+        width = ASC_HIDDEN if temporal else STE_FEATURES
         self.fc_final = nn.Linear(width * context_length * num_speakers, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -178,7 +171,7 @@ def active_speakers_context(
     context_length: int, num_speakers: int, pairwise: bool = True, temporal: bool = True
 ) -> ASC_Net:
     """Build an ASC_Net for L steps of S speakers. Convolutions get Kaiming normal weights (fan out), zero biases."""
-    model = ASC_Net(context_length, num_speakers, pairwise=pairwise, temporal=temporal)
+    model = ASC_Net(context_length, num_speakers, pairwise, temporal)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

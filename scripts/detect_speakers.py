@@ -105,18 +105,10 @@ def main(args: argparse.Namespace) -> int:
         detection.extract_audio()
         detection.extract_clips()
         encoder = encoder.to(device, memory_format=torch.channels_last).eval()
-        detection.encode(
-            encoder,
-            ste_sha256,
-            args.clip_length,
-            device,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            precision=args.precision,
-        )
+        options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
+        detection.encode(encoder, ste_sha256, args.clip_length, device, **options)
         network, shape = network.to(device).eval(), (args.clips, args.time_stride, args.speakers)
-        batch_size = ASC_forward_params["batch_size"]
-        detection.predict(network, asc_sha256, shape, args.seed, device, batch_size=batch_size)
+        detection.predict(network, asc_sha256, shape, args.seed, device, ASC_forward_params["batch_size"])
     scores = detection.scores(args.smoothing)
     settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
     settings |= {"ste_weights_sha256": ste_sha256, "asc_weights_sha256": asc_sha256}

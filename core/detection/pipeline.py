@@ -187,24 +187,15 @@ class SpeakerDetection:
             raise InputError(f"{self.video}: no row could be extracted; {self.failures} lists the reasons") from None
 
     def encode(
-        self,
-        encoder: nn.Module,
-        weights_sha256: str,
-        clip_length: int,
-        device: torch.device,
-        *,
-        batch_size: int,
-        workers: int,
-        precision: str,
+        self, encoder: nn.Module, weights_sha256: str, clip_length: int, device: torch.device, **options
     ) -> None:
-        """Compute the features of the short-term encoder: see `encode_videos`."""
+        """Compute the features of the short-term encoder. Takes the options of `encode_videos`."""
 
         def work() -> None:
             reader = ClipReader(self.usable_rows, self.track_wavs, self.crops, clip_length)
-            options = {"batch_size": batch_size, "workers": workers, "precision": precision}
             encode_videos(encoder, reader, self.features, device, **options)
 
-        self._steps.run("encoder", [weights_sha256, clip_length, precision], [self.features], work)
+        self._steps.run("encoder", [weights_sha256, clip_length, options["precision"]], [self.features], work)
 
     def predict(
         self,
@@ -213,7 +204,6 @@ class SpeakerDetection:
         shape: tuple[int, int, int],
         seed: int,
         device: torch.device,
-        *,
         batch_size: int,
     ) -> None:
         """Compute the logits of the context network; `shape` is context_length, context_stride, num_speakers."""

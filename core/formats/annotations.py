@@ -121,12 +121,12 @@ class FaceTable:
         entity, video = self.entity_ids[self.entity[row]], self.video_ids[self.video[row]]
         return f"{entity} at {self.timestamp[row]} s of {video}"
 
-    def official_columns(self, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+    def official_columns(self) -> pd.DataFrame:
         """Return the eight columns of the official csv files."""
-        frame = self.keys(rows)
+        frame = self.keys()
         for column, name in enumerate(BOX_COLUMNS):
-            frame.insert(2 + column, name, self.box[rows, column])
-        frame.insert(6, "label", np.array(LABELS, object)[self.label[rows]])
+            frame.insert(2 + column, name, self.box[:, column])
+        frame.insert(6, "label", np.array(LABELS, object)[self.label])
         return frame
 
     def keep(self, rows: np.ndarray) -> "FaceTable":

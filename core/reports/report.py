@@ -95,10 +95,10 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
     Raises InputError if no row is positive, or if a video in `ava_video_dir` is missing or broken.
     """
     positive = table.is_speaking
-    predictions = {
-        name: {"mAP": average_precision(values, positive), "auc": _or_none(roc_auc(values, positive))}
-        for name, values in scores.items()
-    }
+    predictions = {}
+    for name, values in scores.items():
+        auc = roc_auc(values, positive)
+        predictions[name] = {"mAP": average_precision(values, positive), "auc": None if math.isnan(auc) else auc}
     left_out = {}
     groups: dict[str, tuple[np.ndarray, Sequence[str]]] = {BY_FACES: (faces_group(table), FACES)}
     try:
@@ -144,10 +144,6 @@ def video_widths(table: FaceTable, directory: str) -> np.ndarray:
         except ValueError as error:
             raise InputError(f"{paths[video_id]}: {error}") from None
     return np.array(widths)
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _worst_videos(videos: dict[str, dict]) -> list[str]:
