@@ -1,4 +1,4 @@
-"""Measure every stage on generated data, next to the ceiling of this machine.
+"""Measure the speed of every stage on generated data, and compare it with the ceiling of this machine.
 
     python scripts/benchmark.py                 # about 15 minutes and 2 GB of temporary data on two CPU cores
     python scripts/benchmark.py --device 0      # the network stages on the first GPU

@@ -8,8 +8,8 @@ usage() {
 usage: bash scripts/demo.sh [--seed K] [--root DIR] [--pictures DIR]
 
 Creates .venv and a synthetic mini AVA, trains both networks from random weights, and runs all nine stages. It ends with
-a table of mAP, plots of the scores, and a video with marked speakers. The demo uses the first CUDA device
-if there is one, else the CPU. It takes 4 to 10 minutes on two cores.
+a table of mAP, plots of the scores, and a video with marked speakers. It uses the first CUDA device if there is one,
+else the CPU, and takes 4 to 10 minutes on two cores.
 
   --seed K        random seed (default: 0)
   --root DIR      output directory (default: demo/seed_K); to resume, run the same command again

@@ -232,7 +232,7 @@ class TestScript:
     def test_annotations_of_other_rows_or_labels_are_refused(self, root, tmp_path):
         faces = faces_of(TRACKS)
         other = write_annotations(tmp_path / "other.csv", faces[1:])
-        assert_refused(ablate(root, tmp_path / "out", "--csv-train-full", other), "for no row of the ground truth")
+        assert_refused(ablate(root, tmp_path / "out", "--csv-train-full", other), "have no row in the ground truth")
         other = write_annotations(tmp_path / "other.csv", [faces[0]._replace(label=1), *faces[1:]])
         result = ablate(root, tmp_path / "out", "--csv-val-full", other)
         assert_refused(result, "1 labels differ from the annotations")

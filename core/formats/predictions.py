@@ -97,7 +97,7 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFra
     if len(predictions) > len(truth):
         both = predictions.merge(truth, on=_KEY, how="left", sort=False, indicator=True)
         extra = both[both["_merge"] == "left_only"]
-        raise InputError(f"{source}: {len(extra)} predictions are for no row of the ground truth: {_row_names(extra)}")
+        raise InputError(f"{source}: {len(extra)} predictions have no row in the ground truth: {_row_names(extra)}")
     return joined
 
 
