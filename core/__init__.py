@@ -1,6 +1,6 @@
 """Active Speakers in Context. The modules of this folder are the paper; the packages hold everything else.
 
-Imports point one way, from the bottom to the top of this list (`tests/test_layout.py` checks it):
+Each imports only from itself and from those below it (`tests/test_layout.py` checks this):
 
     detection   who speaks when in a video without annotations (scripts/detect_speakers.py)
     reports     breakdowns, tables and figures of results

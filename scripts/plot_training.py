@@ -70,13 +70,13 @@ def read_log(path: Path) -> pd.DataFrame:
     return log.astype({"epoch": int}).reset_index(drop=True)
 
 
-def _number(text: str, place: str) -> float:
+def _number(text: str, where: str) -> float:
     try:
         value = float(text) if text else math.nan
         if text and not (text.isascii() and math.isfinite(value)):
             raise ValueError
     except ValueError:
-        raise InputError(f"{place} is {text[:40]!r}, not a number") from None
+        raise InputError(f"{where} is {text[:40]!r}, not a number") from None
     return value
 
 

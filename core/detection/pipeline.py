@@ -234,7 +234,7 @@ class SpeakerDetection:
             tracks = describe_tracks(self.usable_rows, scores, threshold, self.size)
             new = self.work / self.tracks_csv.name
             write_tracks(new, self.usable_rows, scores, threshold)
-            # The hash is saved first, so that a run killed in between does not take the file for an edited one.
+            # The hash is saved first: if the run is killed in between, the file must not count as edited.
             write_bytes(self._tracks_sha256, sha256(new).encode())
             new.replace(self.tracks_csv)
             video = {

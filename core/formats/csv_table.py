@@ -174,17 +174,17 @@ def _inspect(
         reader, blank, rows = csv.reader(file), "", []
         try:
             for index, fields in enumerate(reader):
-                place = f"{path}, line {reader.line_num}"
+                where = f"{path}, line {reader.line_num}"
                 if len(fields) == 1 and fields[0].isspace():
-                    blank = blank or f"{place}: 1 columns, expected {len(names)}"  # quoted blanks are a row for pandas
+                    blank = blank or f"{where}: 1 columns, expected {len(names)}"  # quoted blanks are a row for pandas
                     continue
                 if not fields or (header and index == 0):
                     continue
                 if len(fields) != len(names):
-                    return f"{place}: {len(fields)} columns, expected {len(names)}", rows
+                    return f"{where}: {len(fields)} columns, expected {len(names)}", rows
                 for name, text in zip(names, fields, strict=True):
                     if columns.get(name) == "number" and not _is_number(text):
-                        return f"{place}: {name} is {text[:40]!r}, not a number", rows
+                        return f"{where}: {name} is {text[:40]!r}, not a number", rows
                 rows.append(reader.line_num)
         except csv.Error as problem:
             return f"{path}, line {reader.line_num}: {problem}", rows
