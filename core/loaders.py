@@ -5,6 +5,7 @@ import itertools
 import multiprocessing.queues
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -85,6 +86,7 @@ class Loader(DataLoader):
         try:
             yield from super().__iter__()
         except (ConnectionError, EOFError):
+            time.sleep(1)  # torch's signal handler raises an error with the reason
             raise RuntimeError("DataLoader worker exited while it sent a batch") from None
         except (InputError, OSError) as error:
             lines = str(error).strip().splitlines() or [""]
