@@ -298,9 +298,12 @@ def test_results_of_another_process_are_not_overwritten(script, inputs, expected
 
 def test_worker_that_dies_is_an_error(inputs, tmp_path):
     arguments = [*command("STE_train.py", inputs, tmp_path / "out"), "--epochs", 1000, "--workers", 2]
-    running = Running(tmp_path / "printed", *arguments)
-    running.until(lambda: "epoch   1" in running.out.read_text())
-    os.kill(running.children()[0], signal.SIGKILL)
+    running = Running(tmp_path / "printed", *arguments, fault=Fault(stop_at=("step", 7)))
+    running.until_stopped()
+    worker = running.children()[0]
+    os.kill(worker, signal.SIGKILL)
+    running.until(lambda: worker not in running.children(zombies=False))
+    os.kill(running.process.pid, signal.SIGCONT)
     assert_fails(running.wait(60), "worker died", "--workers")
     assert not running.children()
     assert_no_partial_files(tmp_path / "out")
