@@ -1,6 +1,7 @@
 """Imports follow the layers of `core/__init__.py`."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,3 +59,17 @@ def test_scripts_are_not_imported():
     scripts = {path.stem for path in SCRIPTS} | {"data", "scripts"}
     for path in [*SCRIPTS, *MODULES.values()]:
         assert not {name.split(".")[0] for name in imports(path)} & scripts, path
+
+
+def test_every_test_named_in_the_robustness_page_exists():
+    page = (ROOT / "docs" / "robustness.md").read_text()
+    file, names = "", 0
+    for match in re.finditer(r"`(test_\w+\.py)?(?:::)?([\w:]+)?`", page):
+        file = match[1] or file
+        if not file or not (match[1] or match[0].startswith("`::")):
+            continue
+        text = (ROOT / "tests" / file).read_text()
+        for name in filter(None, (match[2] or "").split("::")):
+            assert re.search(rf"\b(def|class) {name}\b", text), f"{file}::{match[2]}"
+            names += 1
+    assert names > 40
