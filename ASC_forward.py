@@ -24,7 +24,7 @@ from core.models import active_speakers_context
 from core.runtime import distributed
 from core.runtime.cli import Parser, device_name, launch, odd_positive, positive_int, print_settings, seed
 from core.runtime.device import device_label, get_device, load_weights
-from core.runtime.provenance import OutputDirectory
+from core.runtime.resume import OutputDirectory
 
 
 def get_args_parser() -> Parser:

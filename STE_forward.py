@@ -36,7 +36,7 @@ from core.runtime.cli import (
     print_settings,
 )
 from core.runtime.device import device_label, get_device, load_weights
-from core.runtime.provenance import OutputDirectory
+from core.runtime.resume import OutputDirectory
 
 
 def get_args_parser() -> Parser:

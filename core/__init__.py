@@ -6,10 +6,12 @@ Each imports only from itself and from those below it (`tests/test_layout.py` ch
     reports     breakdowns, tables and figures of results
     synthetic   drawn faces and synthetic voices: a small data set for the demo and the tests
     the paper   models, transforms, mfcc, contexts, datasets, loaders, training, inference, metrics, ablation
-    media       decoding and encoding of video and audio
-    formats     files on disk: csv files, crops, wavs, features, predictions
+    media       decoding and encoding: frames, audio and crops out of videos
+    formats     reading and writing of files: csv tables, annotations, clips, features, predictions
     config      constants and defaults
-    runtime     command lines, devices, processes, files: nothing in it is specific to this project
+    runtime     what any project needs: command lines, devices, processes, files, which results are kept on resuming
+
+The scripts at the top level, in data/ and in scripts/ are command lines; the work is done here.
 
 Words, each with one meaning: a *track* is one face followed through a shot (AVA's `entity_id`); a *row* is one face at
 one timestamp; a *frame id* is the code of a (video, timestamp) pair; a *clip* is T consecutive crops of a track,

@@ -21,7 +21,7 @@ from core.runtime.cli import Parser, launch, positive_int, print_settings
 from core.runtime.errors import InputError
 from core.runtime.files import list_files, require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
-from core.runtime.provenance import Manifest
+from core.runtime.resume import Manifest
 
 SETTINGS_FILE = "extract_audio_tracks_cfg.json"
 

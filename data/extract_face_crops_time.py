@@ -25,7 +25,7 @@ from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, 
 from core.runtime.errors import InputError
 from core.runtime.files import require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
-from core.runtime.provenance import Manifest
+from core.runtime.resume import Manifest
 
 SETTINGS_FILE = "extract_face_crops_time_cfg.json"
 

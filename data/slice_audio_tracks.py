@@ -23,7 +23,7 @@ from core.media.audio import slice_track_audio
 from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
 from core.runtime.files import list_files, read_setting, require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
-from core.runtime.provenance import Manifest
+from core.runtime.resume import Manifest
 
 SETTINGS_FILE = "slice_audio_tracks_cfg.json"
 

@@ -32,7 +32,7 @@ from core.runtime.cli import Parser, launch, positive_float, positive_int, seed
 from core.runtime.errors import InputError
 from core.runtime.files import list_files
 from core.runtime.progress import progress
-from core.runtime.provenance import Manifest
+from core.runtime.resume import Manifest
 from core.synthetic.plan import FPS, HARD, Scenario, plan_video
 from core.synthetic.video import draw_video_id, write_video
 

@@ -864,7 +864,7 @@ def test_memory_does_not_depend_on_the_length_of_the_video(root, tmp_path):
         tracks = [Track(f"t{n}", "000", 10.0 * n + 1, video.stem) for n in range(6)]
         csv_file = write_annotations(tmp_path / f"{minutes}.csv", faces_of(tracks))
         command = arguments(root, video, tmp_path / f"out{minutes}", "--tracks", csv_file)
-        running = Running(tmp_path, *command, fault=Fault(sample_at="core.runtime.provenance.StepCache._set"))
+        running = Running(tmp_path, *command, fault=Fault(sample_at="core.runtime.resume.StepCache._set"))
         result = running.wait(500)
         assert result.returncode == 0, result.stderr
         peaks[minutes] = max(peak for _, peak, _ in samples(result))

@@ -19,9 +19,9 @@ from core.config import tracking_params
 from core.detection.shots import Shots, detect_shots, row_rate, scene_scores
 from core.detection.tracks import FaceDetector, Track, box_iou, detect_tracks, face_table, link_detections
 from core.formats.annotations import read_annotations
+from core.formats.csv_table import write_csv
 from core.media.reader import VideoReader
 from core.runtime.errors import InputError
-from core.runtime.files import write_csv
 
 NO_SEEK = float("inf")
 

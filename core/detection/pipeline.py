@@ -19,7 +19,7 @@ from core.detection.shots import MAX_ROWS_PER_SECOND, MIN_ROWS_PER_SECOND, Shots
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
 from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
 from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
-from core.formats.csv_table import check_name
+from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
@@ -30,10 +30,10 @@ from core.media.reader import VideoReader
 from core.metrics import smooth_tracks, speaking_score
 from core.runtime.device import sha256
 from core.runtime.errors import InputError, RunError, one_line
-from core.runtime.files import list_files, read_setting, write_bytes, write_csv, write_json
+from core.runtime.files import list_files, read_setting, write_bytes, write_json
 from core.runtime.jobs import FAILURES, Outcome, write_list
 from core.runtime.progress import progress
-from core.runtime.provenance import StepCache
+from core.runtime.resume import StepCache
 
 SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"
@@ -47,7 +47,7 @@ class SpeakerDetection:
     """One video and the output directory of its results. Call the steps in the order of their definition.
 
     `<output_dir>/work` has the layout of ASC_DATA_ROOT and keeps the output of each step, see
-    `core.runtime.provenance.StepCache`. Raises InputError if the video cannot be opened or has no audio, and if the
+    `core.runtime.resume.StepCache`. Raises InputError if the video cannot be opened or has no audio, and if the
     output directory has files that must not be overwritten.
     """
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from core.contexts import row_interval, starts_after_gap
 from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
-from core.runtime.files import write_bytes, write_csv
+from core.formats.csv_table import write_csv
+from core.runtime.files import write_bytes
 
 SCHEMA_VERSION = 1  # of speakers.json: see docs/speakers.schema.json
 

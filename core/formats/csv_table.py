@@ -1,4 +1,4 @@
-"""Reading of csv files into checked tables. Errors name the file and the line."""
+"""Reading of csv files into checked tables, and writing. Errors name the file and the line."""
 
 import csv
 import math
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from core.runtime.errors import InputError
-from core.runtime.files import PARTIAL
+from core.runtime.files import PARTIAL, replacing
 
 MAX_NAME_BYTES = 240  # the usual limit of a file name is 255; the rest is for suffixes such as ".wav"
 _CHUNK_BYTES = 1 << 20  # also the longest line that is accepted
@@ -196,3 +196,9 @@ def _is_number(text: str) -> bool:
         return text.isascii() and "_" not in text and math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def write_csv(path: str | Path, table: pd.DataFrame, header: bool) -> None:
+    """Write a table with full precision; NaN becomes an empty field."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, header=header, index=False, lineterminator="\n")

@@ -14,9 +14,9 @@ import pandas as pd
 
 from core.config import STE_FEATURES
 from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable, check_tracks
-from core.formats.csv_table import first_fields, read_table
+from core.formats.csv_table import first_fields, read_table, write_csv
 from core.runtime.errors import InputError
-from core.runtime.files import list_files, read_setting, replacing, write_csv
+from core.runtime.files import list_files, read_setting, replacing
 from core.runtime.progress import progress
 
 FEATURE_COLUMNS = {

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 
 from core.formats.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable
-from core.formats.csv_table import first_fields, read_table
+from core.formats.csv_table import first_fields, read_table, write_csv
 from core.formats.features import FEATURE_COLUMNS, TEXT_COLUMNS, list_csv_files
 from core.runtime.errors import InputError
-from core.runtime.files import write_csv
 from core.runtime.progress import progress
 
 _KEY = ["video_id", "frame_timestamp", "entity_id"]

@@ -10,8 +10,8 @@ import torch
 from core.runtime import distributed
 from core.runtime.device import load_checkpoint
 from core.runtime.errors import InputError
-from core.runtime.files import list_files, write_bytes, write_csv
-from core.runtime.provenance import Manifest, difference
+from core.runtime.files import list_files, replacing, write_bytes
+from core.runtime.resume import Manifest, difference
 
 CHECKPOINT_FILE = "last.ckpt"
 TRAINING_IDENTITY = ("batch_size", "learning_rate", "step_size", "gamma", "precision", "seed")
@@ -112,4 +112,5 @@ class TrainingRun:
         write_bytes(self.directory / name, buffer.getbuffer(), durable=True)
 
     def _write_log(self) -> None:
-        write_csv(self.directory / f"{self.name}_logs.csv", pd.DataFrame(self.log), header=True)
+        with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
+            pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")

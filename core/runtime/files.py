@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-import pandas as pd
-
 from core.runtime.errors import InputError
 
 PARTIAL = ".partial-"  # prefix of unfinished files
@@ -71,12 +69,6 @@ def write_bytes(path: str | Path, data: bytes | memoryview, durable: bool = Fals
 
 def write_json(path: str | Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def write_csv(path: str | Path, table: pd.DataFrame, header: bool) -> None:
-    """Write a table with full precision; NaN becomes an empty field."""
-    with replacing(path) as temporary:
-        table.to_csv(temporary, header=header, index=False, lineterminator="\n")
 
 
 def read_setting(directory: str | Path, name: str, key: str) -> object:

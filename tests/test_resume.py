@@ -9,7 +9,7 @@ import pytest
 from tiny_inputs import files_under, read_json, write_text
 
 from core.runtime.errors import InputError
-from core.runtime.provenance import Manifest, OutputDirectory, StepCache
+from core.runtime.resume import Manifest, OutputDirectory, StepCache
 
 BROKEN = ["", "not json", "[]", '[["one", 1]]', "1", "null", '{"one": [', "[" * 100_000, "\x00"]
 

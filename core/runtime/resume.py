@@ -1,7 +1,7 @@
-"""Provenance of results: a settings file in every output directory, compared by content.
+"""Which results of an earlier run are kept: finished videos and steps made from the same inputs are skipped.
 
-`identity` names the settings that results depend on. Inputs and weights appear in it as digests, never as paths, so a
-moved data root or a copied directory changes nothing.
+Every output directory has a settings file. `identity` names the settings that results depend on. Inputs and weights
+appear in it as digests, never as paths, so a moved data root or a copied directory changes nothing.
 """
 
 import contextlib
