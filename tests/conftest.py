@@ -1,6 +1,7 @@
 """Shared by test files: running scripts, small csv files, inputs of every stage, optional real data."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
