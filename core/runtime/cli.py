@@ -175,5 +175,6 @@ def describe_system_error(error: Exception) -> str | None:
         advice = "memory or /dev/shm may be full: try fewer --workers; 0 needs neither"
         return f"a data-loading worker died ({reason}); {advice}"
     if distributed.get_world_size() > 1 and ("gloo" in str(error) or "NCCL" in str(error)):
+        reason = reason.partition(". ")[0]  # without torch's hints
         return f"lost another rank ({reason}); see the error of the rank that failed first"
     return None
