@@ -80,7 +80,7 @@ def _context():
 
 
 class Running:
-    """A running script: the leader of its own session, so its children can be found."""
+    """A running script. It leads a session, so its children can be found."""
 
     def __init__(self, directory: Path, script: str, *args: object, fault: Fault | None = None):
         directory.mkdir(parents=True, exist_ok=True)

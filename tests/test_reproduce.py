@@ -57,7 +57,7 @@ def torch_home(tmp_path_factory) -> Path:
 
 
 class Run:
-    """The script, running in a session of its own."""
+    """The script, running as the leader of a session."""
 
     def __init__(self, server: Server, torch_home: Path, log: Path, *args: object, **changes: str):
         inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
