@@ -7,8 +7,8 @@ usage() {
     cat <<'TEXT'
 usage: bash scripts/reproduce.sh [--published-weights] [--device D] [--root DIR]
 
-Downloads AVA-ActiveSpeaker, trains both networks with the settings of the paper, and evaluates them. After each stage,
-the expected output is printed. To resume, run the same command again.
+Downloads AVA-ActiveSpeaker, trains both networks with the settings of the paper, and evaluates them. At the end, the
+expected output of each stage is printed. To resume, run the same command again.
 
   --published-weights  do not train: evaluate the authors' STE.pth and ASC.pth; downloads only the validation videos
   --device D           number of the CUDA device, or cpu (default: 0)
@@ -28,7 +28,7 @@ while (($#)); do
     case $1 in
         --published-weights) published=_published && shift ;;
         --device | --root)
-            (($# > 1)) || { printf 'error: %s needs a value (see --help)\n' "$1" >&2 && exit 2; }
+            (($# > 1)) || { usage >&2 && exit 2; }
             if [[ $1 == --root ]]; then ASC_DATA_ROOT=$2; else device=$2; fi
             shift 2
             ;;
@@ -37,92 +37,57 @@ while (($#)); do
     esac
 done
 export ASC_DATA_ROOT=${ASC_DATA_ROOT:-ava}
-models=$ASC_DATA_ROOT/models results=$ASC_DATA_ROOT/results
-options=(--ste-epochs "${REPRODUCE_STE_EPOCHS:-100}" --asc-epochs "${REPRODUCE_ASC_EPOCHS:-15}") # fewer in tests
-[[ -z $published ]] || options=(--published-weights)
-
-# Report unusable devices and weights before anything large is downloaded.
-check() {
-    .venv/bin/python - "$@" <<'PYTHON'
-import sys
-from argparse import ArgumentTypeError
-
-from core.models import active_speakers_context, imagenet_weights, short_term_encoder
-from core.runtime.cli import device_name
-from core.runtime.device import get_device, load_weights
-from core.runtime.errors import InputError
-
-subject, *values = sys.argv[1:]
-advice = ""
-try:
-    if subject == "device":
-        get_device(device_name(*values))
-    elif subject == "imagenet":
-        imagenet_weights()
-    else:
-        advice = "; delete the file and run the same command again to download it"
-        load_weights(short_term_encoder(11), values[0], "not the encoder of the paper")
-        load_weights(active_speakers_context(11, 3), values[1], "not the context network of the paper")
-except (ArgumentTypeError, InputError) as error:
-    print(f"error: {error}{advice}", file=sys.stderr)
-    sys.exit(2)
-PYTHON
-}
-
-expect() { printf 'expected on AVA: %s\n' "$1"; }
-
-# stage NUMBER EXPECTED [OPTION...]
-stage() {
-    .venv/bin/python scripts/run_stages.py "$device" --stages "$1" "${options[@]}" "${@:3}"
-    expect "$2"
-}
+results=$ASC_DATA_ROOT/results
+if [[ $published ]]; then
+    downloads=(annotations weights videos-val) options=(--published-weights --splits val)
+else
+    downloads=(annotations videos)
+    options=(--ste-epochs "${REPRODUCE_STE_EPOCHS:-100}" --asc-epochs "${REPRODUCE_ASC_EPOCHS:-15}") # fewer in tests
+fi
 
 trap 'printf "interrupted; run the same command again to resume\n" >&2; exit 130' INT
 bash scripts/dev_env.sh
-check device "$device"
-needed=15
-if [[ -z $published ]]; then
-    needed=75
-    [[ -e $models/ste_encoder/last.ckpt ]] || check imagenet # needed only for the first epoch
-fi
-mkdir -p -- "$ASC_DATA_ROOT"
-free=$(df --output=avail --block-size=1G -- "$ASC_DATA_ROOT" | tail -n 1)
-printf '%s: %d GB free, %d GB needed in addition to the videos\n' "$ASC_DATA_ROOT" "$free" "$needed"
+# An unusable device and missing ImageNet weights are errors before anything large is downloaded.
+.venv/bin/python - "$device" "$published" <<'PYTHON'
+from pathlib import Path
+
+from core.config import STE_inputs
+from core.models import imagenet_weights
+from core.runtime import cli
+from core.runtime.device import get_device
+
+
+def check(args):
+    get_device(args.device)
+    if not args.published and not Path(STE_inputs["models_out"], "ste_encoder", "last.ckpt").exists():
+        imagenet_weights()
+
+
+parser = cli.Parser(None)
+parser.add_argument("device", type=cli.device_name)
+parser.add_argument("published")
+cli.launch(check, parser)
+PYTHON
 
 printf '\n== Downloads\n'
-if [[ $published ]]; then
-    bash scripts/downloads.sh annotations weights
-    check weights "$models/STE.pth" "$models/ASC.pth"
-    bash scripts/downloads.sh videos-val
-    expect "33 videos"
-    stage 1 "33 wavs written or skipped (153 with the training videos), 0 failed"
-else
-    bash scripts/downloads.sh annotations videos
-    expect "153 videos"
-    stage 1 "153 wavs written or skipped, 0 failed"
-    stage 2 "29723 slices written or skipped, 0 failed" --splits train
-    stage 3 "2676314 crops written or skipped, 0 failed" --splits train
-fi
-stage 2 "8015 slices written or skipped, 0 failed" --splits val
-stage 3 "768307 crops written or skipped, 0 failed" --splits val
-if [[ -z $published ]]; then
-    stage 4 "100 epochs done"
-    printf 'first epoch of the released code:'
-    LC_ALL=C printf ' %s %.4f' train_loss_av .4122 train_loss_audio .4527 train_loss_video .5219 train_auc .8203 \
-        train_ap .5196 val_loss_av .3937 val_loss_audio .4344 val_loss_video .5141 val_auc .8473 val_ap .5725
-    LC_ALL=C awk -F, 'NR == 1 { split($0, name); printf "\nfirst epoch here:" }
-        NR == 2 { for (i = 3; i <= NF; i++) printf " %s %.4f", name[i], $i; print "" }' \
-        "$models/ste_encoder/ste_encoder_logs.csv"
-    stage 5 "features of 120 videos" --splits train
-fi
-stage 5 "features of 33 videos" --splits val
-stage 6 "official mAP: 79.5, measured by a user of the released code"
-[[ $published ]] || stage 7 "15 epochs done"
-stage 8 "predictions of 33 videos"
-stage 9 "official mAP: 87.1 in the paper, 83.6 retrained by others (WASD)"
+bash scripts/downloads.sh "${downloads[@]}"
+.venv/bin/python scripts/run_stages.py "$device" "${options[@]}"
 printf '\n== Comparison of both networks\n'
 .venv/bin/python scripts/evaluate.py --ava-video-dir "$ASC_DATA_ROOT/videos/trainval" \
     --plots "$results/report$published" --json "$results/asc_predictions_val${published}_report.json" \
     --ground-truth "$results/ground_truth_val.csv" --predictions \
     "$results/ste_predictions_val$published.csv" "$results/asc_predictions_val$published.csv"
-expect "ASC 4 to 8 points above STE"
+cat <<'TEXT'
+
+== Expected on AVA (with --published-weights: only val, no stages 4 and 7)
+stage 1: 153 wavs (val: 33)
+stage 2: 29723 slices (train), 8015 slices (val)
+stage 3: 2676314 crops (train), 768307 crops (val)
+stage 4: first epoch of the released code, in models/ste_encoder/ste_encoder_logs.csv:
+    train_loss_av 0.4122, train_loss_audio 0.4527, train_loss_video 0.5219, train_auc 0.8203, train_ap 0.5196
+    val_loss_av 0.3937, val_loss_audio 0.4344, val_loss_video 0.5141, val_auc 0.8473, val_ap 0.5725
+stage 5: features of 120 videos (train), 33 videos (val)
+stage 6: official mAP 79.5, measured by a user of the released code
+stage 8: predictions of 33 videos
+stage 9: official mAP 87.1 in the paper, 83.6 retrained by others (WASD)
+TEXT

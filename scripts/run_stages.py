@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core import config
-from core.runtime.cli import Parser, device_name, launch, odd_positive, positive_float, positive_int, seed
+from core.runtime import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val")
@@ -35,39 +35,40 @@ def stage_range(text: str) -> range:
     return stages
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     ste, asc, forward = config.STE_optimization_params, config.ASC_optimization_params, config.STE_forward_params
-    parser = Parser(__doc__)
-    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--stages", type=stage_range, default="1-9", help="stage, or range of stages, to run")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=[*SPLITS], help="splits to process")
     parser.add_argument("--published-weights", action="store_true", help="use STE.pth and ASC.pth instead of training")
-    parser.add_argument("--clip-length", type=odd_positive, default=11, help="number of crops in a clip")
+    parser.add_argument("--clip-length", type=cli.odd_positive, default=11, help="number of crops in a clip")
     parser.add_argument("--no-pretrained", action="store_true", help="stage 4: start from random weights")
-    parser.add_argument("--ste-epochs", type=positive_int, default=ste["epochs"], help="stage 4: number of epochs")
-    parser.add_argument("--ste-batch-size", type=positive_int, default=ste["batch_size"], help="stage 4: batch size")
-    batch_size = forward["batch_size"]
-    parser.add_argument("--forward-batch-size", type=positive_int, default=batch_size, help="stage 5: batch size")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="stages 4 and 5: precision")
-    parser.add_argument("--asc-epochs", type=positive_int, default=asc["epochs"], help="stage 7: number of epochs")
+    parser.add_argument("--ste-epochs", type=cli.positive_int, default=ste["epochs"], help="stage 4: number of epochs")
     parser.add_argument(
-        "--asc-learning-rate", type=positive_float, default=asc["learning_rate"], help="stage 7: learning rate"
+        "--ste-batch-size", type=cli.positive_int, default=ste["batch_size"], help="stage 4: batch size"
     )
-    parser.add_argument("--seed", type=seed, default=0, help="stages 4, 7 and 8: random seed")
+    batch_size = forward["batch_size"]
+    parser.add_argument("--forward-batch-size", type=cli.positive_int, default=batch_size, help="stage 5: batch size")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="stages 4 and 5: precision")
+    parser.add_argument("--asc-epochs", type=cli.positive_int, default=asc["epochs"], help="stage 7: number of epochs")
+    parser.add_argument(
+        "--asc-learning-rate", type=cli.positive_float, default=asc["learning_rate"], help="stage 7: learning rate"
+    )
+    parser.add_argument("--seed", type=cli.seed, default=0, help="stages 4, 7 and 8: random seed")
     return parser
 
 
 def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[object]]]:
     """Yield the stage, title and command (script and arguments) of each step, in order."""
     root, device, published = Path(config.DATA_ROOT), args.cuda_device, args.published_weights
-    models, results = root / "models", root / "results"
-    ste_weights = models / ("STE.pth" if published else f"ste_encoder/{args.ste_epochs}.pth")
-    asc_weights = models / ("ASC.pth" if published else f"ASC_len_11_stride_4_speakers_3/{args.asc_epochs}.pth")
-    features, predictions = root / "ste_features_published", root / "asc_predictions_published"
-    precision = ["--precision", args.precision]
-
-    def if_published(*arguments: object) -> list[object]:
-        return list(arguments) if published else []
+    ste_weights = root / "models" / ("STE.pth" if published else f"ste_encoder/{args.ste_epochs}.pth")
+    asc_weights = (
+        root / "models" / ("ASC.pth" if published else f"ASC_len_11_stride_4_speakers_3/{args.asc_epochs}.pth")
+    )
+    suffix = "_published" if published else ""
+    features, predictions = root / f"ste_features{suffix}", root / f"asc_predictions{suffix}"
+    results, precision = root / "results", ["--precision", args.precision]
 
     yield 1, "Audio tracks", ["data/extract_audio_tracks.py"]
     for split in args.splits:
@@ -80,21 +81,17 @@ def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[ob
         yield 4, "Train the short-term encoder", command
     for split in args.splits:
         options = ["--split", split, *precision, "--batch-size", args.forward_batch_size, "--weights", ste_weights]
-        options += if_published("--output-dir", features / split)
-        yield 5, f"Features, {split}", ["STE_forward.py", args.clip_length, device, *options]
-    options = if_published(
-        "--forward-dir", features / "val", "--predictions-csv", results / "ste_predictions_val_published.csv"
-    )
+        command = ["STE_forward.py", args.clip_length, device, *options, "--output-dir", features / split]
+        yield 5, f"Features, {split}", command
+    options = ["--forward-dir", features / "val", "--predictions-csv", results / f"ste_predictions_val{suffix}.csv"]
     yield 6, "mAP of the short-term encoder", ["STE_postprocessing.py", *options]
     if not published:
         options = ["--epochs", args.asc_epochs, "--learning-rate", args.asc_learning_rate, "--seed", args.seed]
         yield 7, "Train the context network", ["ASC_train.py", *CONTEXT, device, *options, "--resume"]
     options = ["--seed", args.seed, "--weights", asc_weights]
-    options += if_published("--features-val-full", features / "val", "--output-dir", predictions)
+    options += ["--features-val-full", features / "val", "--output-dir", predictions]
     yield 8, "Predictions in context", ["ASC_forward.py", *CONTEXT, device, *options]
-    options = if_published(
-        "--predictions-dir", predictions, "--predictions-csv", results / "asc_predictions_val_published.csv"
-    )
+    options = ["--predictions-dir", predictions, "--predictions-csv", results / f"asc_predictions_val{suffix}.csv"]
     yield 9, "mAP of the context network", ["ASC_prediction_postprocessing.py", *options]
 
 
@@ -124,4 +121,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser())
+    cli.launch(main, get_args_parser())

