@@ -32,7 +32,7 @@ utility_url=${ASC_UTILITY_URL:-https://filedn.com/l0kNCNuXuEq70c3iUHsXxJ7/active
 detector_url=${ASC_DETECTOR_URL:-https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet}
 jobs=${ASC_DOWNLOAD_JOBS:-4}
 detector=face_detection_yunet_2023mar.onnx
-declare -A sha256=([$detector]=8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4)
+detector_sha256=8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4
 status=0
 
 die() { printf 'error: %s\n' "$*" >&2 && exit 2; }
@@ -40,41 +40,39 @@ failed() { printf 'failed: %s: %s\n' "$@" >&2 && status=1; }
 
 # fetch URL DIRECTORY NAME...: download URL/NAME to DIRECTORY/NAME for every NAME that does not exist yet.
 fetch() {
-    local url=${1%/} directory=$2 name part code http message quiet=()
-    local -A problems=()
+    local url=${1%/} directory=$2 name part code http message missing=() quiet=()
     for name in "${@:3}"; do
-        if [[ -s $directory/$name ]]; then echo "exists: $directory/$name"; else problems[$name]="not finished"; fi
+        if [[ -s $directory/$name ]]; then echo "exists: $directory/$name"; else missing+=("$name"); fi
     done
-    ((${#problems[@]})) || return 0
+    ((${#missing[@]})) || return 0
     mkdir -p -- "$directory"
     [[ -t 2 ]] || quiet=(--silent --no-progress-meter)
     # curl prints a line for every file it has finished. stdbuf: print it at once.
     while IFS='|' read -r part code http message; do
         name=${part##*/} name=${name%.part}
         if [[ $code != 0 ]]; then
-            problems[$name]=$message
+            failed "$directory/$name" "$message ($url/$name)"
             # The server cannot continue this file: start again next time.
             [[ $code != 33 && $http != 416 ]] || rm -f -- "$part"
-        elif [[ ! -s $part ]]; then
-            problems[$name]="empty file"
-        elif [[ -n ${sha256[$name]:-} ]] && ! sha256sum --check --status <<<"${sha256[$name]}  $part"; then
-            problems[$name]="wrong SHA-256"
+        elif [[ ! -s $part ]] || ! is_intact "$part"; then
+            failed "$directory/$name" "empty file or wrong SHA-256 ($url/$name)"
             rm -f -- "$part"
         else
             mv -f -- "$part" "$directory/$name"
             echo "downloaded: $directory/$name"
-            unset "problems[$name]"
         fi
     done < <(
-        for name in "${!problems[@]}"; do
+        for name in "${missing[@]}"; do
             printf 'url = "%s/%s"\noutput = "%s/%s.part"\n' "$url" "$name" "$directory" "$name"
         done | stdbuf -oL curl --config - --parallel --parallel-max "$jobs" --fail --location --continue-at - \
             --retry 4 --retry-all-errors --connect-timeout 30 --speed-limit 1000 --speed-time 60 --globoff \
             --proto '=http,https' "${quiet[@]}" \
             --write-out '%{filename_effective}|%{exitcode}|%{http_code}|%{errormsg}\n'
     )
-    for name in "${!problems[@]}"; do failed "$directory/$name" "${problems[$name]} ($url/$name)"; done
+    for name in "${missing[@]}"; do [[ -s $directory/$name ]] || status=1; done
 }
+
+is_intact() { [[ $1 != */$detector.part ]] || sha256sum --check --status <<<"$detector_sha256  $1"; }
 
 # unpack ARCHIVE DIRECTORY: extract regular files with names of annotations. DIRECTORY appears when it is complete.
 unpack() {
@@ -99,17 +97,13 @@ get_annotations() {
 
 # get_videos [SPLIT]: download all videos, or only those annotated in csv/SPLIT.
 get_videos() {
-    local list=ava_speech_file_names_v1.txt name names=()
+    local list=ava_speech_file_names_v1.txt listed name names=()
     fetch "$ava_url/annotations" videos "$list"
     [[ -s videos/$list ]] || return 0
-    while read -r name || [[ -n $name ]]; do
-        name=${name%$'\r'}
-        if [[ ! $name =~ ^[A-Za-z0-9_-]+\.[A-Za-z0-9]+$ ]]; then
-            [[ -z $name ]] || failed "videos/$list" "invalid file name $(printf '%q' "$name")"
-        elif [[ $# == 0 || -e csv/$1/${name%.*}-activespeaker.csv ]]; then
-            names+=("$name")
-        fi
-    done <"videos/$list"
+    mapfile -t listed < <(tr -d '\r' <"videos/$list" | grep -xE '[A-Za-z0-9_-]+\.[A-Za-z0-9]+')
+    for name in "${listed[@]}"; do
+        if [[ $# == 0 || -e csv/$1/${name%.*}-activespeaker.csv ]]; then names+=("$name"); fi
+    done
     ((${#names[@]})) || failed videos/trainval "no listed video has annotations: download the annotations first"
     fetch "$ava_url/trainval" videos/trainval "${names[@]}"
 }

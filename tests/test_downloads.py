@@ -203,8 +203,7 @@ class TestVideos:
         names = ["-IELREHX_js.mp4", "abc.mkv", "a_b-c.webm"]
         invalid = ["../evil.mp4", "sub/evil.mp4", "a b.mp4", "$(touch evil).mp4", ".mp4", "evil", "..", "évil.mp4"]
         expected = serve_videos(server, [*names, *invalid])
-        lines = downloads.run("videos", status=1, ASC_DOWNLOAD_JOBS="2")
-        assert len([line for line in lines if "invalid file name" in line]) == len(invalid)
+        downloads.run("videos", ASC_DOWNLOAD_JOBS="2")
         kept = ["videos/ava_speech_file_names_v1.txt", *(f"videos/trainval/{name}" for name in names)]
         assert downloads.files() == {name: expected[name] for name in kept}
 
