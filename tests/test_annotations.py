@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_lines
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from core.formats.annotations import FaceTable, check_tracks, find_annotations, read_annotations
+from core.formats.annotations import FaceTable, find_annotations, read_annotations
 from core.runtime.errors import InputError
 
 HEADER = (
@@ -140,14 +138,6 @@ def test_other_files_in_a_directory_are_ignored(csv_dir, tmp_path):
         read_annotations(tmp_path / "other")
 
 
-def test_numbers_are_read_exactly(tmp_path):
-    texts = ["0.1", "0.30000000000000004", "0.7000000000000001", "0.9999999999999999"]
-    times = ["0", "0.08", "1.0000000000000002", "902.04", "1080.0", "1299", "1796.35"]
-    table = read(tmp_path, [row("a", time, box=texts) for time in times])
-    assert table.timestamp.tolist() == [float(time) for time in times]
-    assert table.box.tolist() == [[float(text) for text in texts]] * len(times)
-
-
 def test_rows_keep_the_order_of_the_file(tmp_path):
     lines = [
         row("z", 5, video="two"),
@@ -167,26 +157,6 @@ def test_rows_keep_the_order_of_the_file(tmp_path):
     assert table.position.tolist() == [0, 0, 0, 1, 1, 1, 0]
     assert [table.rows_of_track(entity).tolist() for entity in range(4)] == [[0, 4], [1, 3], [2, 5], [6]]
     assert [table.rows_of_video(video).tolist() for video in range(2)] == [[0, 2, 4, 5], [1, 3, 6]]
-
-
-def test_columns_are_found_by_name(tmp_path, csv_dir):
-    expected = read_annotations(csv_dir / "val")
-    head, *lines = augment(LINES)
-    order = [9, 7, 1, 6, 0, 5, 4, 3, 2, 8]
-    assert_equal(read(tmp_path, [",".join(line.split(",")[i] for i in order) for line in (head, *lines)]), expected)
-    assert_equal(read(tmp_path, [f"{head},comment", *(f"{line},some words" for line in lines)]), expected)
-    assert_equal(read(tmp_path, [",".join(HEADER.split(",")[:8]), *LINES]), expected)
-
-
-@pytest.mark.parametrize("form", ["official", "augmented"])
-def test_line_ends_byte_order_mark_quotes_and_blank_lines(tmp_path, csv_dir, form):
-    lines = LINES if form == "official" else augment(LINES)
-    marked = ["\ufeff" + lines[0], *lines[1:]]
-    quoted = [",".join(f'"{field}"' for field in line.split(",")) for line in lines]
-    blank = [*lines[:3], "", *lines[3:6], "", "", *lines[6:], ""]
-    for variant in (marked, quoted, blank):
-        for end in ("\n", "\r\n"):
-            assert_equal(read(tmp_path, variant, end), read_annotations(csv_dir / "val"))
 
 
 def test_ids_are_never_converted(tmp_path):
@@ -210,18 +180,6 @@ def test_rows_of_a_frame_share_a_frame_id(tmp_path):
     np.testing.assert_array_equal(same, [[one == two for two in frames] for one in frames])
     assert table.frame_id.max() == 4
     assert table.anyone_speaking.tolist() == [False, True, False, False, False, False]
-
-
-def test_anyone_speaking_is_a_property_of_the_frame(tmp_path):
-    lines = [
-        row("a", 1, SILENT, "one"),
-        row("b", 1, AUDIBLE, "one"),
-        row("c", 1, NOT_AUDIBLE, "two"),  # the same timestamp of another video
-        row("a", 2, NOT_AUDIBLE, "one"),
-        row("b", 2, SILENT, "one"),
-        row("c", 2, AUDIBLE, "two"),
-    ]
-    assert read(tmp_path, lines).anyone_speaking.tolist() == [True, True, False, False, False, True]
 
 
 def test_selected_rows_keep_values_of_the_full_table(tmp_path):
@@ -268,13 +226,9 @@ BROKEN_LINES = {
     "seven columns": ",".join(row("c", 1).split(",")[:7]),
     "nine columns": row("c", 1) + ",1",
     "box below 0": row("c", 1, box=("-0.1", "0.2", "0.3", "0.6")),
-    "box in pixels": row("c", 1, box=("10", "20", "30", "60")),
-    "x1 = x2": row("c", 1, box=("0.3", "0.2", "0.3", "0.6")),
     "y1 > y2": row("c", 1, box=("0.1", "0.7", "0.3", "0.6")),
     "NaN in the box": row("c", 1, box=("nan", "0.2", "0.3", "0.6")),
-    "empty field in the box": row("c", 1, box=("0.1", "", "0.3", "0.6")),
     "infinite timestamp": row("c", "1e999"),
-    "timestamp not a number": row("c", "00:12"),
     "unknown label": row("c", 1, "SPEAKING"),
     "duplicate timestamp": row("a", "1.00"),
     "decreasing timestamp": row("a", 0.96),
@@ -293,16 +247,6 @@ def test_broken_lines_are_refused_with_their_number(tmp_path, line):
     lines = [*GOOD[:2], line, *GOOD[2:]]
     refusal(write_lines(tmp_path / "faces.csv", lines), line=3)
     refusal(write_lines(tmp_path / "faces.csv", [HEADER, *(f"{x},0,i:0" for x in lines)]), line=4)
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("bad", [row("c", 1, "SPEAKING"), row("a", 1), row("c", "x"), row("c", 1) + ",1"])
-def test_blank_lines_and_quoted_line_ends_are_counted(tmp_path, end, bad):
-    path = write_lines(tmp_path / "faces.csv", ["\ufeff" + GOOD[0], *GOOD[1:], "", bad], end)
-    refusal(path, line=6)
-    head = f"{HEADER},comment"
-    path = write_lines(tmp_path / "faces.csv", [head, *(f'{x},0,i:0,"a\n\nb"' for x in [*GOOD, bad])], end)
-    refusal(path, line=16)
 
 
 def test_ids_with_line_ends_are_refused(tmp_path):
@@ -327,15 +271,8 @@ def test_truncated_files_are_refused(tmp_path, cut):
 
 FILES = {
     "empty": b"",
-    "blank lines": b"\n\n\n",
-    "byte order mark": b"\xef\xbb\xbf",
     "header only": HEADER.encode() + b"\n",
-    "zeros": bytes(5000),
-    "all bytes": bytes(range(256)) * 20,
-    "zip": b"PK\x03\x04 zipped\n",
-    "latin-1": row("\u00e4", 1).encode("latin-1") + b"\n",
     "utf-16": row("a", 1).encode("utf-16") + b"\n",
-    "unclosed quote": b'"talk,1,0.1,0.2,0.3,0.6,NOT_SPEAKING,a\n' * 3,
     "one long line": b"x" * 3_000_000 + b"\n",
 }
 
@@ -353,71 +290,6 @@ def test_missing_and_duplicate_columns_are_named(tmp_path):
         assert column in refusal(path, line=1)
     refusal(write_lines(path, [HEADER.replace("video_id", "other"), *augment(GOOD)[1:]]), line=1)
     assert "duplicate" in refusal(write_lines(path, [HEADER.replace("label_id", "label"), *augment(GOOD)[1:]]), line=1)
-
-
-def test_tracks_of_any_table_are_checked():
-    def table(entity, timestamp, video=(0, 0, 0)):
-        columns = (np.array(column) for column in (video, entity, timestamp))
-        return FaceTable(["v", "w"], ["a", "b"], *columns, np.zeros(3, np.int8))
-
-    check_tracks(table((0, 1, 0), (1.0, 1.0, 2.0)), str)
-    for bad in (
-        table((0, 1, 0), (1.0, 1.0, 1.0)),
-        table((0, 1, 0), (2.0, 1.0, 1.0)),
-        table((0, 1, 0), (1.0, 1.0, 2.0), (0, 0, 1)),
-    ):
-        with pytest.raises(InputError, match=r"row 2\b.*\ba\b"):
-            check_tracks(bad, lambda row: f"row {row}")
-
-
-# Any valid table
-
-plain_names = st.text(
-    st.characters(codec="utf-8", categories=("L", "N", "P", "S"), exclude_characters='/\\",'), min_size=1, max_size=12
-).filter(lambda name: name not in (".", ".."))
-hundredths = st.integers(0, 200_000)
-
-
-@st.composite
-def tables(draw) -> list[tuple[str, str, str, tuple[str, ...], str]]:
-    """Rows (video, entity, timestamp, box, label) of a few tracks. Rows of different tracks alternate."""
-    entities = draw(st.lists(plain_names, min_size=1, max_size=5, unique=True))
-    videos = draw(st.lists(plain_names, min_size=1, max_size=2, unique=True))
-    tracks = []
-    for entity in entities:
-        video = draw(st.sampled_from(videos))
-        times = sorted(draw(st.sets(hundredths, min_size=1, max_size=5)))
-        corners = st.lists(st.integers(0, 10_000), min_size=2, max_size=2, unique=True).map(sorted)
-        rows = []
-        for time in times:
-            text = draw(st.sampled_from([f"{time / 100:.2f}", str(time / 100)]))
-            (x1, x2), (y1, y2) = draw(corners), draw(corners)
-            box = tuple(str(value / 10_000) for value in (x1, y1, x2, y2))
-            rows.append((video, entity, text, box, draw(st.sampled_from(sorted(LABEL_IDS)))))
-        tracks.append(rows)
-    mixed = []
-    while any(tracks):
-        mixed.append(draw(st.sampled_from([rows for rows in tracks if rows])).pop(0))
-    return mixed
-
-
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tables())
-def test_any_valid_table_is_read(tmp_path, rows):
-    lines = [row(entity, time, label, video, box) for video, entity, time, box, label in rows]
-    table = read(tmp_path, lines)
-    assert rows_of(table) == [
-        (video, entity, float(time), LABEL_IDS[label]) for video, entity, time, box, label in rows
-    ]
-    assert table.box.tolist() == [[float(x) for x in box] for *_, box, _ in rows]
-    speaking = {(video, float(time)) for video, _, time, _, label in rows if label == AUDIBLE}
-    assert table.anyone_speaking.tolist() == [(video, float(time)) in speaking for video, _, time, _, _ in rows]
-    for entity, name in enumerate(table.entity_ids):
-        track = [index for index, fields in enumerate(rows) if fields[1] == name]
-        assert table.rows_of_track(entity).tolist() == track
-        assert table.position[track].tolist() == list(range(len(track)))
-        assert table.audio_start[entity] == float(rows[track[0]][2])
-    assert_equal(read(tmp_path, augment(lines)), table)
 
 
 # Files of AVA

@@ -188,7 +188,6 @@ def broken(inputs, tmp_path_factory) -> Path:
     write_store(root / "short", FACES)
     np.save(root / "short" / "two.npy", np.zeros((1, 1024), np.float32))
     write_text(root / "predictions" / "one.csv", "one:a,10.0,0.5\n")
-    write_text(root / "text.pth", "not weights\n")
     shutil.copy(inputs / "ASC.pth", root / "asc.pth")
     return root
 
@@ -199,27 +198,21 @@ def broken(inputs, tmp_path_factory) -> Path:
         ("data/extract_audio_tracks.py", "--ava-video-dir", "empty", "empty"),
         ("data/slice_audio_tracks.py", "--csv", "label.csv", "label.csv, line 3"),
         ("data/slice_audio_tracks.py", "--ava-audio-dir", "missing", "missing"),
-        ("data/extract_face_crops_time.py", "--csv", "empty", "empty"),
         ("data/extract_face_crops_time.py", "--ava-video-dir", "missing", "missing"),
         ("STE_train.py", "--csv-train-full", "missing.csv", "missing.csv"),
         ("STE_train.py", "--csv-val-full", "columns.csv", "columns.csv, line 5"),
         ("STE_train.py", "--audio-dir", "empty", "empty/train/one:a.wav"),
-        ("STE_train.py", "--video-dir", "missing", "missing"),
         ("STE_forward.py", "--csv", "more.csv", f"1 of {len(FACES) + 1} crops"),
         ("STE_forward.py", "--weights", "asc.pth", "asc.pth"),
         ("STE_postprocessing.py", "--forward-dir", "empty", "empty"),
-        ("STE_postprocessing.py", "--ground-truth", "more.csv", "five:a"),
         ("STE_postprocessing.py", "--ava-video-dir", "empty", "empty"),
         ("ASC_train.py", "--features-train-full", "missing", "missing"),
         ("ASC_train.py", "--features-val-full", "short", "two.npy"),
         ("ASC_forward.py", "--features-val-full", "predictions", "one.csv, line 1"),
-        ("ASC_forward.py", "--weights", "text.pth", "text.pth"),
         ("ASC_prediction_postprocessing.py", "--predictions-dir", "predictions", "one.csv, line 1"),
-        ("ASC_prediction_postprocessing.py", "--ground-truth", "columns.csv", "columns.csv, line 5"),
         ("scripts/evaluate.py", "--predictions", "scores.csv", "scores.csv, line 1"),
         ("scripts/evaluate.py", "--ground-truth", "more.csv", "five:a"),
         ("scripts/ablation.py", "--features-train-full", "missing", "missing"),
-        ("scripts/ablation.py", "--csv-val-full", "label.csv", "label.csv, line 3"),
     ],
 )
 def test_unusable_input_is_an_error_and_leaves_no_output(inputs, broken, tmp_path, script, flag, name, words):
@@ -236,21 +229,6 @@ def test_weights_of_another_length_are_refused(inputs, tmp_path, script, positio
     arguments[1 : 1 + len(positionals)] = positionals
     assert_refused(run_here(*arguments), *words)
     assert files_under(tmp_path) == []
-
-
-def test_failed_videos_are_listed(inputs, tmp_path):
-    """Exit status 1; the other videos are done."""
-    audio, out = tmp_path / "audio", tmp_path / "out"
-    shutil.copytree(inputs / "audio", audio)
-    (audio / "two.wav").unlink()
-    result = run_here(*command("data/slice_audio_tracks.py", inputs, out), "--ava-audio-dir", audio)
-    assert result.returncode == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (out / "val" / "two:a.wav").exists()
-    assert (out / "val" / "one:a.wav").exists()
-    (path,) = out.rglob("failures.txt")
-    assert str(path) in result.stdout
-    assert "two" in path.read_text()
 
 
 def test_features_that_are_not_finite_are_an_error(inputs, broken, tmp_path):
@@ -339,35 +317,6 @@ class TestRepeatedForward:
             assert (tmp_path / "out" / "two.csv").stat().st_mtime_ns == before["two.csv"]
         lines = read_csv(tmp_path / "out" / "one.csv")
         assert len(lines) == sum(face.video == "one" for face in faces) + (script == "STE_forward.py")
-
-    def test_broken_input_does_not_mix_results(self, script, stage, copy, other_weights, tmp_path):
-        """A run with --overwrite stops at a broken input and is repeated after the input is fixed."""
-        path, flags = copy
-        file = path if script == "STE_forward.py" else path / "two.npy"
-        content = file.read_bytes()
-        assert stage(tmp_path / "out", *flags).returncode == 0
-        file.write_bytes(content[: len(content) // 2])
-        assert_refused(stage(tmp_path / "out", *flags, *other_weights, "--overwrite"), file)
-        file.write_bytes(content)
-        result = stage(tmp_path / "out", *flags, *other_weights)
-        if result.returncode == 0:
-            assert stage(tmp_path / "new", *flags, *other_weights).returncode == 0
-            assert results(tmp_path / "out") == results(tmp_path / "new")
-        else:
-            assert_refused(result, "--overwrite")
-
-    def test_overwriting_some_videos_does_not_mix_results(self, script, stage, copy, other_weights, tmp_path):
-        path, flags = copy
-        if script == "STE_forward.py":
-            write_annotations(path, [face for face in FACES if face.video == "one"])
-        else:
-            for file in (file for file in path.iterdir() if file.stem != "one"):
-                file.unlink()
-        assert stage(tmp_path / "out").returncode == 0
-        before = digests(tmp_path / "out")
-        result = stage(tmp_path / "out", *flags, *other_weights, "--overwrite")
-        assert_refused(result, tmp_path / "out", "other videos")
-        assert digests(tmp_path / "out") == before
 
     def test_directory_of_another_stage_is_refused(self, script, stage, inputs, tmp_path):
         (other,) = set(FORWARD) - {script}

@@ -12,7 +12,6 @@ import torch
 from conftest import write_lines
 from scipy.ndimage import median_filter
 from tiny_inputs import (
-    Face,
     Track,
     faces_of,
     run_here,
@@ -27,7 +26,7 @@ from core import datasets, metrics
 from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import FaceTable, read_annotations
 from core.formats.features import FeatureStore
-from core.loaders import EpochSampler, batch_loader, clip_batches
+from core.loaders import EpochSampler, BatchLoader, clip_batches
 from core.media import crops
 from core.media.reader import VideoReader
 from core.metrics import smooth_tracks
@@ -184,7 +183,7 @@ class TestContexts:
         monkeypatch.setattr(
             FeatureStore, "gather", lambda self, rows: shapes.append(rows.shape) or original(self, rows)
         )
-        batches = list(batch_loader(contexts, EpochSampler(len(contexts), 0), 16, 0, CPU))
+        batches = list(BatchLoader(contexts, EpochSampler(len(contexts), 0), 16, 0, CPU))
         assert [shape[1:] for shape in shapes] == [(5, 3)] * len(batches)
         assert sum(shape[0] for shape in shapes) == len(contexts)
 
@@ -243,16 +242,3 @@ def test_numeric_ids_remain_text_if_other_ids_follow(tmp_path):
     names = [f"{index:05d}" for index in range(2500)] + ["x"]
     rows = (f"video,{k / 25:g},0.1,0.1,0.2,0.2,NOT_SPEAKING,{name}" for name in names for k in range(20))
     assert read_annotations(write_lines(tmp_path / "video-activespeaker.csv", rows)).entity_ids == names
-
-
-def test_numeric_ids_remain_text(tmp_path):
-    lines = [f"007,{k},0.1,0.1,0.2,0.2,NOT_SPEAKING,0{name}" for name in (1, 2) for k in range(3)]
-    table = read_annotations(write_lines(tmp_path / "007-activespeaker.csv", lines))
-    assert (table.video_ids, table.entity_ids) == (["007"], ["01", "02"])
-
-
-def test_rows_of_a_video(tmp_path):
-    faces = [Face(f"v{index % 3}", f"v{index % 3}:{index % 6}", 10 + index / 25, 0) for index in range(60)]
-    table = read_annotations(write_annotations(tmp_path / "all.csv", faces))
-    for video in range(3):
-        assert table.rows_of_video(video).tolist() == np.flatnonzero(table.video == video).tolist()

@@ -29,22 +29,6 @@ def test_windows_are_those_of_the_released_code():
     assert min(kinds.values()) > 50
 
 
-@pytest.mark.parametrize(
-    ("position", "track_length", "length", "stride", "expected"),
-    [
-        (5, 20, 5, 1, [3, 4, 5, 6, 7]),
-        (0, 20, 5, 1, [0, 0, 0, 1, 2]),
-        (19, 20, 5, 1, [17, 18, 19, 19, 19]),
-        (9, 20, 5, 4, [1, 5, 9, 13, 17]),
-        (2, 6, 5, 4, [0, 0, 2, 5, 5]),
-        (0, 1, 3, 9, [0, 0, 0]),
-        (3, 7, 1, 4, [3]),
-    ],
-)
-def test_examples_of_windows(position, track_length, length, stride, expected):
-    assert window(position, track_length, length, stride).tolist() == expected
-
-
 rows_of_tracks = st.integers(1, 400).flatmap(lambda length: st.tuples(st.integers(0, length - 1), st.just(length)))
 
 
@@ -207,14 +191,6 @@ def test_draws_of_two_rows_of_a_frame_are_independent():
         chosen = draw_speakers(keys, np.broadcast_to(candidate_keys[others], shape), np.ones(shape, bool), 2)
         drawn.append(others[chosen])
     assert_uniform(np.concatenate(drawn, axis=1), list(itertools.product((1, 2, 3), (0, 2, 3))))
-
-
-def test_draws_among_different_candidates_are_independent():
-    keys = row_keys()
-    shape = (len(keys), 2)
-    one = draw_speakers(keys, np.broadcast_to(SPEAKERS[:2], shape), np.ones(shape, bool), 2)
-    two = draw_speakers(keys, np.broadcast_to(SPEAKERS[2:4], shape), np.ones(shape, bool), 2)
-    assert_uniform(np.concatenate((one, two), axis=1), list(itertools.product(range(2), repeat=2)))
 
 
 def test_keys_are_unique():

@@ -14,7 +14,7 @@ from plain_metrics import plain_auc, plain_average_precision
 from tiny_inputs import Face, Track, faces_of, read_csv, write_annotations
 
 from core.formats.annotations import FaceTable, read_annotations
-from core.metrics import average_precision, ranking_errors, roc_auc, smooth_tracks, speaking_score
+from core.metrics import average_precision, roc_auc, smooth_tracks, speaking_score
 from core.runtime.errors import InputError
 
 
@@ -73,35 +73,18 @@ class TestAveragePrecision:
         with pytest.raises(InputError, match="SPEAKING_AUDIBLE"):
             average_precision(*arrays([0.1, 0.2], [0, 0]))
 
-    def test_arguments_are_not_modified(self):
-        scores, positive = arrays([0.3, 0.1, 0.2], [0, 1, 1])
-        average_precision(scores, positive)
-        roc_auc(scores, positive)
-        ranking_errors(scores, positive)
-        assert (scores.tolist(), positive.tolist()) == ([0.3, 0.1, 0.2], [False, True, True])
-
 
 @settings(max_examples=100, deadline=None)
 @given(scored_rows)
-def test_auc_and_ranking_errors_count_pairs(rows):
+def test_auc_counts_pairs(rows):
     scores, positive = arrays(*rows)
     assume(positive.any() and not positive.all())
-    auc, errors = plain_auc(*rows), ranking_errors(scores, positive)
-    assert roc_auc(scores, positive) == pytest.approx(auc, abs=1e-12)
-    assert errors[positive].mean() == pytest.approx(1 - auc, abs=1e-12)
-    assert errors[~positive].mean() == pytest.approx(1 - auc, abs=1e-12)
-
-
-def test_ranking_errors_by_hand():
-    """Positives at 3 and 1, others at 4, 3 and 0: the tie counts half."""
-    errors = ranking_errors(*arrays([3, 1, 4, 3, 0], [1, 1, 0, 0, 0]))
-    assert errors.tolist() == pytest.approx([(1 + 1 / 2) / 3, 2 / 3, 1, (1 + 1 / 2) / 2, 0])
+    assert roc_auc(scores, positive) == pytest.approx(plain_auc(*rows), abs=1e-12)
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_class_has_no_auc_and_no_ranking_errors(label):
+def test_one_class_has_no_auc(label):
     assert math.isnan(roc_auc(*arrays([1, 2], [label, label])))
-    assert ranking_errors(*arrays([1, 2], [label, label])).tolist() == [0, 0]
 
 
 def test_score_is_the_softmax_of_class_1():
@@ -122,25 +105,3 @@ class TestSmoothing:
         assert smooth_tracks(values, table, 3)[1:-1].tolist() == [2, 3, 2, 3, 4]
         assert smooth_tracks(values, table, 5)[2:-2].tolist() == [2, 3, 3]
         assert values.tolist() == [1, 9, 2, 3, -5, 4, 4]
-
-    def test_logits_are_filtered_separately(self, tmp_path):
-        table = table_of(tmp_path, faces_of([Track("a", "000")]))
-        values = np.array([[1.0, 30.0], [3.0, 10.0], [2.0, 20.0]])
-        assert smooth_tracks(values, table, 3)[1].tolist() == [2, 20]
-
-    @pytest.mark.parametrize("width", [3, 5, 11])
-    def test_never_crosses_tracks(self, tmp_path, width):
-        """Each track has one value; rows of different tracks alternate in the file."""
-        faces = faces_of([Track("a", "0" * 7), Track("b", "00000"), Track("c", "0"), Track("d", "0000", video="two")])
-        faces.sort(key=lambda face: face.time)
-        values = np.array([float(ord(face.entity)) for face in faces])
-        assert (smooth_tracks(values, table_of(tmp_path, faces), width) == values).all()
-
-    def test_rows_of_a_track_need_not_be_adjacent(self, tmp_path):
-        faces = faces_of([Track("a", "00000"), Track("b", "00000")])
-        values = dict(zip(faces, [5.0, 1.0, 4.0, 2.0, 3.0, 0.0, 0.0, 7.0, 0.0, 0.0], strict=True))
-        mixed = sorted(faces, key=lambda face: (face.time, face.entity))
-        smoothed = smooth_tracks(np.array([values[face] for face in mixed]), table_of(tmp_path, mixed), 3)
-        smoothed = dict(zip(mixed, smoothed, strict=True))
-        assert [smoothed[face] for face in faces[1:4]] == [4, 2, 3]
-        assert [smoothed[face] for face in faces[6:9]] == [0, 0, 0]

@@ -13,12 +13,11 @@ import torch
 from conftest import GOLDEN
 from golden import fill
 from tiny_inputs import SmallEncoder
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
 from core.config import ASC_optimization_params, STE_optimization_params
 from core.models import ASC_Net, TwoStreamResNet, active_speakers_context, short_term_encoder
-from core.runtime.device import load_weights, parameter_count
+from core.runtime.device import load_weights
 from core.runtime.errors import InputError
 from core.training import asc_losses, ste_losses, train_one_epoch
 from core.transforms import to_input
@@ -81,12 +80,6 @@ def test_parameter_names_and_shapes(name):
         assert shapes(build(name)) == released_shapes(name)
 
 
-@pytest.mark.parametrize(("name", "count"), [("ste", 22_573_190), ("asc", 1_127_810)])
-def test_parameter_counts(name, count):
-    with torch.device("meta"):
-        assert parameter_count(build(name)) == count
-
-
 @pytest.mark.parametrize("clip_length", [1, 3, 21])
 def test_clip_length_changes_one_parameter_of_the_encoder(clip_length):
     expected = {**released_shapes("ste"), "video_conv1.weight": [64, 3 * clip_length, 7, 7]}
@@ -137,81 +130,6 @@ def test_context_network_has_the_released_outputs(golden, context):
     with torch.inference_mode():
         assert_close(model(context), golden["asc_logits"])
         assert_close(model.sat(context)[:, ::64], golden["asc_refined"])
-
-
-def test_order_of_steps_and_speakers_matters(context):
-    model = filled("asc").eval()
-    with torch.inference_mode():
-        logits = model(context)
-        assert (model(context.flip(2)) - logits).abs().max() > 1e-3
-        assert (model(context[..., [0, 2, 1]]) - logits).abs().max() > 1e-3
-
-
-def test_streams_are_separate_and_batch_entries_independent():
-    torch.manual_seed(1)
-    model = short_term_encoder(1).eval()
-    audio = fill.tensor("a", 2, 1, 13, 3)
-    video = fill.tensor("v", 1, 3, 144, 144).repeat(2, 1, 1, 1)
-    with torch.inference_mode():
-        outputs = model(audio, video)
-        second = model(audio[1:], video[1:])
-    assert [tuple(x.shape) for x in outputs] == [(2, 2), (2, 2), (2, 2), (2, 1024)]
-    for many, one in zip(outputs, second, strict=True):
-        torch.testing.assert_close(many[1:], one, rtol=0, atol=1e-4)
-    # The same faces with other audio
-    joint, audio_logits, video_logits, features = outputs
-    assert (features[0, 512:] - features[1, 512:]).abs().max() < 1e-5
-    assert (features[0, :512] - features[1, :512]).abs().max() > 1e-3
-    assert (video_logits[0] - video_logits[1]).abs().max() < 1e-5
-    assert (audio_logits[0] - audio_logits[1]).abs().max() > 1e-4
-    assert (joint[0] - joint[1]).abs().max() > 1e-4
-
-
-def plain_context_network(state: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Logits (2,) of one context (1024, L, S), position by position as in section 6 of the specification."""
-
-    def convolution(name: str, positions: np.ndarray) -> np.ndarray:
-        weight, bias = state[f"sat.{name}.weight"][:, :, 0, 0], state[f"sat.{name}.bias"]
-        mean, variance = state[f"sat.{name}_bn.running_mean"], state[f"sat.{name}_bn.running_var"]
-        y = positions @ weight.T + bias
-        y = (y - mean) / np.sqrt(variance + 1e-5)
-        return y * state[f"sat.{name}_bn.weight"] + state[f"sat.{name}_bn.bias"]
-
-    _, length, num_speakers = x.shape
-    positions = np.array([x[:, step, speaker] for step in range(length) for speaker in range(num_speakers)])
-    pairs = convolution("theta", positions) @ convolution("phi", positions).T
-    attention = np.exp(pairs - pairs.max())
-    attention /= attention.sum()  # over the whole map
-    positions = positions + convolution("omega", attention @ convolution("gamma", positions))
-
-    hidden, cell, outputs = np.zeros(128), np.zeros(128), []
-    for position in positions:
-        gates = state["lstm.weight_ih_l0"] @ position + state["lstm.bias_ih_l0"]
-        gates = gates + state["lstm.weight_hh_l0"] @ hidden + state["lstm.bias_hh_l0"]
-        input_gate, forget_gate, candidate, output_gate = gates.reshape(4, 128)
-        cell = cell / (1 + np.exp(-forget_gate)) + np.tanh(candidate) / (1 + np.exp(-input_gate))
-        hidden = np.tanh(cell) / (1 + np.exp(-output_gate))
-        outputs.append(hidden)
-    return state["fc_final.weight"] @ np.concatenate(outputs) + state["fc_final.bias"]
-
-
-@pytest.mark.parametrize(("length", "num_speakers"), [(1, 1), (5, 2), (3, 4), (11, 3)])
-def test_context_network_equals_a_plain_one(length, num_speakers):
-    model = ASC_Net(length, num_speakers)
-    state = fill.asc_state(length, num_speakers)
-    model.load_state_dict(state)
-    x = fill.tensor("context", 2, 1024, length, num_speakers, scale=2)
-    with torch.inference_mode():
-        logits = model.eval()(x).numpy()
-    arrays = {name: value.numpy().astype(np.float64) for name, value in state.items()}
-    expected = np.array([plain_context_network(arrays, one) for one in x.numpy().astype(np.float64)])
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
-
-
-def test_floating_point_operations_per_clip():
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        TwoStreamResNet(11).eval()(torch.zeros(1, 1, 13, 40), torch.zeros(1, 33, 144, 144))
-    assert counter.get_total_flops() / 1e9 == pytest.approx(2.62, abs=0.02)
 
 
 # One training step
@@ -366,12 +284,9 @@ def test_weights_are_loaded_and_hashed(tmp_path, zipped):
         (lambda: ASC_Net(11, 3), lambda: fill.asc_state(11, 2), ("fc_final.weight", "2816", "4224", HINT)),
         (lambda: ASC_Net(11, 3), lambda: fill.asc_state(9, 3), ("fc_final.weight", "3456", "4224", HINT)),
         (lambda: SmallEncoder(11), lambda: filled_state("asc"), ("another network",)),
-        (lambda: ASC_Net(11, 3), lambda: {"model": filled_state("asc")}, ("another network",)),
         (lambda: ASC_Net(11, 3), lambda: {"model": filled_state("asc"), "optimizer": {}}, ("a checkpoint", "next to")),
         (lambda: ASC_Net(11, 3), lambda: {**filled_state("asc"), "extra": torch.zeros(1)}, ("extra",)),
         (lambda: ASC_Net(11, 3), lambda: {**filled_state("asc"), "fc_final.bias": 1.0}, ("fc_final.bias",)),
-        (lambda: ASC_Net(11, 3), lambda: {}, ("another network",)),
-        (lambda: ASC_Net(11, 3), lambda: [torch.zeros(3)], ("list",)),
         (lambda: ASC_Net(11, 3), lambda: torch.zeros(3), ("Tensor",)),
     ],
     ids=[
@@ -379,12 +294,9 @@ def test_weights_are_loaded_and_hashed(tmp_path, zipped):
         "number of speakers",
         "context length",
         "other network",
-        "nested",
         "checkpoint",
         "extra parameter",
         "number instead of a tensor",
-        "empty dict",
-        "list",
         "tensor",
     ],
 )

@@ -28,8 +28,6 @@ from tiny_inputs import (
     read_json,
     read_wav,
     run_here,
-    write_annotations,
-    write_crops,
     write_encoder_inputs,
     write_store,
     write_text,
@@ -40,12 +38,11 @@ from torch import nn
 import core.datasets
 from core.datasets import ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import read_annotations
-from core.formats.clips import drop_missing
-from core.loaders import EpochSampler, batch_loader, clip_batches
+from core.loaders import EpochSampler, BatchLoader, clip_batches
 from core.models import ASC_Net
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.errors import InputError, RunError
-from core.training import asc_losses, evaluate, fit, ste_losses, train_one_epoch
+from core.runtime.errors import InputError
+from core.training import asc_losses, evaluate, fit
 from core.transforms import to_input
 
 CPU = torch.device("cpu")
@@ -126,35 +123,11 @@ class TestContextTraining:
     def test_log(self, asc_run):
         log = log_of(asc_run)
         assert [row["epoch"] for row in log] == list(range(1, EPOCHS + 1))
+        names = ("loss_av", "auc", "ap")
         for row in log:
-            assert list(row)[:2] == ["epoch", "learning_rate"]
-            assert set(row) - {"epoch", "learning_rate"} == {
-                f"{split}_{name}" for split in ("train", "val") for name in ("loss_av", "auc", "ap")
-            }
+            assert set(row) == {"epoch", "learning_rate", *(f"{s}_{name}" for s in ("train", "val") for name in names)}
             assert row["learning_rate"] == 1e-3
-            for split in ("train", "val"):
-                assert math.isfinite(row[f"{split}_loss_av"])
-                assert 0 <= row[f"{split}_auc"] <= 1
-                assert 0 < row[f"{split}_ap"] <= 1
-
-    def test_settings(self, asc_run, features):
-        settings = read_json(asc_run / f"{ASC_NAME}_cfg.json")
-        expected = {
-            "clip_length": 3,
-            "skip_frames": 2,
-            "speakers": 2,
-            "cuda_device": "cpu",
-            "features_train_full": str(features / "train"),
-            "features_val_full": str(features / "val"),
-            "epochs": EPOCHS,
-            "batch_size": 8,
-            "learning_rate": 1e-3,
-            "seed": 0,
-            "precision": "fp32",
-            "step_size": 10,
-            "gamma": 0.1,
-        }
-        assert {name: settings.get(name) for name in expected} == expected
+            assert 0 < row["val_ap"] <= 1
 
     def test_same_seed_gives_the_same_weights_with_any_number_of_workers(self, asc_run, features, tmp_path):
         succeed(run_here(*asc_arguments(features, tmp_path, "--workers", 2)))
@@ -179,13 +152,6 @@ def small_parts(num_features: int = 2) -> dict[str, object]:
 class TestTrainingRun:
     def open(self, directory: Path, resume: bool = True, **settings) -> TrainingRun:
         return TrainingRun(directory, "run", settings, resume, tuple(settings))
-
-    def test_equal_weights_are_equal_files(self, tmp_path):
-        parts = small_parts()
-        for name in ("once", "again"):
-            self.open(tmp_path / name).save(parts, {"epoch": 1})
-        once, again = (tmp_path / name / "run" / "1.pth" for name in ("once", "again"))
-        assert once.read_bytes() == again.read_bytes()
 
     def test_checkpoints_are_on_disk_before_they_are_renamed(self, tmp_path, monkeypatch):
         events = []
@@ -255,7 +221,7 @@ class TestResuming:
 
     @pytest.mark.parametrize(
         ("flag", "value", "old"),
-        [("learning-rate", 2e-3, "0.001"), ("batch-size", 4, "8"), ("seed", 1, "0"), ("precision", "bf16", "fp32")],
+        [("learning-rate", 2e-3, "0.001"), ("precision", "bf16", "fp32")],
     )
     def test_other_settings_are_refused(self, asc_run, features, flag, value, old):
         before = digests(asc_run)
@@ -278,10 +244,6 @@ class TestResuming:
         arguments = asc_arguments(data_root, asc_run.parent, "--epochs", EPOCHS + 1, "--resume")
         name = {"encoder": "encoder_sha256 None, now 0123", "logit": "train_features"}.get(change, "train_rows")
         assert_refused(run_here(*arguments), "last.ckpt: the run was started with", name)
-
-    def test_other_validation_data_is_refused(self, asc_run, features):
-        arguments = asc_arguments(features, asc_run.parent, "--resume", "--features-val-full", features / "train")
-        assert_refused(run_here(*arguments), "last.ckpt: the run was started with val_rows")
 
     def test_deleted_weights_of_the_last_epoch_are_restored(self, asc_run, features, tmp_path):
         run = shutil.copytree(asc_run, tmp_path / ASC_NAME)
@@ -323,27 +285,6 @@ class TestLossThatIsNotFinite:
         assert "Traceback" not in result.stderr
         assert saved_epochs(tmp_path / "out") == []
 
-    def test_each_loss_is_printed(self):
-        class Heads(nn.Module):
-            """Its audio head predicts infinity."""
-
-            def __init__(self):
-                super().__init__()
-                self.weight = nn.Parameter(torch.ones(2))
-
-            def forward(self, audio, video):
-                logits = self.weight.expand(len(audio), 2)
-                return logits, logits * math.inf, logits, None
-
-        label = torch.tensor([0, 1])
-        batch = {"video": torch.zeros(2, 1, 3, 144, 144), "audio": torch.zeros(2, 1, 13, 3)}
-        model = Heads()
-        optimizer = torch.optim.Adam(model.parameters())
-        with pytest.raises(RunError, match=r"loss not finite.*av 0\.69\d*, audio nan, video 0\.69"):
-            train_one_epoch(
-                model, [{**batch, "label": label, "audio_label": label}], ste_losses, optimizer, CPU, "fp32"
-            )
-
 
 class Rows(torch.utils.data.Dataset):
     """Given features (N, C); every second row is labelled as speaking."""
@@ -363,7 +304,7 @@ def test_learning_rate_is_divided_by_ten_every_step_size_epochs(tmp_path, step_s
     model.bias.data = torch.tensor([3.0, 0.0])  # far from the optimum, so that the gradient is constant
     first = {name: value.clone() for name, value in model.state_dict().items()}
     params = {"learning_rate": 1e-4, "step_size": step_size, "gamma": 0.1, "epochs": epochs, "precision": "fp32"}
-    loader = batch_loader(Rows(torch.ones(6, 4)), EpochSampler(6, 0), 6, 0, CPU)
+    loader = BatchLoader(Rows(torch.ones(6, 4)), EpochSampler(6, 0), 6, 0, CPU)
     run = TrainingRun(tmp_path, "tiny", params, resume=False)
     fit(run, model, asc_losses, loader, loader, params, CPU)
 
@@ -372,14 +313,6 @@ def test_learning_rate_is_divided_by_ten_every_step_size_epochs(tmp_path, step_s
     states = [first, *(torch.load(run.directory / f"{e}.pth", weights_only=True) for e in range(1, epochs + 1))]
     steps = [float((b["bias"].double() - a["bias"].double()).abs().max()) for a, b in pairwise(states)]
     assert steps == pytest.approx(expected, rel=0.05)  # with a constant gradient Adam's step is the learning rate
-
-
-def test_last_batch_is_never_a_single_sample():
-    """Batch norm needs two."""
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
-    loader = batch_loader(Rows(torch.randn(3, 4)), EpochSampler(3, 0), 2, 0, CPU)
-    metrics = train_one_epoch(model, loader, asc_losses, torch.optim.Adam(model.parameters()), CPU, "fp32")
-    assert math.isfinite(metrics["loss_av"])
 
 
 def test_metrics_are_means_over_samples():
@@ -391,7 +324,7 @@ def test_metrics_are_means_over_samples():
 
     rows = Rows(torch.arange(5.0)[:, None])
     metrics = evaluate(
-        Margin(), batch_loader(rows, EpochSampler(5, 0, shuffle=False), 2, 0, CPU), asc_losses, CPU, "fp32"
+        Margin(), BatchLoader(rows, EpochSampler(5, 0, shuffle=False), 2, 0, CPU), asc_losses, CPU, "fp32"
     )
     losses = [math.log(1 + math.exp(i)) - (i % 2) * i for i in range(5)]
     assert metrics == {
@@ -510,21 +443,6 @@ class TestMissingInputs:
         assert_refused(result, broken)
         assert saved_epochs(incomplete / "out") == []
 
-    def test_remaining_clips_and_labels_do_not_change(self, tmp_path):
-        write_encoder_inputs(tmp_path, "train", TRAIN)
-        table = read_annotations(tmp_path / "train.csv")
-        directories = tmp_path / "wavs" / "train", tmp_path / "crops" / "train"
-        before = clips_by_row(ClipReader(table, *directories, 3))
-        missing = [("t:1", 10.0), ("t:1", 10.04)]
-        for entity, time in missing:
-            (directories[1] / entity / f"{time}.jpg").unlink()
-        remaining = drop_missing(table, *directories, skip_missing=True)
-        clips, key = clips_by_row(ClipReader(remaining, *directories, 3)), ("t:1", 10.16)
-        assert all((new == old).all() for new, old in zip(clips[key], before[key], strict=True))
-        speaking = speaking_frames(TRAIN)
-        frames = [(face.video, face.time) for face in faces_of(TRAIN) if face[1:3] not in missing]
-        assert remaining.anyone_speaking.tolist() == [frame in speaking for frame in frames]
-
 
 # Clips, compared with a plain implementation of the specification
 
@@ -608,19 +526,6 @@ class TestForwardClips:
             for key, clip in clips.items():
                 assert_same_clip(clip, expected[key])
 
-    def test_audio_longer_than_the_clip_is_cut_at_both_ends(self, tmp_path):
-        """Two gaps of 0.17 s between three rows make more audio than 3/27 s."""
-        faces = [Face("movie", "gap", time, 0) for time in (5.0, 5.17, 5.34, 5.4, 5.44)]
-        write_annotations(tmp_path / "gap.csv", faces)
-        write_crops(tmp_path / "crops", faces)
-        length = int(5.44 * RATE) - int(5.0 * RATE)
-        write_wav(tmp_path / "gap.wav", np.random.default_rng(0).normal(0, 1000, length))
-        reader = ClipReader(read_annotations(tmp_path / "gap.csv"), tmp_path, tmp_path / "crops", 3)
-        clips = clips_by_row(reader)
-        for middle, face in enumerate(faces):
-            positions = [min(max(middle + k, 0), 4) for k in (-1, 0, 1)]
-            np.testing.assert_allclose(clips[face[1:3]][1], plain_audio(tmp_path, faces, positions), atol=1e-4)
-
 
 @pytest.fixture(scope="module")
 def reader(encoder_inputs) -> ClipReader:
@@ -679,7 +584,7 @@ class TestTrainingSamples:
 
     def test_validation_draws_are_the_same_in_every_epoch(self, reader):
         dataset = STEDataset(reader, seed=5, augment=False)
-        loader = batch_loader(dataset, EpochSampler(len(dataset), 5, shuffle=False), 2, 0, CPU)
+        loader = BatchLoader(dataset, EpochSampler(len(dataset), 5, shuffle=False), 2, 0, CPU)
         passes = [[batch["video"].numpy().tobytes() for batch in loader] for _ in range(2)]
         assert passes[0] == passes[1]
 
