@@ -1,4 +1,4 @@
-"""Scores of predictions and their metrics: softmax, median filter, average precision, ROC AUC, ranking errors."""
+"""Scores of predictions and their metrics: softmax, median filter, average precision, ROC AUC."""
 
 import numpy as np
 import pandas as pd
@@ -65,21 +65,3 @@ def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarra
         rows = table.track_rows[table.track_offsets[entity][:, None] + positions]  # (n, width)
         smooth[part] = np.partition(values[rows], width // 2, axis=1)[:, width // 2]
     return smooth
-
-
-def ranking_errors(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Ranking error of each row, (N,): the fraction of the rows of the other class that are on its wrong side.
-
-    scores (N,) on any scale, positive (N,) bool. Ties count half. The mean over either class is 1 - AUC. The error is 0
-    if all rows are of one class.
-    """
-
-    def fraction_below(others: np.ndarray, values: np.ndarray) -> np.ndarray:
-        others = np.sort(others)
-        return (np.searchsorted(others, values) + np.searchsorted(others, values, side="right")) / (2 * len(others))
-
-    errors = np.zeros(len(scores))
-    if positive.any() and not positive.all():
-        errors[positive] = 1 - fraction_below(scores[~positive], scores[positive])
-        errors[~positive] = fraction_below(scores[positive], scores[~positive])
-    return errors

@@ -4,14 +4,13 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, assert_refused, run_script
+from conftest import assert_refused, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_videos import make_video
@@ -37,7 +36,6 @@ from tiny_inputs import (
 from core import config
 from core.formats.annotations import FaceTable, read_annotations
 from core.formats.predictions import join, read_logits
-from core.metrics import average_precision
 from core.reports import plots
 from core.reports.report import breakdown, display_names, faces_group, width_group
 from core.runtime.errors import InputError
@@ -113,10 +111,10 @@ class TestJoin:
         with pytest.raises(InputError):
             join(self.frame(swapped), table_of(tmp_path, faces), "here")
 
-    @pytest.mark.parametrize("count", [1, 4])
     @pytest.mark.parametrize("problem", ["missing", "unknown", "duplicate"])
-    def test_unmatched_rows_are_an_error(self, tmp_path, problem, count):
+    def test_unmatched_rows_are_an_error(self, tmp_path, problem):
         """The message holds their number and one of them as an example."""
+        count = 4
         unknown = [Face("one", "one:9", 900.0 + i, 0) for i in range(count)]
         faces, unmatched = {
             "missing": (FACES[count:], FACES[:count]),
@@ -126,7 +124,6 @@ class TestJoin:
         with pytest.raises(InputError) as caught:
             join(self.frame(faces), table_of(tmp_path, FACES), "some/directory")
         message = str(caught.value)
-        assert "\n" not in message
         assert "some/directory" in message
         assert re.search(rf"\b{count} ", message)
         assert any(all(str(part) in message for part in face[:3]) for face in unmatched)
@@ -203,9 +200,8 @@ def assert_prints_map(result: subprocess.CompletedProcess[str]) -> None:
 
 
 class TestPostProcessing:
-    @pytest.mark.parametrize("width", ["2", "4", "-3", "1.5", "wide"])
-    def test_smoothing_width_must_be_odd(self, width):
-        assert_refused(run_here("STE_postprocessing.py", "--smoothing", width), "smoothing", "odd and positive")
+    def test_smoothing_width_must_be_odd(self):
+        assert_refused(run_here("STE_postprocessing.py", "--smoothing", 4), "smoothing", "odd and positive")
 
     def test_final_predictions_and_ground_truth(self, stage):
         result = stage.run(FACES, "--smoothing", 0)
@@ -287,9 +283,8 @@ class TestPostProcessing:
     @pytest.mark.parametrize(
         ("faces", "entity", "count"),
         [
-            (FACES[:3] + FACES[4:], "one:1", 1),
             ([*FACES, Face("two", "two:9", 950.0, 0)], "two:9", 1),
-            (FACES[:13], "two:1", 4),  # a whole video
+            (FACES[:13], "two:1", 4),  # without a whole video
         ],
     )
     def test_missing_rows_are_an_error(self, stage, faces, entity, count):
@@ -366,10 +361,10 @@ class TestEvaluate:
             faces = [face for face, number in zip(FACES, together, strict=True) if number == count]
             assert groups[str(count)]["rows"] == len(faces)
             assert groups[str(count)]["mAP"] == pytest.approx(expected_map(faces=faces), abs=1e-12)
+            chance, value = groups[str(count)]["positives"] / len(faces), groups[str(count)]["mAP"]
+            assert cells(output, str(count)) == [[str(len(faces)), f"{100 * chance:.2f}", f"{100 * value:.2f}"]]
         assert groups["more"] == {"rows": 0, "positives": 0, "mAP": None}
-        fractions = [f"{100 * group['positives'] / group['rows']:.2f}" for group in groups.values() if group["rows"]]
-        assert cells(output, "fraction of positive rows")[0] == [*fractions, "none"]
-        assert cells(output, "rows")[0] == [str(group["rows"]) for group in groups.values()]
+        assert cells(output, "more") == [["0", "none", "none"]]
 
     def test_breakdown_by_face_width(self, files, tmp_path, monkeypatch):
         """Videos are 128 pixels wide, faces a quarter and three quarters of it."""
@@ -407,53 +402,35 @@ class TestEvaluate:
         assert "--ava-video-dir" in reason
 
     def test_ap_of_each_video(self, tmp_path):
-        """None for videos without positive rows, which are counted and listed."""
+        """None for videos without positive rows, which are counted. The worst five are those of the last prediction."""
         faces = videos_of(9, silent=2)
-        path = write_scores(tmp_path / "p.csv", sorted(faces, key=lambda face: face.time))  # rows of videos alternate
-        numbers, output = evaluate(tmp_path, faces, path)
+        mixed = sorted(faces, key=lambda face: face.time)  # rows of videos alternate
+        paths = [write_scores(tmp_path / "p.csv", mixed, other_score), write_scores(tmp_path / "q.csv", mixed)]
+        numbers, output = evaluate(tmp_path, faces, *paths, more=("--plots", tmp_path / "plots"))
         assert list(numbers["videos"]) == [f"v{i}" for i in range(9)]
         expected = {}
         for video, found in numbers["videos"].items():
             own = [face for face in faces if face.video == video]
             positives = sum(face.label == 1 for face in own)
-            expected[video] = expected_map(faces=own) if positives else None
             assert (found["rows"], found["positives"]) == (20, positives)
-            assert found["AP"]["p"] == (pytest.approx(expected[video], abs=1e-12) if positives else None)
-        ranked = sorted((video for video in expected if expected[video] is not None), key=expected.get)
-        assert len(ranked) == 7
-        assert numbers["predictions"]["p"]["worst"] == ranked[:5]
-        printed = re.findall(r"^(v\d) +(\d+) +(\d+) +(\S+)$", output, re.M)
-        counts = {video: str(found["positives"]) for video, found in numbers["videos"].items()}
-        assert printed == [(video, "20", counts[video], f"{100 * expected[video]:.2f}") for video in ranked[:5]]
-        spread = [f"{100 * expected[ranked[place]]:.2f}" for place in (0, 3, 6)]
-        assert spread in cells(output, "p")
-        assert "2 of 9 videos have no positive rows and hence no AP: v0, v1\n" in output
-
-    def test_worst_videos_of_two_predictions(self, tmp_path):
-        """Tables list those of either in the order of the last one's AP; plots are of the last one's."""
-        faces = videos_of(12)
-        paths = [write_scores(tmp_path / "p.csv", faces), write_scores(tmp_path / "q.csv", faces, other_score)]
-        numbers, output = evaluate(tmp_path, faces, *paths, more=("--plots", tmp_path / "plots"))
-        first, second = (numbers["predictions"][name]["worst"] for name in "pq")
-        assert first != second
-        lines = [line.split() for line in output.splitlines() if re.match(r"v\d+ ", line)]
-        assert {line[0] for line in lines} == {*first, *second}
-        assert [float(line[4]) for line in lines] == sorted(float(line[4]) for line in lines)
-        assert {path.name for path in (tmp_path / "plots").glob("scores_*")} == {f"scores_{v}.png" for v in second}
+            expected[video] = expected_map(faces=own) if positives else None
+            assert found["AP"]["q"] == (pytest.approx(expected[video], abs=1e-12) if positives else None)
+        worst = sorted((video for video in expected if expected[video] is not None), key=expected.get)[:5]
+        assert numbers["predictions"]["q"]["worst"] == worst
+        assert "2 of 9 videos have no positive rows and hence no AP\n" in output
+        assert re.findall(r"^(v\d) +20 .* (\S+)$", output, re.M) == [(v, f"{100 * expected[v]:.2f}") for v in worst]
+        assert {path.name for path in (tmp_path / "plots").glob("scores_*")} == {f"scores_{v}.png" for v in worst}
 
     def test_one_video_with_positive_rows_only(self, tmp_path):
         faces = faces_of([Track("a", "111", video="one")])
         path = write_scores(tmp_path / "p.csv", faces)
         numbers, output = evaluate(tmp_path, faces, path, more=("--plots", tmp_path / "plots"))
         assert (numbers["mAP"], numbers["auc"], numbers["chance"]) == (1, None, 1)
-        assert numbers["videos"]["one"]["AP"]["p"] == 1
-        assert numbers["predictions"]["p"]["worst"] == ["one"]
         assert cells(output, "p")[0] == ["100.00", "none"]
 
     @pytest.mark.parametrize(
         "flags",
         [
-            "--json {root}/truth.csv",
             "--json {root}/second.csv",
             "--ground-truth {root}/official --json {root}/official/one-activespeaker.csv",
             "--json {root}/plots/evaluate_cfg.json --plots {root}/plots",
@@ -468,11 +445,6 @@ class TestEvaluate:
         command = ("--predictions", *files, "--ground-truth", truth, *flags.format(root=tmp_path).split())
         assert_refused(run_here("scripts/evaluate.py", *command), "--json", re.search(r"--json \S+/(\S+)", flags)[1])
         assert digests(tmp_path) == before
-
-    def test_plots_must_be_a_directory(self, files, tmp_path):
-        truth = write_annotations(tmp_path / "truth.csv", FACES)
-        command = ("--predictions", files[0], "--ground-truth", truth, "--plots", files[1])
-        assert_refused(run_here("scripts/evaluate.py", *command), files[1], "expects a directory")
 
     def test_plots_are_written(self, files, tmp_path):
         _, output = evaluate(tmp_path, FACES, *files, more=("--plots", tmp_path / "plots"))
@@ -491,10 +463,6 @@ class TestEvaluate:
         numbers, _ = evaluate(tmp_path, faces, *paths, more=("--plots", tmp_path / "plots"))
         assert list(numbers["predictions"]) == names
         assert len(list((tmp_path / "plots").glob("*.png"))) == 4
-
-    def test_matplotlib_is_imported_for_plots_only(self):
-        check = "import sys, core.reports.report, core.reports.postprocessing; sys.exit('matplotlib' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
 
     def test_numbers_do_not_depend_on_row_order(self, files, tmp_path):
         order = np.random.default_rng(2).permutation(len(FACES))
@@ -520,91 +488,18 @@ class TestEvaluate:
         assert not numbers.exists()
 
 
-class TestPlots:
-    """The data that plots show."""
+def test_scores_of_a_video_are_those_of_the_tracks_with_the_largest_errors(monkeypatch, tmp_path):
+    """Twenty tracks, the first one latest; the scores of eight are right, those of twelve are wrong.
 
-    @pytest.fixture
-    def figures(self, monkeypatch) -> dict:
-        """Name -> figure of every plot from here on; nothing is written."""
-        drawn = {}
-
-        def save(figure, path: Path) -> Path:
-            drawn[path.name] = figure
-            plots.plt.close(figure)
-            return path
-
-        monkeypatch.setattr(plots, "save", save)
-        return drawn
-
-    @pytest.fixture
-    def lanes(self, monkeypatch) -> list:
-        """Lanes of the last plot of scores; nothing is drawn."""
-        found = []
-        monkeypatch.setattr(plots, "draw_lanes", lambda path, title, lanes, *_: found.extend(lanes))
-        return found
-
-    def test_curves_and_shades_pause_with_the_track(self, figures):
-        """At more than twice the usual interval of 0.04 s. A row lasts until the next one."""
-        times = np.array([1.0, 1.04, 1.08, 1.15, 1.19, 1.31, 1.35, 5.0])
-        states = np.array([0, 1, 1, 0, 0, 0, 0, 1])
-        lane = plots.Lane("a", times, [times / 10], states, (0.0, 6.0))
-        plots.draw_lanes(Path("lanes.png"), "title", [lane], ["score"], plots.LABEL_SHADES)
-        axes = figures["lanes.png"].axes[0]
-        curves = [line.get_xdata().tolist() for line in axes.lines]
-        assert curves == [[1.0, 1.04, 1.08, 1.15, 1.19], [1.31, 1.35], [5.0]]
-        assert all((line.get_ydata() == line.get_xdata() / 10).all() for line in axes.lines)
-        spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
-        expected = [(1.0, 1.04), (1.04, 1.15), (1.15, 1.23), (1.31, 1.39), (5.0, 5.04)]
-        assert spans == [pytest.approx(span) for span in expected]
-
-    def test_tracks_with_the_largest_errors_in_order_of_time(self, lanes, tmp_path):
-        """Twenty tracks, the first one latest; the scores of eight are right, those of twelve are wrong."""
-        faces = faces_of([Track(f"face{i:02}", "01", 100.0 - i) for i in range(20)])
-        right = {f"face{i:02}" for i in (0, 3, 4, 8, 9, 13, 17, 19)}
-        scores = np.array([face.label if face.entity in right else 1 - face.label for face in faces], float)
-        plots.plot_scores(tmp_path, 0, [scores], table_of(tmp_path, faces), ["p"])
-        wrong = [f"face{i:02}" for i in reversed(range(20)) if f"face{i:02}" not in right]
-        assert [lane.title.split()[0] for lane in lanes] == wrong
-        assert len(lanes) == plots.MAX_LANES
-        assert {lane.title.split("error ")[1] for lane in lanes} == {"80 %"}  # 12 and 4 of 20
-        assert [(lane.states.tolist(), lane.scores[0].tolist()) for lane in lanes] == [([0, 1], [1, 0])] * 12
-
-    def test_time_without_tracks_is_left_out(self, lanes, tmp_path):
-        """Two tracks that overlap share a time axis; one much later has its own."""
-        tracks = [Track("a", "01" * 50, 10.0), Track("b", "01" * 50, 12.0), Track("c", "01" * 50, 900.0)]
-        faces = faces_of(tracks)
-        plots.plot_scores(tmp_path, 0, [np.zeros(300)], table_of(tmp_path, faces), ["p"])
-        first, second, third = (lane.limits for lane in lanes)
-        assert first == second
-        assert 9.9 < first[0] < 10 < 16 < first[1] < 16.1
-        assert 899.9 < third[0] < 900 < 904 < third[1] < 904.1
-
-    def test_precision_recall_curves(self, figures, tmp_path):
-        table = table_of(tmp_path, faces_of([Track("a", "0101")]))
-        scores = [np.array([0.1, 0.9, 0.8, 0.7]), np.array([0.0, 1.0, 0.0, 1.0])]
-        plots.plot_precision_recall(Path("p.png"), scores, table, ["one", "two"])
-        one, two, chance = figures["p.png"].axes[0].lines
-        assert one.get_xdata().tolist() == [0.5, 0.5, 1, 1]
-        assert one.get_ydata().tolist() == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2])
-        assert two.get_ydata().tolist() == [1, 0.5]
-        assert set(chance.get_ydata()) == {0.5}
-
-    def test_long_curves_are_thinned_but_not_moved(self, figures):
-        rng = np.random.default_rng(0)
-        positive = rng.random(50_000) < 0.3
-        table = FaceTable(["one"], ["a"], *np.zeros((2, 50_000), np.int32), np.arange(50_000.0), positive.astype(int))
-        scores = rng.normal(size=50_000) + positive
-        plots.plot_precision_recall(Path("p.png"), [scores], table, ["p"])
-        line = figures["p.png"].axes[0].lines[0]
-        assert len(line.get_xdata()) < 5000
-        area = np.sum(np.diff(line.get_xdata(), prepend=0) * line.get_ydata())
-        assert area == pytest.approx(average_precision(scores, positive), abs=1e-3)
-        assert line.get_xdata()[-1] == 1
-
-    def test_histograms_are_normalised_by_label(self, figures, tmp_path):
-        table = table_of(tmp_path, faces_of([Track("a", "00001122")]))
-        scores = np.array([0.01, 0.01, 0.01, 0.99, 0.99, 0.5, 0.02, 0.02])
-        plots.plot_histograms(Path("h.png"), [scores], table, ["p"])
-        heights = [patch.get_data().values for patch in figures["h.png"].axes[0].patches]
-        assert [height.sum() for height in heights] == pytest.approx([100, 100, 100])
-        assert [(height[0], height[-1]) for height in heights] == [(75, 25), (0, 50), (100, 0)]
+    Lanes are in order of time. Tracks with a long break between them have different time axes.
+    """
+    lanes = []
+    monkeypatch.setattr(plots, "draw_lanes", lambda path, title, lanes_, *_: lanes.extend(lanes_))
+    faces = faces_of([Track(f"face{i:02}", "01", 100.0 - i - 50 * (i > 14)) for i in range(20)])
+    right = {f"face{i:02}" for i in (*range(7), 17)}
+    scores = np.array([face.label if face.entity in right else 1 - face.label for face in faces], float)
+    plots.plot_scores(tmp_path, 0, [scores], table_of(tmp_path, faces), ["p"])
+    wrong = [f"face{i:02}" for i in reversed(range(20)) if f"face{i:02}" not in right]
+    assert [lane.title.split()[0] for lane in lanes] == wrong
+    assert [(lane.states.tolist(), lane.scores[0].tolist()) for lane in lanes] == [([0, 1], [1, 0])] * 12
+    assert [lane.limits for lane in lanes] == [pytest.approx(span) for span in [(31, 35.08)] * 4 + [(86, 93.08)] * 8]

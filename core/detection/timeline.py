@@ -9,11 +9,11 @@ from PIL import Image, ImageOps
 from core.contexts import row_interval
 from core.detection.segments import short_name
 from core.formats.annotations import FaceTable
-from core.reports.plots import COLOURS, Lane, Shade, draw_lanes, short
+from core.reports.plots import Lane, draw_lanes, short
 
 LANES = 16  # per page
 THUMBNAIL_SIZE = (96, 96)  # pixels, at most
-SHADES = (Shade("not speaking", "grey", 0.12), Shade("speaking", COLOURS[2], 0.35))
+SHADES = {"not speaking": "#EEEEEE", "speaking": "#A6DECC"}
 
 
 def plot_timeline(
@@ -30,21 +30,21 @@ def plot_timeline(
     with a number. A single page spans the `seconds` of the video. `thumbnail` returns the face of a track. Returns the
     paths.
     """
-    tracks = [track for track in range(len(table.entity_ids)) if len(table.rows_of_track(track))]
-    times = {track: table.timestamp[table.rows_of_track(track)] for track in tracks}
-    tracks.sort(key=lambda track: (times[track][0], track))
+    times = [table.timestamp[table.rows_of_track(track)] for track in range(len(table.entity_ids))]
+    tracks = sorted((track for track, own in enumerate(times) if len(own)), key=lambda track: times[track][0])
     pages = [tracks[start : start + LANES] for start in range(0, len(tracks), LANES)] or [[]]
     paths = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, len(pages) + 1))]
     for number, (page, target) in enumerate(zip(pages, paths, strict=True), 1):
-        title, limits = f"Speakers of {short(table.video_ids[0])}", (0.0, seconds)
+        title, limits = f"Speakers of {short(table.video_ids[0])}: {len(tracks)} tracks", (0.0, seconds)
         if len(pages) > 1:
             title += f" (page {number} of {len(pages)})"
             limits = times[page[0]][0], max(times[track][-1] + row_interval(times[track]) for track in page)
         lanes = []
         for track in page:
             values = scores[table.rows_of_track(track)]
+            curves = [values, np.full(len(values), threshold)]
             face = ImageOps.contain(thumbnail(track), THUMBNAIL_SIZE)
             speaking = (values >= threshold).astype(int)
-            lanes.append(Lane(f"track {short_name(table, track)}", times[track], [values], speaking, limits, face))
-        draw_lanes(target, title, lanes, ["score"], SHADES, threshold)
+            lanes.append(Lane(f"track {short_name(table, track)}", times[track], curves, speaking, limits, face))
+        draw_lanes(target, title, lanes, ["score", f"threshold {threshold:g}"], SHADES)
     return paths

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 
@@ -13,48 +12,48 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from core.contexts import row_interval, starts_after_gap
 from core.formats.annotations import FaceTable
-from core.metrics import precision_recall, ranking_errors
+from core.metrics import precision_recall
 from core.runtime.errors import one_line
 from core.runtime.files import replacing
 
-plt.rcParams["text.parse_math"] = False  # names may contain dollar signs
+plt.rcParams.update(
+    {
+        "text.parse_math": False,  # names may contain dollar signs
+        "agg.path.chunksize": 10_000,  # otherwise curves of many points can exceed a limit of the renderer
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 110,
+    }
+)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":")  # line styles, the next one for each round of colours
 MAX_LANES = 12  # tracks in a plot of scores
-_MAX_IDLE_SECONDS = 2.0  # a longer stretch of time without any track is left out
-_MIN_AXIS_SECONDS = 2.0
-_MAX_CURVE_POINTS = 2000  # points of a precision-recall curve
-
-
-class Shade(NamedTuple):
-    """Background of one state in a lane, such as speaking."""
-
-    text: str  # in the legend
-    colour: str
-    alpha: float
-
-
-LABEL_SHADES = (  # by label_id
-    Shade("not speaking", "#999999", 0.16),
-    Shade("speaking, audible", "#F0E442", 0.75),
-    Shade("speaking, not audible", "#CC79A7", 0.4),
-)
-_LABEL_LINES = ("#0072B2", "#E69F00", "#CC79A7")  # colours by label_id
+MAX_IDLE_SECONDS = 2.0  # a longer stretch of time without any track is left out
+LABEL_SHADES = {  # background of lanes, by label_id
+    "not speaking": "#EEEEEE",
+    "speaking, audible": "#F4EC71",
+    "speaking, not audible": "#EBC9DC",
+}
 
 
 def save(figure: plt.Figure, path: Path) -> Path:
     """Write a figure atomically and close it. Returns the path."""
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names may use scripts that the font lacks
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary)
     plt.close(figure)
     return path
 
@@ -65,26 +64,24 @@ def short(name: str, length: int = 44) -> str:
     return name if len(name) <= length else f"{name[:half]}...{name[-half:]}"
 
 
+def draw_legend(figure: plt.Figure, handles: Sequence, texts: Sequence[str]) -> None:
+    """Draw the legend below the panels, in as many columns as fit, and make room for it."""
+    texts = [f" {text}" if text.startswith("_") else text for text in texts]  # matplotlib hides leading underscores
+    columns = max(1, int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, texts)))))  # 0.075 inches per letter
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(texts) // columns))
+    figure.legend(handles, texts, loc="outside lower center", ncols=min(columns, len(texts)))
+
+
+def panel_grid(count: int) -> tuple[plt.Figure, list[plt.Axes]]:
+    """Return a figure of `count` panels, at most three in a row."""
+    columns = min(3, count)
+    lines = -(-count // columns)
+    figure = plt.figure(figsize=(1 + 4.2 * columns, 0.8 + 3.2 * lines))
+    return figure, [figure.add_subplot(lines, columns, number + 1) for number in range(count)]
+
+
 def _style(number: int) -> dict:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
-
-
-def draw_legend(figure: plt.Figure, handles: Sequence, texts: Sequence[str]) -> None:
-    """Draw the legend below the panels, in as many columns as fit."""
-    texts = [f" {text}" if text.startswith("_") else text for text in texts]  # matplotlib hides leading underscores
-    columns = int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, texts))))  # 0.075 inches per letter
-    columns = max(1, min(columns, len(texts)))
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-
-
-def label_outside(panels: np.ndarray, count: int, xlabel: str, ylabel: str) -> None:
-    """Label the outer axes of a grid of panels and hide those after the first `count`."""
-    for number, axes in enumerate(panels.flat):
-        axes.set_visible(number < count)
-        axes.tick_params(labelbottom=True)
-        axes.set_xlabel(xlabel if number + panels.shape[1] >= count else "")
-    for axes in panels[:, 0]:
-        axes.set_ylabel(ylabel)
 
 
 # Predictions: `scores` holds one array (N,) per prediction, `legend` one text per prediction
@@ -92,19 +89,13 @@ def label_outside(panels: np.ndarray, count: int, xlabel: str, ylabel: str) -> N
 
 def plot_precision_recall(path: Path, scores: Sequence[np.ndarray], table: FaceTable, legend: Sequence[str]) -> Path:
     """Plot a precision-recall curve per prediction. Returns the path."""
-    positive = table.is_speaking
-    figure, axes = plt.subplots(figsize=(6, 5 + 0.2 * len(scores)), layout="constrained")
-    curves = []
+    chance = table.is_speaking.mean()
+    figure, axes = plt.subplots(figsize=(6, 5))
     for number, values in enumerate(scores):
-        recall, precision = precision_recall(values, positive)
-        even = np.searchsorted(recall, np.linspace(0, 1, _MAX_CURVE_POINTS)).clip(max=len(recall) - 1)
-        points = np.unique(np.concatenate([np.arange(min(_MAX_CURVE_POINTS, len(recall))), even]))
-        curves += axes.plot(recall[points], precision[points], linewidth=2, **_style(number))
-    chance = positive.mean()
-    curves.append(axes.axhline(chance, color="black", linestyle=(0, (1, 2))))
+        axes.plot(*precision_recall(values, table.is_speaking), linewidth=2, **_style(number))
+    axes.axhline(chance, color="black", linestyle=":")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall")
-    axes.grid(alpha=0.3)
-    draw_legend(figure, curves, [*legend, f"chance: {100 * chance:.2f} % of rows are positive"])
+    draw_legend(figure, axes.lines, [*legend, f"chance: {100 * chance:.2f} % of rows are positive"])
     return save(figure, path)
 
 
@@ -113,29 +104,25 @@ def plot_breakdown(path: Path, breakdowns: dict[str, Sequence[dict[str, dict]]],
 
     breakdowns: title -> for each prediction, group name -> rows, positives, mAP.
     """
-    count = len(legend)
-    size = ((5 + 0.5 * count) * len(breakdowns), 4.4 + 0.2 * count)
-    figure, panels = plt.subplots(1, len(breakdowns), figsize=size, squeeze=False, layout="constrained")
-    width = 0.8 / count
+    size = ((5 + 0.5 * len(legend)) * len(breakdowns), 4.4)
+    figure, panels = plt.subplots(1, len(breakdowns), figsize=size, squeeze=False)
+    width = 0.8 / len(legend)
     for axes, (title, predictions) in zip(panels[0], breakdowns.items(), strict=True):
         handles = []
         for number, groups in enumerate(predictions):
-            positions = np.arange(len(groups)) + (number - (count - 1) / 2) * width
-            heights = [100 * (group["mAP"] or 0) for group in groups.values()]
+            positions = np.arange(len(groups)) + (number - (len(legend) - 1) / 2) * width
+            percent = [100 * (group["mAP"] or 0) for group in groups.values()]
             texts = ["none" if group["mAP"] is None else f"{100 * group['mAP']:.1f}" for group in groups.values()]
-            colour, hatch = COLOURS[number % len(COLOURS)], ("", "//", "..")[number // len(COLOURS) % 3]
-            handles.append(axes.bar(positions, heights, width, color=colour, hatch=hatch, edgecolor="white"))
-            axes.bar_label(handles[-1], texts, fontsize=8, padding=2, rotation=90 if count > 2 else 0)
-        groups = predictions[0]
-        for index, group in enumerate(groups.values()):
-            if group["rows"]:
-                chance = 100 * group["positives"] / group["rows"]
-                axes.hlines(chance, index - 0.45, index + 0.45, color="black", linestyle=(0, (1, 1)))
-        ticks = [f"{name}\n{group['rows']} rows" for name, group in groups.items()]
+            handles.append(axes.bar(positions, percent, width, color=COLOURS[number % len(COLOURS)], edgecolor="white"))
+            axes.bar_label(handles[-1], texts, padding=2, rotation=90 if len(legend) > 2 else 0)
+        for index, group in enumerate(predictions[0].values()):
+            chance = 100 * group["positives"] / max(group["rows"], 1)
+            axes.hlines(chance, index - 0.45, index + 0.45, color="black", linestyle=":")
+        ticks = [f"{name}\n{group['rows']} rows" for name, group in predictions[0].items()]
         axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylabel="mAP (%)", ylim=(0, 116), xlabel=title)
-        axes.set_yticks(range(0, 101, 20))
-    chance = Line2D([], [], color="black", linestyle=(0, (1, 1)))
-    draw_legend(figure, [*handles, chance], [*legend, "chance: fraction of positive rows"])
+        axes.set(yticks=range(0, 101, 20), axisbelow=True)
+    handles.append(Line2D([], [], color="black", linestyle=":"))
+    draw_legend(figure, handles, [*legend, "chance: fraction of positive rows"])
     return save(figure, path)
 
 
@@ -144,76 +131,46 @@ def plot_histograms(path: Path, scores: Sequence[np.ndarray], table: FaceTable, 
 
     Each label is normalised by its own rows and the axis is logarithmic, so rare labels are visible.
     """
-    columns = min(3, len(scores))
-    lines = -(-len(scores) // columns)
-    size = (1.2 + 4 * columns, 0.9 + 3.2 * lines)
-    figure, panels = plt.subplots(
-        lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
-    )
+    figure, panels = panel_grid(len(scores))
     edges = np.linspace(0, 1, 26)
-    handles, texts, least = [], [], 100.0
-    for label, colour in enumerate(_LABEL_LINES):
-        rows = table.label == label
-        total = int(rows.sum())
-        style = {"color": colour, "linewidth": 2, "linestyle": LINES[label]}
-        handles.append(Line2D([], [], **style))
-        texts.append(f"{LABEL_SHADES[label].text} ({total or 'no'} rows)")
-        for axes, values in zip(panels.flat, scores if total else (), strict=False):
-            percent = 100 * np.histogram(values[rows], edges)[0] / total
-            least = min(least, percent[percent > 0].min())
-            axes.stairs(percent, edges, **style)
-    for axes, text in zip(panels.flat, legend, strict=False):
-        axes.set_title(short(text, 40), fontsize=9)
-        axes.grid(alpha=0.3)
-    panels[0, 0].set(xlim=(0, 1), yscale="log", ylim=(min(least / 2, 0.5), 150))
-    panels[0, 0].yaxis.set_major_formatter("{x:g}")
-    panels[0, 0].yaxis.set_minor_formatter(NullFormatter())
-    label_outside(panels, len(scores), "score", "fraction of the label's rows (%)")
-    draw_legend(figure, handles, texts)
+    counts = np.bincount(table.label, minlength=len(LABEL_SHADES))
+    for axes, values, title in zip(panels, scores, legend, strict=True):
+        for label, count in enumerate(counts):
+            percent = 100 * np.histogram(values[table.label == label], edges)[0] / max(count, 1)
+            axes.stairs(percent, edges, color=COLOURS[label], linewidth=2)
+        axes.set(xlim=(0, 1), ylim=(0.01, 150), yscale="log", title=short(title, 40))
+        axes.set(xlabel="score", ylabel="fraction of the label's rows (%)")
+        axes.yaxis.set_major_formatter("{x:g}")
+    texts = [f"{text} ({count} rows)" for text, count in zip(LABEL_SHADES, counts, strict=True)]
+    draw_legend(figure, panels[0].patches, texts)
     return save(figure, path)
 
 
 def plot_scores(path: Path, video: int, scores: Sequence[np.ndarray], table: FaceTable, legend: Sequence[str]) -> Path:
     """Plot the scores in [0, 1] and the labels of a video's tracks over time, a lane per track. Returns the path.
 
-    A video with more than MAX_LANES tracks is represented by those with the largest sum of `ranking_errors` under the
-    last prediction. Stretches of time without any of these tracks are left out.
+    The error of a row is the distance of the last prediction's score from the target, 0 or 1. A video with more than
+    MAX_LANES tracks is represented by those with the largest sums of errors. Stretches of time without any of these
+    tracks are left out.
     """
     rows = table.rows_of_video(video)
-    error = ranking_errors(scores[-1][rows], table.is_speaking[rows])
-    tracks, track_of = np.unique(table.entity[rows], return_inverse=True)
-    total = np.bincount(track_of, error)
-    mean = dict(zip(tracks, total / np.bincount(track_of), strict=True))
-    rows_of = {track: table.rows_of_track(track) for track in tracks[np.argsort(-total, kind="stable")[:MAX_LANES]]}
-    times = {track: table.timestamp[own] for track, own in rows_of.items()}
-    shown = sorted(times, key=lambda track: (times[track][0], track))
+    error = np.abs(scores[-1] - table.is_speaking)
+    tracks = {track: table.rows_of_track(track) for track in np.unique(table.entity[rows])}
+    shown = sorted(tracks, key=lambda track: -error[tracks[track]].sum())[:MAX_LANES]
+    shown.sort(key=lambda track: table.timestamp[tracks[track][0]])
+    times = [table.timestamp[tracks[track]] for track in shown]
+    begin = np.array([own[0] for own in times])
+    end = np.maximum.accumulate([own[-1] + row_interval(own) for own in times])
+    axis = np.cumsum(np.append(0, begin[1:] - end[:-1] > MAX_IDLE_SECONDS))  # lanes of one number share a time axis
     lanes = []
-    for track, limits in zip(shown, _time_limits([times[track] for track in shown]), strict=True):
-        own = rows_of[track]
-        span = f"{times[track][0]:.10g} to {times[track][-1]:.10g} s"
-        name = f"{short(table.entity_ids[track], 60)}    {span}    error {100 * mean[track]:.0f} %"
-        lanes.append(Lane(name, times[track], [values[own] for values in scores], table.label[own], limits))
-    left_out = len(tracks) - len(lanes)
-    subset = f"the {len(lanes)} tracks with the largest errors, {left_out} left out" if left_out else "all tracks"
-    title = f"Scores over time, {short(table.video_ids[video])}: {subset}"
-    title += "\nerror: fraction of wrongly ordered pairs of a positive and a negative row (thick curve)"
+    for lane, track in enumerate(shown):
+        own = tracks[track]
+        name = f"{short(table.entity_ids[track], 60)}    mean error {error[own].mean():.2f}"
+        limits = begin[axis == axis[lane]].min(), end[axis == axis[lane]].max()
+        lanes.append(Lane(name, times[lane], [values[own] for values in scores], table.label[own], limits))
+    title = f"Scores over time, {short(table.video_ids[video])}: {len(shown)} of {len(tracks)} tracks"
+    title += "\nerror: distance of the last prediction's score from 1 if the face is audibly speaking, else from 0"
     return draw_lanes(path, title, lanes, legend, LABEL_SHADES)
-
-
-def _time_limits(times: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-    """Return the limits of the time axis for each track; tracks without a long break between them share one.
-
-    times: the timestamps (n,) of each track, in order of their first one.
-    """
-    spans: list[list[float]] = []  # one per track, the same list for those that share an axis
-    for own in times:
-        begin, end = float(own[0]), float(own[-1]) + row_interval(own)
-        if spans and begin - spans[-1][1] <= _MAX_IDLE_SECONDS:
-            spans[-1][1] = max(spans[-1][1], end)
-            spans.append(spans[-1])
-        else:
-            spans.append([begin, max(end, begin + _MIN_AXIS_SECONDS)])
-    return [(begin - 0.01 * (end - begin), end + 0.01 * (end - begin)) for begin, end in spans]
 
 
 # Lanes
@@ -231,73 +188,46 @@ class Lane:
     thumbnail: Image.Image | None = None
 
 
-def draw_lanes(
-    path: Path,
-    title: str,
-    lanes: Sequence[Lane],
-    curves: Sequence[str],
-    shades: Sequence[Shade],
-    threshold: float | None = None,
-) -> Path:
+def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[str], shades: dict[str, str]) -> Path:
     """Draw tracks over time, one below the other: curves of scores over shaded states. Returns the path.
 
-    Curves and shades are interrupted where a track pauses. The last curve is drawn thicker. `curves` are their texts in
-    the legend. Lanes below each other share the labels of the time axis if they have the same limits.
+    Curves and shades are interrupted where a track pauses. `curves` are their texts in the legend, `shades` maps the
+    text of each state to its colour.
     """
-    next_limits = [*(lane.limits for lane in lanes[1:]), None]
-    with_ticks = [lane.limits != following for lane, following in zip(lanes, next_limits, strict=False)]
-    columns = 2 if any(lane.thumbnail for lane in lanes) else 1
+    count, columns = max(len(lanes), 1), 2 if any(lane.thumbnail for lane in lanes) else 1
     figure, panels = plt.subplots(
-        max(len(lanes), 1),
-        columns,
-        figsize=(11, 1.1 + 0.75 * max(len(lanes), 1) + 0.2 * (sum(with_ticks) + len(curves))),
-        squeeze=False,
-        layout="constrained",
-        width_ratios=(1, 17)[-columns:],
+        count, columns, figsize=(11, 0.9 + 0.8 * count), squeeze=False, width_ratios=(1, 17)[-columns:]
     )
-    figure.get_layout_engine().set(h_pad=0.03, hspace=0.02, w_pad=0.04)
-    for lane, row, labelbottom in zip(lanes, panels, with_ticks, strict=False):
+    for number, (lane, row) in enumerate(zip(lanes, panels, strict=False)):
         if lane.thumbnail:
             row[0].imshow(lane.thumbnail)
             row[0].axis("off")
-        axes = row[-1]
-        _draw_lane(axes, lane, shades)
-        if threshold is not None:
-            axes.axhline(threshold, color="black", linewidth=0.7, linestyle=":")
-        axes.set(xlim=lane.limits, ylim=(-0.04, 1.04), yticks=(0, 1))
-        axes.set_title(lane.title, fontsize=9, loc="left", pad=3)
-        axes.tick_params(labelsize=9, labelbottom=labelbottom)
-        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
-        axes.grid(axis="x", alpha=0.3)
+        _draw_lane(row[-1], lane, list(shades.values()))
+        row[-1].set(xlim=lane.limits, ylim=(-0.04, 1.04), yticks=(0, 1), title=lane.title)
+        row[-1].ticklabel_format(axis="x", useOffset=False, style="plain")
+        # Lanes below each other share the labels of the time axis if they have the same limits.
+        row[-1].tick_params(labelbottom=[lane.limits] != [below.limits for below in lanes[number + 1 : number + 2]])
+    panels[-1, -1].set_xlabel("time (s)")
     if not lanes:
-        panels[0, 0].set(xticks=(), yticks=())
-        panels[0, 0].text(0.5, 0.5, "no tracks", transform=panels[0, 0].transAxes, ha="center", va="center")
-    panels[-1, -1].set_xlabel("time (s)", fontsize=10)
+        panels[0, 0].axis("off")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    used = [shade for number, shade in enumerate(shades) if any((lane.states == number).any() for lane in lanes)]
-    handles = [Patch(color=shade.colour, alpha=shade.alpha, linewidth=0) for shade in used]
-    handles += [Line2D([], [], linewidth=1.8, **_style(number)) for number in range(len(curves))]
-    texts = [*(shade.text for shade in used), *curves]
-    if threshold is not None:
-        handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle=":"))
-        texts.append(f"threshold {threshold:g}")
-    draw_legend(figure, handles, texts)
+    handles = [Patch(color=colour) for colour in shades.values()]
+    handles += [Line2D([], [], **_style(number)) for number in range(len(curves))]
+    draw_legend(figure, handles, [*shades, *curves])
     return save(figure, path)
 
 
-def _draw_lane(axes: plt.Axes, lane: Lane, shades: Sequence[Shade]) -> None:
+def _draw_lane(axes: plt.Axes, lane: Lane, colours: Sequence[str]) -> None:
     """Draw the shades and curves of a lane. A row lasts until the next one, or for the usual interval before a gap."""
     gaps = np.flatnonzero(starts_after_gap(lane.times))[1:]
     for piece in np.split(np.arange(len(lane.times)), gaps):
-        times, states = lane.times[piece], lane.states[piece]
+        times = lane.times[piece]
         edges = np.append(times, times[-1] + row_interval(lane.times))
-        starts = np.append(0, np.flatnonzero(np.diff(states)) + 1)
-        for start, stop in zip(starts, np.append(starts[1:], len(piece)), strict=True):
-            shade = shades[states[start]]
-            axes.axvspan(edges[start], edges[stop], color=shade.colour, alpha=shade.alpha, linewidth=0)
+        axes.pcolormesh(
+            edges, (0, 1), lane.states[piece][None], cmap=ListedColormap(colours), vmin=0, vmax=len(colours) - 1
+        )
         for number, values in enumerate(lane.scores):
-            style = {**_style(number), "linewidth": 1.8 if number == len(lane.scores) - 1 else 1.2}
-            axes.plot(times, values[piece], marker="." if len(piece) == 1 else None, **style)
+            axes.plot(times, values[piece], marker="." if len(piece) == 1 else None, **_style(number))
 
 
 # Ablation
@@ -308,23 +238,17 @@ def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path
 
     `lines`: settings without an axis, such as the encoder alone, to draw as horizontal lines. Returns the path.
     """
-    axes_of = {axis: rows for axis, rows in table.groupby("axis", sort=False) if axis and len(rows) > 1}
-    figure, panels = plt.subplots(
-        1, len(axes_of), figsize=(2.9 * len(axes_of), 4.4), sharey=True, squeeze=False, layout="constrained"
-    )
-    handles, texts = [], []
+    groups = {axis: rows for axis, rows in table.groupby("axis", sort=False) if axis and len(rows) > 1}
     across = table[table["setting"].isin(lines) & (table["axis"] == "")]
-    for axes, (axis, rows) in zip(panels[0], axes_of.items(), strict=True):
-        positions = np.arange(len(rows))
-        single = [(x, 100 * value) for x, values in zip(positions, rows["mAP"], strict=True) for value in values]
-        style = {"linewidth": 1.5 if rows["setting"].str.isdigit().all() else 0}  # a line only if settings are ordered
-        mean = axes.plot(positions, 100 * rows["mean"], color=COLOURS[1], marker="o", markersize=7, **style)[0]
-        runs = axes.plot(*zip(*single, strict=True), "o", color="black", markersize=3.5, alpha=0.6)[0]
-        drawn = [axes.axhline(100 * row.mean, **_style(3 * number)) for number, row in enumerate(across.itertuples())]
-        handles, texts = [mean, runs, *drawn], ["mean over seeds", "single run", *across["setting"]]
-        axes.set_xticks(positions, rows["setting"])
-        axes.set(xlabel=axis, xlim=(-0.4, len(rows) - 0.6))
-        axes.grid(alpha=0.3)
+    figure, panels = plt.subplots(1, len(groups), figsize=(2.9 * len(groups), 4.2), sharey=True, squeeze=False)
+    for axes, (axis, rows) in zip(panels[0], groups.items(), strict=True):
+        ordered = rows["setting"].str.isdigit().all()  # else a line between settings would mean nothing
+        axes.plot(rows["setting"], 100 * rows["mean"], "o-" if ordered else "o", color=COLOURS[1], markersize=7)
+        runs = rows.explode("mAP")
+        axes.plot(runs["setting"], 100 * runs["mAP"].astype(float), "o", color="black", markersize=3.5, alpha=0.6)
+        for number, mean in enumerate(across["mean"]):
+            axes.axhline(100 * mean, **_style(3 * number))
+        axes.set(xlabel=axis, xmargin=0.2)
     panels[0, 0].set_ylabel("mAP (%)")
-    draw_legend(figure, handles, texts)
+    draw_legend(figure, panels[0, 0].lines, ["mean over seeds", "single run", *across["setting"]])
     return save(figure, path)

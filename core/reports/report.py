@@ -25,7 +25,6 @@ BY_FACES, BY_WIDTH = "faces in the frame", "face width (pixels)"
 FACES = ("1", "2", "3", "more")  # faces in the frame
 WIDTHS = ("< 64", "64 to 128", "> 128")  # face width in pixels
 WORST = 5  # worst videos listed per prediction
-_LISTED = 5  # videos without positive rows that are listed
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +50,6 @@ def require_distinct_paths(
     `outputs` maps flags to paths. The annotations and videos named in `args` are inputs too; the files of --json and
     --plots, where the settings are saved as `settings_file`, are outputs too.
     """
-    if args.plots is not None and Path(args.plots).is_file():
-        raise InputError(f"{args.plots}: a file; --plots expects a directory")
     inputs = [*inputs, *find_annotations(args.ground_truth), *Path(_video_directory(args.ava_video_dir)).glob("*")]
     settings = args.plots and Path(args.plots, settings_file)
     require_distinct(inputs, {**outputs, "--json": args.json, "the settings in --plots": settings})
@@ -95,10 +92,6 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
     Raises InputError if no row is positive, or if a video in `ava_video_dir` is missing or broken.
     """
     positive = table.is_speaking
-    predictions = {}
-    for name, values in scores.items():
-        auc = roc_auc(values, positive)
-        predictions[name] = {"mAP": average_precision(values, positive), "auc": None if math.isnan(auc) else auc}
     left_out = {}
     groups: dict[str, tuple[np.ndarray, Sequence[str]]] = {BY_FACES: (faces_group(table), FACES)}
     try:
@@ -109,19 +102,27 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
             raise
         left_out[BY_WIDTH] = f"{error} (pass --ava-video-dir to use another directory)"
     by_video = {name: breakdown(values, table, table.video, table.video_ids) for name, values in scores.items()}
+    predictions = {}
     for name, values in scores.items():
-        predictions[name] |= {title: breakdown(values, table, *group) for title, group in groups.items()}
-        predictions[name]["worst"] = _worst_videos(by_video[name])
+        auc = roc_auc(values, positive)
+        predictions[name] = {
+            "mAP": average_precision(values, positive),
+            "auc": None if math.isnan(auc) else auc,
+            **{title: breakdown(values, table, *group) for title, group in groups.items()},
+            "worst": _worst_videos(by_video[name]),
+        }
     first = next(iter(scores))
     return {
-        **{key: predictions[first][key] for key in ("mAP", "auc")},
+        "mAP": predictions[first]["mAP"],
+        "auc": predictions[first]["auc"],
         "rows": len(table),
         "positives": int(positive.sum()),
         "chance": float(positive.mean()),
         "predictions": predictions,
         "videos": {
             video: {
-                **{key: by_video[first][video][key] for key in ("rows", "positives")},
+                "rows": by_video[first][video]["rows"],
+                "positives": by_video[first][video]["positives"],
                 "AP": {name: by_video[name][video]["mAP"] for name in scores},
             }
             for video in table.video_ids
@@ -133,11 +134,10 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
 def video_widths(table: FaceTable, directory: str) -> np.ndarray:
     """Return the frame width of each video (V,) in pixels. Raises InputError if a video is missing or broken."""
     paths = list_videos(require_directory(directory, "the videos, <video_id>.<ext>"))
-    missing = [video_id for video_id in table.video_ids if video_id not in paths]
-    if missing:
-        raise InputError(f"{directory}: no video {missing[0]} ({len(missing)} of {len(table.video_ids)} are missing)")
     widths = []
     for video_id in table.video_ids:
+        if video_id not in paths:
+            raise InputError(f"{directory}: no video {video_id}")
         try:
             with VideoReader(paths[video_id]) as reader:
                 widths.append(reader.size[0])
@@ -157,14 +157,12 @@ def breakdown(scores: np.ndarray, table: FaceTable, group: np.ndarray, names: Se
 
     group (N,) holds indices into `names`.
     """
-    positive = table.is_speaking
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(names) + 1))
     result = {}
-    for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
-        rows = order[start:stop]
-        value = average_precision(scores[rows], positive[rows]) if positive[rows].any() else None
-        result[name] = {"rows": len(rows), "positives": int(positive[rows].sum()), "mAP": value}
+    for index, name in enumerate(names):
+        rows = group == index
+        positive = table.is_speaking[rows]
+        value = average_precision(scores[rows], positive) if positive.any() else None
+        result[name] = {"rows": len(positive), "positives": int(positive.sum()), "mAP": value}
     return result
 
 
@@ -183,49 +181,39 @@ def width_group(table: FaceTable, video_widths: np.ndarray) -> np.ndarray:
 
 
 def show(numbers: dict) -> None:
-    """Print the numbers of `compute` as tables, fractions in per cent."""
+    """Print the numbers of `compute` as tables, in per cent. The worst videos are those of the last prediction."""
     predictions, videos = numbers["predictions"], numbers["videos"]
     print(f"{numbers['rows']} rows of {len(videos)} videos, {numbers['positives']} positive")
     overall = [[numbers["chance"], 0.5], *([own["mAP"], own["auc"]] for own in predictions.values())]
-    _print_table("official mAP (%)", _percent(overall, ["chance", *predictions], ["mAP", "AUC"]))
+    _print_table("official mAP (%)", pd.DataFrame(overall, ["chance", *predictions], ["mAP", "AUC"]))
     for title in (BY_FACES, BY_WIDTH):
         if title in numbers["left out"]:
             print(one_line(f"no breakdown by {title}: {numbers['left out'][title]}"))
             continue
-        results = [own[title].values() for own in predictions.values()]
-        names = list(next(iter(predictions.values()))[title])
-        fractions = [group["positives"] / group["rows"] if group["rows"] else None for group in results[0]]
-        lines = [fractions, *([group["mAP"] for group in groups] for groups in results)]
-        rows = pd.DataFrame([[group["rows"] for group in results[0]]], ["rows"], names, dtype=object)
-        percent = _percent(lines, ["fraction of positive rows", *predictions], names)
-        _print_table(f"mAP (%) by {title}", pd.concat([rows, percent]))
-    _show_videos(predictions, videos)
+        results = [own[title] for own in predictions.values()]
+        values = [[groups[name]["mAP"] for groups in results] for name in results[0]]
+        _print_groups(f"mAP (%) by {title}", results[0], values, predictions)
+    without_positives = sum(not video["positives"] for video in videos.values())
+    if without_positives:
+        print(f"{without_positives} of {len(videos)} videos have no positive rows and hence no AP")
+    worst = {video_id: videos[video_id] for video_id in list(predictions.values())[-1]["worst"]}
+    _print_groups("AP (%) of the worst videos", worst, [video["AP"].values() for video in worst.values()], predictions)
 
 
-def _show_videos(predictions: dict[str, dict], videos: dict[str, dict]) -> None:
-    """Print the spread of AP over videos, and the worst videos of any prediction by the last prediction's AP."""
-    precision = _percent([video["AP"].values() for video in videos.values()], list(videos), list(predictions))
-    silent = [video_id for video_id, video in videos.items() if not video["positives"]]
-    spread = precision.astype(float).agg(["min", "median", "max"]).T.set_axis(["lowest", "median", "highest"], axis=1)
-    _print_table("AP (%) by video", spread)
-    if silent:
-        listed = ", ".join(silent[:_LISTED]) + (", ..." if len(silent) > _LISTED else "")
-        print(one_line(f"{len(silent)} of {len(videos)} videos have no positive rows and hence no AP: {listed}"))
-    last = list(predictions)[-1]
-    worst = {video_id for own in predictions.values() for video_id in own["worst"]}
-    worst = sorted(worst, key=lambda video_id: (videos[video_id]["AP"][last], video_id))
-    counts = pd.DataFrame([[videos[video_id][key] for key in ("rows", "positives")] for video_id in worst], worst)
-    table = pd.concat([counts.set_axis(["rows", "positives"], axis=1), precision.loc[worst]], axis=1)
-    _print_table("AP (%) of the worst videos", table)
-
-
-def _percent(rows: Iterable[Iterable[float | None]], index: list[str], columns: list[str]) -> pd.DataFrame:
-    return (100 * pd.DataFrame([list(row) for row in rows], index, columns, dtype=float)).astype(object)
+def _print_groups(
+    title: str, groups: dict[str, dict], values: Iterable[Iterable[float | None]], predictions: Iterable[str]
+) -> None:
+    """Print a line per group: its rows, the fraction of positive rows, and the AP of each prediction."""
+    lines = [
+        [group["rows"], group["positives"] / group["rows"] if group["rows"] else None, *own]
+        for group, own in zip(groups.values(), values, strict=True)
+    ]
+    _print_table(title, pd.DataFrame(lines, list(groups), ["rows", "chance", *predictions]))
 
 
 def _print_table(title: str, table: pd.DataFrame) -> None:
     table = table.rename(index=one_line, columns=one_line).rename_axis(columns=title)
-    print(table.to_string(float_format="{:.2f}".format, na_rep="none", col_space=10))
+    print(table.to_string(float_format=lambda value: f"{100 * value:.2f}", na_rep="none", col_space=10))
 
 
 # Files

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from core.reports.plots import COLOURS, draw_legend, label_outside, save, short
+from core.reports.plots import COLOURS, draw_legend, panel_grid, save, short
 
 RATE = "learning_rate"
 TITLES = {
@@ -30,19 +30,12 @@ def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
     """
     names = (name.partition("_")[2] for log in runs.values() for name in log if is_curve(name))
     metrics = [*dict.fromkeys(names), RATE]
-    columns = min(3, len(metrics))
-    grid = (-(-len(metrics) // columns), columns)
-    size = (1 + 4.2 * columns, 0.8 + 3.3 * grid[0] + 0.2 * len(runs))
-    figure, panels = plt.subplots(*grid, figsize=size, squeeze=False, sharex=True, layout="constrained")
-    for axes, metric in zip(panels.flat, metrics, strict=False):
+    figure, panels = panel_grid(len(metrics))
+    for axes, metric in zip(panels, metrics, strict=True):
         for number, log in enumerate(runs.values()):
             _draw_run(axes, log, metric, COLOURS[number % len(COLOURS)])
-        if not axes.lines:
-            axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color="grey")
-        axes.set_title(TITLES.get(metric, metric), fontsize=10, loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.grid(alpha=0.3)
-    label_outside(panels, len(metrics), "epoch", "")
+        axes.set(title=TITLES.get(metric, metric), xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     styles = {
         "val": Line2D([], [], color="black", linewidth=2),
         "train": Line2D([], [], color="black", linewidth=1.2, linestyle="--"),
@@ -55,22 +48,18 @@ def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
 
 
 def _draw_run(axes: plt.Axes, log: pd.DataFrame, metric: str, colour: str) -> None:
-    """Draw the curves of one run. Single values are drawn as dots."""
+    """Draw the curves of one run in a panel."""
     if metric == RATE:
         axes.plot(log["epoch"], log[RATE], color=colour, linewidth=2, drawstyle="steps-mid", marker=".")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
         return
-    best = _best_row(log)
     for split, style in (("train", {"linestyle": "--", "linewidth": 1.2}), ("val", {"linewidth": 2})):
-        values = log.get(f"{split}_{metric}")
-        if values is None or values.isna().all():
-            continue
-        axes.plot(log["epoch"], values, color=colour, marker=".", markersize=4, **style)
-        if split == "val" and best is not None:
-            star = {"marker": "*", "markersize": 11, "markeredgecolor": "white"}
-            axes.plot(log["epoch"][best], values[best], color=colour, **star)
+        if f"{split}_{metric}" in log:
+            axes.plot(log["epoch"], log[f"{split}_{metric}"], color=colour, marker=".", markersize=4, **style)
+    best = _best_row(log)
+    if best is not None and f"val_{metric}" in log:
+        axes.plot(log["epoch"][best], log[f"val_{metric}"][best], color=colour, marker="*", markersize=11)
 
 
 def is_curve(column: str) -> bool:
