@@ -7,18 +7,18 @@ Stars mark the epoch with the best validation AP.
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import pandas as pd
 
 from core.formats.csv_table import first_fields, read_table, require_text
 from core.reports.report import display_names
 from core.reports.training_plots import best_text, is_curve, plot_training
-from core.runtime.cli import Parser, launch, print_settings
+from core.runtime import cli
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import list_files, require_distinct, write_json
 
@@ -26,8 +26,8 @@ PLOT_FILE, SETTINGS_FILE = "training.png", "plot_training_cfg.json"
 MAX_EPOCH = 10**9
 
 
-def get_args_parser() -> Parser:
-    parser = Parser(__doc__)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     parser.add_argument(
         "logs",
         nargs="+",
@@ -57,45 +57,33 @@ def read_log(path: Path) -> pd.DataFrame:
     curves = [name for name in names if is_curve(name)]
     if "epoch" not in names or not curves:
         require_text(path)  # raises a more specific error if the file is not text
-        missing = "train_<metric> or val_<metric>" if "epoch" in names else "epoch"
-        raise InputError(f"{path}, line 1: no column {missing}; the header is {','.join(names)[:200]!r}")
+        columns = "epoch, learning_rate and train_<metric> or val_<metric>"
+        raise InputError(f"{path}, line 1: expected columns {columns}; the header is {','.join(names)[:200]!r}")
     log = read_table(path, {"epoch": "number", "learning_rate": "number", **dict.fromkeys(curves, "text")})
-    for name in curves:
-        log[name] = [_number(text, f"{path}, line {line}: {name}") for line, text in log[name].items()]
-    odd = (log["epoch"] % 1 != 0) | (log["epoch"].diff().fillna(log["epoch"]) < 1) | (log["epoch"] > MAX_EPOCH)
-    for name, bad in (("epoch", odd), ("learning_rate", log["learning_rate"] < 0)):
-        if bad.any():
-            line, expected = bad.idxmax(), "a whole number above the one before" if name == "epoch" else "at least 0"
-            raise InputError(f"{path}, line {line}: {name} is {log[name][line]:g}, expected {expected}")
+    values = log[curves].apply(pd.to_numeric, errors="coerce")
+    bad = (log[curves] != "") & ~np.isfinite(values)
+    if bad.any(axis=None):
+        line, name = bad.stack().idxmax()
+        raise InputError(f"{path}, line {line}: {name} is {log[name][line][:40]!r}, not a number")
+    log[curves] = values
+    epoch = log["epoch"]
+    bad = (epoch % 1 != 0) | (epoch.diff().fillna(epoch) < 1) | (epoch > MAX_EPOCH)
+    if bad.any():
+        line, expected = bad.idxmax(), "a whole number above the one before"
+        raise InputError(f"{path}, line {line}: epoch is {epoch[line]:g}, expected {expected}")
     return log.astype({"epoch": int}).reset_index(drop=True)
 
 
-def _number(text: str, where: str) -> float:
-    try:
-        value = float(text) if text else math.nan
-        if text and not (text.isascii() and math.isfinite(value)):
-            raise ValueError
-    except ValueError:
-        raise InputError(f"{where} is {text[:40]!r}, not a number") from None
-    return value
-
-
-def run_names(paths: list[Path]) -> list[str]:
-    """Return display names of logs, without the ending `_logs` if they are distinct without it."""
-    names = display_names(list(map(str, paths)))
-    short = [name.removesuffix(".csv").removesuffix("_logs") for name in names]
-    return short if len(set(short)) == len(short) else names
-
-
 def main(args: argparse.Namespace) -> None:
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     paths = [find_log(Path(log)) for log in args.logs]
     output = Path(args.output) if args.output is not None else paths[0].with_name(PLOT_FILE)
     if output.suffix != ".png":
         raise InputError(f"{output}: --output must end with .png")
     settings_file = output.with_name(SETTINGS_FILE)
     require_distinct(paths, {"--output": output, "the settings of --output": settings_file})
-    runs = {name: read_log(path) for name, path in zip(run_names(paths), paths, strict=True)}
+    names = display_names([str(path).replace("_logs.csv", "") for path in paths])
+    runs = {name: read_log(path) for name, path in zip(names, paths, strict=True)}
     for name, log in runs.items():
         print(one_line(f"{name}: {len(log)} epochs, {best_text(log)}"))
     plot_training(output, runs)
@@ -104,4 +92,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser())
+    cli.launch(main, get_args_parser())
