@@ -5,7 +5,7 @@
     python scripts/benchmark.py --scale 0.01    # smoke test
 
 Every stage runs through its command line, from files to files, so its time includes start-up. A ceiling is the rate of
-a bare operation that the stage cannot do without, measured just before: decoding or reading its input, or the
+a bare operation that the stage cannot do without, measured just before: decoding, reading or writing files, or the
 arithmetic of the network at the rate of matrix products. The fraction is the rate divided by the lowest ceiling. Memory
 is the peak of all processes of the stage together, without mapped files.
 """
@@ -19,9 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,7 +37,7 @@ from core.formats.features import feature_writer
 from core.formats.predictions import write_predictions
 from core.media.ffmpeg import run_ffmpeg
 from core.models import active_speakers_context, short_term_encoder
-from core.runtime.cli import Parser, device_name, launch, positive_float, print_settings
+from core.runtime import cli
 from core.runtime.device import device_label, get_device, input_dtype
 from core.runtime.errors import RunError
 from core.runtime.files import write_bytes, write_json
@@ -53,50 +52,26 @@ CONTEXT = CONTEXT_LENGTH, CONTEXT_STRIDE, NUM_SPEAKERS = 11, 4, 3
 GFLOP = {"STE training": 7.86, "STE forward": 2.62, "ASC training": 0.21, "ASC forward": 0.07}  # per row
 
 
-@dataclass
-class Measurement:
-    """One stage: its size, time and memory, and the rates that it is compared with."""
+def measure(stage: str, unit: str, size: int, ceilings: dict[str, float], script: str, *args: object) -> dict:
+    """Run a script of the project. Returns its size, rate, memory in bytes and fraction of the lowest ceiling.
 
-    stage: str
-    unit: str
-    size: int
-    seconds: float
-    memory: int  # bytes
-    ceilings: dict[str, float]  # operation -> units per second
-
-    @property
-    def rate(self) -> float:
-        return self.size / self.seconds
-
-    @property
-    def bound(self) -> str:
-        """Return the operation with the lowest ceiling."""
-        return min(self.ceilings, key=self.ceilings.__getitem__)
-
-    @property
-    def fraction(self) -> float:
-        return self.rate / self.ceilings[self.bound]
-
-    def to_dict(self) -> dict[str, object]:
-        return {**asdict(self), "rate": self.rate, "bound": self.bound, "fraction": self.fraction}
-
-
-class Benchmark:
-    """Measurements of one run, and a directory for their data."""
-
-    def __init__(self, directory: Path, scale: float, device: str):
-        self.directory, self.scale, self.device = directory, scale, device
-        self.measurements: list[Measurement] = []
-
-    def scaled(self, size: int, minimum: int) -> int:
-        return max(minimum, round(size * self.scale))
-
-    def run(self, stage: str, unit: str, size: int, ceilings: dict[str, float], script: str, *args: object) -> None:
-        """Run a script of the project and add its measurement. Raises RunError if the script fails."""
-        seconds, memory = run_script(script, *args)
-        measurement = Measurement(stage, unit, size, seconds, memory, ceilings)
-        self.measurements.append(measurement)
-        print(f"  {stage}: {size:,} {unit} in {seconds:.1f} s, {measurement.fraction:.2f} of the ceiling", flush=True)
+    `ceilings` maps bare operations to units per second. Raises RunError if the script fails.
+    """
+    seconds, memory = run_script(script, *args)
+    bound = min(ceilings, key=ceilings.__getitem__)
+    fraction = size / seconds / ceilings[bound]
+    print(f"  {stage}: {size:,} {unit} in {seconds:.1f} s, {fraction:.2f} of the ceiling", flush=True)
+    return {
+        "stage": stage,
+        "unit": unit,
+        "size": size,
+        "seconds": seconds,
+        "rate": size / seconds,
+        "memory": memory,
+        "ceilings": ceilings,
+        "bound": bound,
+        "fraction": fraction,
+    }
 
 
 def run_script(script: str, *args: object) -> tuple[float, int]:
@@ -155,11 +130,6 @@ def decode_crop(path: Path) -> None:
         image.load()
 
 
-def copy_second(source: Path, target: Path) -> None:
-    with open(source, "rb") as file:
-        target.write_bytes(file.read(2 * SAMPLE_RATE))
-
-
 def matmul_gflops(device_name: str, precision: str) -> float:
     """Return the GFLOP/s of matrix products: of 4096 x 4096, or smaller if ten take more than a second."""
     device = get_device(device_name)
@@ -186,11 +156,8 @@ def make_videos(directory: Path, seconds: int) -> list[Path]:
     video = f"testsrc2=size=1280x720:rate={FPS}:duration={seconds},noise=alls=4:allf=t"
     audio = f"anoisesrc=amplitude=0.3:sample_rate=44100:duration={seconds}:seed=0"
     codecs = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-c:a", "aac")
-    try:
-        run_ffmpeg("-f", "lavfi", "-i", video, "-f", "lavfi", "-i", audio, *codecs, f"file:{part}")
-        run_ffmpeg("-stream_loop", str(LOOPS - 1), "-i", f"file:{part}", "-c", "copy", f"file:{paths[0]}")
-    except ValueError as error:
-        raise RunError(str(error)) from None
+    run_ffmpeg("-f", "lavfi", "-i", video, "-f", "lavfi", "-i", audio, *codecs, f"file:{part}")
+    run_ffmpeg("-stream_loop", str(LOOPS - 1), "-i", f"file:{part}", "-c", "copy", f"file:{paths[0]}")
     for path in paths[1:]:
         os.link(paths[0], path)
     return paths
@@ -225,9 +192,9 @@ def write_features(directory: Path, csvs: Path) -> Path:
 # Stages
 
 
-def measure_data(bench: Benchmark) -> None:
+def measure_data(work: Path, args: argparse.Namespace) -> Iterator[dict]:
     """Stages 1 to 3: audio of videos, audio of tracks, crops."""
-    work, seconds = bench.directory, bench.scaled(75, 1)
+    seconds = max(1, round(75 * args.scale))
     rows = FACES * FPS * seconds
     tracks = len(VIDEOS) * LOOPS * rows // TRACK_ROWS
     videos = make_videos(work / "videos", seconds)
@@ -235,24 +202,24 @@ def measure_data(bench: Benchmark) -> None:
     csv_faces = write_annotations(work / "csv_faces", VIDEOS, rows)
 
     ceilings = {"ffmpeg decoding the audio": rate(decode_audio, videos) * LOOPS * seconds}
-    paths = ("--ava-video-dir", work / "videos", "--target-audios", work / "audio")
-    total = len(VIDEOS) * LOOPS * seconds
-    bench.run("audio of videos", "s of video", total, ceilings, "data/extract_audio_tracks.py", *paths)
+    command = ("data/extract_audio_tracks.py", "--ava-video-dir", work / "videos", "--target-audios", work / "audio")
+    yield measure("audio of videos", "s of video", len(VIDEOS) * LOOPS * seconds, ceilings, *command)
 
-    wav = work / "audio" / f"{VIDEOS[0]}.wav"
-    ceilings = {"reading and writing": rate(lambda index: copy_second(wav, work / f"copy_{index}"), range(tracks))}
+    second = (work / "audio" / f"{VIDEOS[0]}.wav").read_bytes()[: 2 * SAMPLE_RATE]
+    writes = rate(lambda index: Path(work, f"copy_{index}").write_bytes(second), range(tracks))
     paths = ("--csv", csv_audio, "--ava-audio-dir", work / "audio", "--output-dir", work / "slices")
-    bench.run("audio of tracks", "tracks", tracks, ceilings, "data/slice_audio_tracks.py", *paths, "--split", "train")
+    command = ("data/slice_audio_tracks.py", *paths, "--split", "train")
+    yield measure("audio of tracks", "tracks", tracks, {"writing the files": writes}, *command)
 
     ceilings = {"OpenCV decoding the frames": rate(lambda path: decode_frames(path, FPS * seconds), videos) * rows}
     paths = ("--csv", csv_faces, "--ava-video-dir", work / "videos", "--output-dir", work / "crops")
-    script, total = "data/extract_face_crops_time.py", len(VIDEOS) * rows
-    bench.run("face crops", "rows", total, ceilings, script, *paths, "--split", "train")
+    command = ("data/extract_face_crops_time.py", *paths, "--split", "train")
+    yield measure("face crops", "rows", len(VIDEOS) * rows, ceilings, *command)
 
 
-def measure_encoder(bench: Benchmark) -> None:
+def measure_encoder(work: Path, args: argparse.Namespace) -> Iterator[dict]:
     """Stages 4 and 5, on the results of stages 2 and 3."""
-    work, rows, clips = bench.directory, bench.scaled(1024, 10), len(VIDEOS) * FACES * bench.scaled(75, 1)
+    rows, clips = max(10, round(1024 * args.scale)), len(read_annotations(work / "csv_faces").entity_ids)
     for directory in ("crops", "slices"):
         (work / directory / "val").symlink_to("train")
     csv_val = write_annotations(work / "csv_val", VIDEOS[:1], FACES * TRACK_ROWS)
@@ -262,69 +229,69 @@ def measure_encoder(bench: Benchmark) -> None:
     forward = ("--csv", csv_forward, "--split", "train", "--weights", work / "STE.pth", *data)
     torch.save(short_term_encoder(CLIP_LENGTH).state_dict(), work / "STE.pth")
     crops = rate(decode_crop, sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000], threads=1) * CORES
-    gflops = {precision: matmul_gflops(bench.device, precision) for precision in ("fp32", "bf16")}
+    gflops = {precision: matmul_gflops(args.device, precision) for precision in ("fp32", "bf16")}
     for precision, flops in gflops.items():
         if flops < gflops["fp32"]:  # a CPU without bf16 arithmetic
             continue
-        options = (CLIP_LENGTH, bench.device, "--precision", precision)
+        options = (CLIP_LENGTH, args.device, "--precision", precision)
         ceilings = {"matrix products": flops / GFLOP["STE training"], "Pillow decoding the crops": crops / CLIP_LENGTH}
         command = ("STE_train.py", *options, *train, "--models-out", work / f"models_{precision}")
-        bench.run(f"STE training, {precision}", "clips", clips, ceilings, *command)
+        yield measure(f"STE training, {precision}", "clips", clips, ceilings, *command)
 
         ceilings = {"matrix products": flops / GFLOP["STE forward"], "Pillow decoding the crops": crops}
         command = ("STE_forward.py", *options, *forward, "--output-dir", work / f"features_{precision}")
-        bench.run(f"STE forward, {precision}", "rows", len(VIDEOS) * rows, ceilings, *command)
+        yield measure(f"STE forward, {precision}", "rows", len(VIDEOS) * rows, ceilings, *command)
 
 
-def measure_context_network(bench: Benchmark) -> None:
+def measure_context_network(work: Path, args: argparse.Namespace) -> Iterator[dict]:
     """Stages 7 and 8, on random features."""
-    work, rows = bench.directory, bench.scaled(12_000, 50)
+    rows = max(50, round(12_000 * args.scale))
     store = write_features(work / "features_train", write_annotations(work / "csv_contexts", VIDEOS[:4], rows))
     val = write_features(work / "features_val", write_annotations(work / "csv_contexts_val", VIDEOS[:1], 500))
     torch.save(active_speakers_context(CONTEXT_LENGTH, NUM_SPEAKERS).state_dict(), work / "ASC.pth")
-    gflops = matmul_gflops(bench.device, "fp32")
+    gflops = matmul_gflops(args.device, "fp32")
     paths = ("--features-train-full", store, "--features-val-full", val, "--models-out", work / "ASC")
-    command = ("ASC_train.py", *CONTEXT, bench.device, *paths, "--epochs", 1)
+    command = ("ASC_train.py", *CONTEXT, args.device, *paths, "--epochs", 1)
     ceilings = {"matrix products": gflops / GFLOP["ASC training"]}
-    bench.run("ASC training, fp32", "contexts", 4 * rows, ceilings, *command)
+    yield measure("ASC training, fp32", "contexts", 4 * rows, ceilings, *command)
 
     paths = ("--features-val-full", store, "--weights", work / "ASC.pth", "--output-dir", work / "logits")
     ceilings = {"matrix products": gflops / GFLOP["ASC forward"]}
-    bench.run("ASC forward, fp32", "rows", 4 * rows, ceilings, "ASC_forward.py", *CONTEXT, bench.device, *paths)
+    command = ("ASC_forward.py", *CONTEXT, args.device, *paths)
+    yield measure("ASC forward, fp32", "rows", 4 * rows, ceilings, *command)
 
 
-def measure_scores(bench: Benchmark) -> None:
-    """Stages 6 and 9, and the evaluation of their results."""
-    work, logits = bench.directory, bench.directory / "noise_logits"
-    truth = write_annotations(work / "csv_scores", VIDEOS, bench.scaled(100_000, 200))
+def measure_scores(work: Path, args: argparse.Namespace) -> Iterator[dict]:
+    """Stage 9, which does the same as stage 6, and the evaluation of its result."""
+    truth = write_annotations(work / "csv_scores", VIDEOS, max(200, round(100_000 * args.scale)))
+    logits, scores, copy = work / "noise_logits", work / "scores.csv", work / "ground_truth.csv"
     table, rng = read_annotations(truth), np.random.default_rng(0)
     for rows in map(table.rows_of_video, range(len(VIDEOS))):
         write_predictions(logits, table, rows, rng.normal(size=(len(rows), 2)).astype(np.float32))
-    scores, copy = work / "scores.csv", work / "ground_truth.csv"
     outputs = ("--predictions-csv", scores, "--ground-truth-csv", copy)
     stages = (
-        ("STE_postprocessing.py", "--forward-dir", work / "features_train", work / "csv_contexts", outputs),
         ("ASC_prediction_postprocessing.py", "--predictions-dir", logits, truth, outputs),
         ("scripts/evaluate.py", "--predictions", scores, copy, ()),
     )
     for script, flag, predictions, csv, options in stages:
         files = [file for path in (predictions, csv) for file in (sorted(path.glob("*.csv")) or [path])]
-        size = len(read_annotations(csv))
-        ceilings = {"pandas reading the csv files": size * rate(pd.read_csv, files, threads=1) / len(files)}
-        bench.run(Path(script).stem, "rows", size, ceilings, script, flag, predictions, "--ground-truth", csv, *options)
+        ceilings = {"pandas reading the csv files": len(table) * rate(pd.read_csv, files, threads=1) / len(files)}
+        command = (script, flag, predictions, "--ground-truth", csv, *options)
+        yield measure(Path(script).stem, "rows", len(table), ceilings, *command)
 
 
 # Results
 
 
-def markdown(measurements: list[Measurement]) -> str:
+def markdown(stages: list[dict]) -> str:
     """Return the table of results."""
-    lines = [["stage", "size", "time", "rate", "memory", "ceiling", "fraction"], ["---"] * 7]
-    for m in measurements:
-        size, ceiling = f"{m.size:,} {m.unit}", f"{m.ceilings[m.bound]:,.0f}/s: {m.bound}"
-        numbers = (f"{m.seconds:.1f} s", f"{m.rate:,.{0 if m.rate >= 100 else 1}f}/s", f"{m.memory / 1e9:.2f} GB")
-        lines.append([m.stage, size, *numbers, ceiling, f"{m.fraction:.2f}"])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    lines = ["| stage | size | time | rate | memory | ceiling | fraction |", "|---|---|---|---|---|---|---|"]
+    for s in stages:
+        time_rate = f"{s['seconds']:.1f} s | {s['rate']:,.{0 if s['rate'] >= 100 else 1}f}/s"
+        ceiling = f"{s['ceilings'][s['bound']]:,.0f}/s: {s['bound']}"
+        line = f"{s['stage']} | {s['size']:,} {s['unit']} | {time_rate} | {s['memory'] / 1e9:.2f} GB | {ceiling}"
+        lines.append(f"| {line} | {s['fraction']:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def describe_machine(device: str) -> dict[str, object]:
@@ -334,27 +301,27 @@ def describe_machine(device: str) -> dict[str, object]:
     return {"cpu": cpu[1] if cpu else platform.processor(), "cores": CORES, "device": device, **versions}
 
 
-def get_args_parser() -> Parser:
-    parser = Parser(__doc__)
-    parser.add_argument("--device", type=device_name, default="cpu", help="number of the CUDA device, or cpu")
-    parser.add_argument("--scale", type=positive_float, default=1.0, help="factor on all sizes")
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--device", type=cli.device_name, default="cpu", help="number of the CUDA device, or cpu")
+    parser.add_argument("--scale", type=cli.positive_float, default=1.0, help="factor on all sizes")
     parser.add_argument("--work", default="benchmark", help="directory for benchmark.md, benchmark.json and the data")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     work, machine = Path(args.work), describe_machine(device_label(get_device(args.device)))
-    print_settings({**vars(args), **machine})
+    cli.print_settings({**vars(args), **machine})
     work.mkdir(parents=True, exist_ok=True)
+    stages = []
     with tempfile.TemporaryDirectory(dir=work) as directory:
-        bench = Benchmark(Path(directory).absolute(), args.scale, args.device)
-        for measure in (measure_data, measure_encoder, measure_context_network, measure_scores):
-            measure(bench)
-    stages, table = [measurement.to_dict() for measurement in bench.measurements], markdown(bench.measurements)
+        for measure_stages in (measure_data, measure_encoder, measure_context_network, measure_scores):
+            stages += measure_stages(Path(directory).absolute(), args)
+    table = markdown(stages)
     write_json(work / "benchmark.json", {"machine": machine, "scale": args.scale, "stages": stages})
     write_bytes(work / "benchmark.md", table.encode())
     print(f"\n{table}\nsaved: {work / 'benchmark.md'}, {work / 'benchmark.json'}")
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser())
+    cli.launch(main, get_args_parser())
