@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from core.contexts import row_interval
 from core.detection.overlay import SILENT, SPEAKING, mark_face, marked_frames, score_colour, visible_rows
-from core.detection.segments import Segment, describe_tracks, segments, short_name, write_rttm, write_tracks
+from core.detection.segments import describe_tracks, segments, short_name, write_rttm, write_tracks
 from core.detection.timeline import LANES, plot_timeline
 from core.formats.annotations import FaceTable, read_annotations
 from core.formats.predictions import read_scores
@@ -47,26 +46,21 @@ def timestamps(count: int, first: float = 0.0, step: float = 0.04) -> list[float
     ("times", "scores", "expected"),
     [
         (timestamps(4), [0.1, 0.2, 0.3, 0.4], []),
-        (timestamps(4), [0.6, 0.7, 0.8, 0.9], [(0, 0.16, 0.75)]),
         (timestamps(6, 1), [0.1, 0.5, 0.7, 0.4, 0.9, 0.2], [(1.04, 1.12, 0.6), (1.16, 1.20, 0.9)]),
-        (timestamps(6, 1), [0.6, 0.1, 0.1, 0.1, 0.1, 0.8], [(1.0, 1.04, 0.6), (1.2, 1.24, 0.8)]),
         ([*timestamps(3), *timestamps(3, 1)], [0.9] * 6, [(0, 0.12, 0.9), (1.0, 1.12, 0.9)]),  # a gap
         ([*timestamps(3), *timestamps(3, 0.16)], [0.9] * 6, [(0, 0.28, 0.9)]),  # one missing row is not a gap
-        ([*timestamps(3), *timestamps(3, 1)], [0.9, 0.9, 0.1, 0.1, 0.9, 0.9], [(0, 0.08, 0.9), (1.04, 1.12, 0.9)]),
         # A row ends at the start of the next one.
         ([0, 0.03, 0.06, 1, 2], [0.9, 0.1, 0.9, 0.1, 0.1], [(0, 0.03, 0.9), (0.06, 0.545, 0.9)]),
         ([5.0], [0.9], [(5.0, 5.04, 0.9)]),
-        ([5.0], [0.4], []),
         ([], [], []),
     ],
 )
 def test_segments_by_hand(times, scores, expected):
     found = segments(np.array(times, float), np.array(scores, float), 0.5)
-    assert [(segment.start, segment.end) for segment in found] == [segment[:2] for segment in expected]
-    assert [segment.score for segment in found] == pytest.approx([segment[2] for segment in expected])
+    assert [tuple(segment.values()) for segment in found] == [pytest.approx(segment) for segment in expected]
 
 
-def plain_segments(times: list[float], scores: list[float], threshold: float) -> list[Segment]:
+def plain_segments(times: list[float], scores: list[float], threshold: float) -> list[dict[str, float]]:
     """The same as `segments`, as a loop over the rows."""
     intervals = [later - earlier for earlier, later in itertools.pairwise(times)]
     interval = statistics.median(intervals) if intervals else 0.04
@@ -78,7 +72,7 @@ def plain_segments(times: list[float], scores: list[float], threshold: float) ->
         groups[-1].append(row) if continues else groups.append([row])
     ends = [min(time + interval, later) for time, later in zip(times, [*times[1:], float("inf")], strict=True)]
     return [
-        Segment(round(times[rows[0]], 3), round(ends[rows[-1]], 3), statistics.fmean(scores[r] for r in rows))
+        {"start": times[rows[0]], "end": ends[rows[-1]], "mean_score": statistics.fmean(scores[row] for row in rows)}
         for rows in groups
     ]
 
@@ -92,14 +86,8 @@ def test_segments_equal_those_of_a_plain_loop(rows, threshold):
     scores = [score for _, score in rows]
     found = segments(np.array(times, float), np.array(scores, float), threshold)
     expected = plain_segments(times, scores, threshold)
-    assert [(segment.start, segment.end) for segment in found] == [(segment.start, segment.end) for segment in expected]
-    assert [segment.score for segment in found] == pytest.approx([segment.score for segment in expected])
-    assert all(first.end <= second.start for first, second in itertools.pairwise(found))
-
-
-def test_row_interval_is_the_median():
-    assert row_interval(np.array([0.0, 0.04, 0.08, 3.0])) == pytest.approx(0.04)
-    assert row_interval(np.array([3.0])) == 0.04
+    assert found == [pytest.approx(segment, abs=1e-3) for segment in expected]
+    assert all(first["end"] <= second["start"] for first, second in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +144,7 @@ track_steps = st.lists(st.lists(st.integers(0, 500), min_size=1, max_size=12, un
 
 
 @given(track_steps, st.data(), st.sampled_from([0.0, 0.5, 1.0]))
-def test_descriptions_match_the_schema_and_the_rttm(schema, tmp_path_factory, steps, data, threshold):
+def test_descriptions_match_the_schema(schema, steps, data, threshold):
     table = make_table(*((f"vi deo:{n}", [t / 25 for t in times]) for n, times in enumerate(steps)), video="vi deo")
     scores = np.array(data.draw(st.lists(st.floats(0, 1), min_size=len(table), max_size=len(table))), float)
     tracks = describe_tracks(table, scores, threshold, FRAME)
@@ -166,21 +154,6 @@ def test_descriptions_match_the_schema_and_the_rttm(schema, tmp_path_factory, st
         for part in track["speaking"]:
             assert track["start"] <= part["start"] <= part["end"] <= track["end"]
         assert track["speaking_seconds"] == pytest.approx(sum(p["end"] - p["start"] for p in track["speaking"]))
-
-    path = tmp_path_factory.getbasetemp() / "property.rttm"
-    write_rttm(path, "vi deo", tracks)
-    lines = [line.split(" ") for line in path.read_text().splitlines()]
-    assert all(len(line) == 10 and line[:3] == ["SPEAKER", "vi_deo", "1"] for line in lines)
-    starts = [float(line[3]) for line in lines]
-    assert starts == sorted(starts)
-    expected = sorted(
-        (part["start"], part["end"] - part["start"], track["id"].replace(" ", "_"))
-        for track in tracks
-        for part in track["speaking"]
-    )
-    written = sorted((float(line[3]), float(line[4]), line[7]) for line in lines)
-    assert [(line[0], line[2]) for line in written] == [(line[0], line[2]) for line in expected]
-    assert [line[1] for line in written] == pytest.approx([line[1] for line in expected], abs=5e-4)
 
 
 def value_paths(content: object, path: tuple = ()) -> list[tuple]:
@@ -224,21 +197,12 @@ def test_schema_requires_every_value_and_its_type(schema, valid):
     ("path", "value"),
     [
         (("schema_version",), 2),
-        (("more",), 1),
         (("video", "more"), 1),
-        (("video", "seconds"), 0),
-        (("video", "cuts"), [-1.0]),
         (("video", "rows_per_second"), 12),
         (("settings", "precision"), "fp16"),
-        (("settings", "threshold"), 1.5),
         (("settings", "ste_weights_sha256"), "0" * 63),
-        (("settings", "face_detector_sha256"), "squares"),
         (("tracks", 0, "mean_score"), 1.01),
         (("tracks", 0, "rows"), 0),
-        (("tracks", 1, "id"), ""),
-        (("tracks", 1, "box_width"), 0),
-        (("tracks", 1, "more"), 1),
-        (("tracks", 1, "speaking", 0, "mean_score"), -0.1),
         (("tracks", 1, "speaking", 0, "more"), "x"),
     ],
 )
@@ -260,15 +224,10 @@ def test_rttm(tmp_path):
     )
 
 
-def test_rttm_without_speech_is_empty(tmp_path):
-    write_rttm(tmp_path / "x.rttm", "v", describe_tracks(make_table(("a", timestamps(3))), np.zeros(3), 0.5, FRAME))
-    assert (tmp_path / "x.rttm").read_bytes() == b""
-
-
 # tracks.csv
 
 
-@pytest.mark.parametrize("video", ["a video, 50 %", 'with "quotes"', "-dash", "\u00e4\u6587"])
+@pytest.mark.parametrize("video", ["a video, 50 %", 'with "quotes"', "\u00e4\u6587"])
 def test_tracks_csv_is_read_as_annotations_and_as_scores(tmp_path, video):
     rng = np.random.default_rng(0)
     corners = np.sort(rng.random((7, 2, 2)), axis=1).reshape(7, 4)  # x1 y1 x2 y2
@@ -302,15 +261,9 @@ def test_tracks_csv_without_rows_is_a_header(tmp_path):
 def test_colours_range_from_red_to_green():
     assert score_colour(0.0) == tuple(SILENT)
     assert score_colour(1.0) == tuple(SPEAKING)
-    blue, green, red = zip(*map(score_colour, np.linspace(0, 1, 11)), strict=True)
-    assert list(green) == sorted(green)
-    assert list(red) == sorted(red, reverse=True)
-    assert (green[0], red[-1]) < (100, 100) < (green[-1], red[0])
-    assert all(0 <= value <= 255 and isinstance(value, int) for value in (*blue, *green, *red))
 
 
-@pytest.mark.parametrize("size", [(640, 360), (360, 640), (1920, 1080), (160, 120)])
-@pytest.mark.parametrize("score", [0.0, 1.0])
+@pytest.mark.parametrize(("size", "score"), [((360, 640), 0.0), ((1920, 1080), 1.0)])
 def test_boxes_are_drawn_at_their_place(size, score):
     width, height = size
     image = np.zeros((height, width, 3), np.uint8)
@@ -330,8 +283,7 @@ def test_boxes_are_drawn_at_their_place(size, score):
 CORNERS = [(x, y) for x in (0.0, 0.45, 0.9) for y in (0.0, 0.02, 0.5, 0.85, 0.9)]
 
 
-@pytest.mark.parametrize("size", [(640, 360), (240, 320)])
-@pytest.mark.parametrize("name", ["1", "a long name"])
+@pytest.mark.parametrize(("size", "name"), [((640, 360), "1"), ((240, 320), "a long name")])
 def test_scores_are_within_the_frame_wherever_the_face_is(size, name):
     white_pixels = []
     for x, y in [(0.4, 0.5), *CORNERS]:
@@ -340,15 +292,6 @@ def test_scores_are_within_the_frame_wherever_the_face_is(size, name):
         white_pixels.append(int((image.min(axis=2) > 200).sum()))
     assert white_pixels[0] > 20
     assert white_pixels == [white_pixels[0]] * len(white_pixels)
-
-
-@pytest.mark.parametrize("size", [(160, 120), (1280, 720)])
-def test_box_of_the_whole_frame_has_four_visible_sides(size):
-    width, height = size
-    image = np.zeros((height, width, 3), np.uint8)
-    mark_face(image, np.array([0.0, 0.0, 1.0, 1.0]), 1.0, "1")
-    row, column = image.any(axis=2)[height * 3 // 5], image.any(axis=2)[:, width * 3 // 5]
-    assert all(side.any() for side in (row[:4], row[-4:], column[:4], column[-4:]))
 
 
 def test_long_names_are_not_drawn():
@@ -361,9 +304,8 @@ def test_long_names_are_not_drawn():
 
 def visible_at(table: FaceTable, times: list[float]) -> dict[float, list[float]]:
     """Timestamp of a frame -> timestamps of the rows drawn into it."""
-    frames, rows = visible_rows(table, np.array(times, float))
-    assert (np.diff(frames) >= 0).all()
-    return {time: table.timestamp[rows[frames == index]].tolist() for index, time in enumerate(times)}
+    visible = visible_rows(table, np.array(times, float))
+    return {time: table.timestamp[rows].tolist() for time, rows in zip(times, visible, strict=True)}
 
 
 def test_rows_are_visible_at_their_timestamps():
@@ -392,10 +334,8 @@ def test_tracks_are_not_visible_in_gaps():
 
 def test_tracks_without_rows_are_not_visible():
     tracks = make_table(("a", timestamps(3)), ("b", timestamps(3)), ("c", timestamps(3)))
-    frames, rows = visible_rows(tracks.keep(np.array([0, 1, 2, 6, 7])), np.array(timestamps(4)))
-    assert list(zip(frames.tolist(), rows.tolist(), strict=True)) == [(0, 0), (0, 3), (1, 1), (1, 4), (2, 2)]
-    assert [len(part) for part in visible_rows(make_table(), np.array(timestamps(4)))] == [0, 0]
-    assert [len(part) for part in visible_rows(make_table(), np.empty(0))] == [0, 0]
+    assert visible_rows(tracks.keep(np.array([0, 1, 2, 6, 7])), np.array(timestamps(4))) == [[0, 3], [1, 4], [2], []]
+    assert visible_rows(make_table(), np.array(timestamps(2))) == [[], []]
 
 
 def test_frames_are_marked_in_copies_and_broken_ones_replaced():
@@ -424,44 +364,32 @@ def thumbnail(track: int) -> Image.Image:
     return Image.new("RGB", (40 + track % 7, 300), (10, 200, 30))
 
 
-@pytest.mark.parametrize(("count", "pages"), [(0, 1), (1, 1), (LANES + 1, 2)])
-def test_timeline_has_a_lane_per_track_on_as_many_pages_as_needed(tmp_path, count, pages):
-    tracks = [(f"video:{n}", timestamps(1 if n in (0, LANES) else 30, 100 - n)) for n in range(count)]
-    table = make_table(("empty", []), *tracks)
-    scores = np.random.default_rng(0).random(len(table))
+@pytest.mark.parametrize("count", [0, LANES, LANES + 1])
+def test_timeline_has_as_many_pages_as_needed(tmp_path, count):
+    """The names of videos and tracks are plain text, even if they look like formulas."""
+    tracks = [(f"$x^2$:{n}", timestamps(1 if n in (0, LANES) else 30, 100 - n)) for n in range(count)]
+    table = make_table(("empty", []), *tracks, video="$x^2$")
     faces = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paths = plot_timeline(
-            tmp_path / "timeline.png", table, scores, 0.5, 130.0, lambda track: faces.append(track) or thumbnail(track)
+            tmp_path / "timeline.png",
+            table,
+            np.zeros(len(table)),
+            0.5,
+            130.0,
+            lambda n: faces.append(n) or thumbnail(n),
         )
-    names = ["timeline.png", "timeline_2.png"][:pages]
+    names = ["timeline.png", "timeline_2.png"] if count > LANES else ["timeline.png"]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert faces == list(range(count, 0, -1))  # in order of time
-    green = [np.abs(cv2.imread(str(path)).astype(int) - (30, 200, 10)).max(axis=2) < 12 for path in paths]
-    runs = [int((np.diff(page.any(axis=1).astype(int), prepend=0) == 1).sum()) for page in green]
-    assert runs == ([min(LANES, count - start) for start in range(0, count, LANES)] or [0])
 
 
 def test_timeline_shows_speech(tmp_path):
     table = make_table(("video:1", timestamps(100)))
     plots = []
-    for number, scores in enumerate((np.zeros(100), np.r_[np.zeros(50), np.ones(50)], np.ones(100))):
+    for number, scores in enumerate((np.zeros(100), np.ones(100))):
         (path,) = plot_timeline(tmp_path / f"{number}.png", table, scores, 0.5, 4.0, thumbnail)
         plots.append(cv2.imread(str(path)).astype(int))
-    silent, half, whole = plots
-    changed_half, changed_whole = (np.abs(plot - silent).max(axis=2) > 20 for plot in (half, whole))
-    first, last = np.flatnonzero(changed_whole.any(axis=0))[[0, -1]]
-    third = (last - first) // 3
-    left, right = np.s_[:, first : first + third], np.s_[:, last - third : last]
-    assert changed_half[left].sum() < changed_whole[left].sum() / 5
-    assert changed_half[right].sum() > 0.8 * changed_whole[right].sum()
-
-
-@pytest.mark.parametrize("name", ["video $x^2$", "video:\u6587\u5b57", "a_b%d"])
-def test_timeline_titles_are_plain_text(tmp_path, name):
-    table = make_table((f"{name}:1", timestamps(30)), video=name)
-    (path,) = plot_timeline(tmp_path / "timeline.png", table, np.zeros(30), 0.5, 2.0, thumbnail)
-    assert path.name == "timeline.png"
-    assert cv2.imread(str(path)) is not None
+    assert (np.abs(plots[1] - plots[0]).max(axis=2) > 20).mean() > 0.1

@@ -19,28 +19,24 @@ def score_colour(score: float) -> tuple[int, ...]:
     return tuple(np.rint(SILENT + score * (SPEAKING - SILENT)).astype(int).tolist())
 
 
-def visible_rows(table: FaceTable, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to draw into frames at increasing timestamps (T,), as pairs (frame index, row) sorted by frame.
+def visible_rows(table: FaceTable, times: np.ndarray) -> list[list[int]]:
+    """Return the rows to draw into each frame at increasing timestamps (T,).
 
     A track is visible from half a row before its first row to half a row after its last, except in gaps. Its nearest
     row is drawn.
     """
-    frames, visible = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    visible: list[list[int]] = [[] for _ in times]
     for track in range(len(table.entity_ids)):
         rows = table.rows_of_track(track)
         if not len(rows):
             continue
         row_times = table.timestamp[rows]
         reach = max(row_interval(row_times), row_interval(times)) / 2 + 1e-6
-        first, last = np.searchsorted(times, row_times[0] - reach), np.searchsorted(times, row_times[-1] + reach)
-        span = np.arange(first, last)
-        nearest = np.searchsorted((row_times[1:] + row_times[:-1]) / 2, times[span])
-        near = np.abs(row_times[nearest] - times[span]) <= 2 * reach
-        frames.append(span[near])
-        visible.append(rows[nearest[near]])
-    frames, visible = np.concatenate(frames), np.concatenate(visible)
-    order = np.argsort(frames, kind="stable")
-    return frames[order], visible[order]
+        nearest = np.searchsorted((row_times[1:] + row_times[:-1]) / 2, times)
+        shown = (times >= row_times[0] - reach) & (times <= row_times[-1] + reach)
+        for frame in np.flatnonzero(shown & (np.abs(row_times[nearest] - times) <= 2 * reach)):
+            visible[frame].append(int(rows[nearest[frame]]))
+    return visible
 
 
 def marked_frames(
@@ -50,15 +46,13 @@ def marked_frames(
 
     A broken image (None) is replaced by the previous one.
     """
-    frames, rows = visible_rows(table, times)
-    start = np.searchsorted(frames, np.arange(len(times) + 1))
-    names = [short_name(table, track) for track in range(len(table.entity_ids))]
+    visible = visible_rows(table, times)
     last = np.zeros((size[1], size[0], 3), np.uint8)
-    for index, image in enumerate(images):
+    for image, rows in zip(images, visible, strict=False):
         last = last if image is None else image
         marked = last.copy()
-        for row in rows[start[index] : start[index + 1]]:
-            mark_face(marked, table.box[row], float(scores[row]), names[table.entity[row]])
+        for row in rows:
+            mark_face(marked, table.box[row], float(scores[row]), short_name(table, table.entity[row]))
         yield marked
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import nn
 
 from core.config import SAMPLE_RATE, tracking_params
-from core.contexts import row_interval
 from core.datasets import ASCDataset, ClipReader
 from core.detection.overlay import marked_frames
 from core.detection.segments import SCHEMA_VERSION, describe_tracks, write_rttm, write_tracks
-from core.detection.shots import MAX_ROWS_PER_SECOND, MIN_ROWS_PER_SECOND, Shots, detect_shots
+from core.detection.shots import Shots, detect_shots
+from core.detection.timeline import plot_timeline
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
 from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
 from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
@@ -37,7 +37,6 @@ from core.runtime.resume import StepCache
 
 SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"
-MAX_PRINTED_TRACKS = 10
 FAST_START = ("-movflags", "+faststart")  # index first, so that playback starts before the file is complete
 # Tags that tell players to convert colours as OpenCV does (BT.601).
 BT601_TAGS = "h264_metadata=matrix_coefficients=6:colour_primaries=6:transfer_characteristics=6:video_full_range_flag=0"
@@ -127,19 +126,13 @@ class SpeakerDetection:
         """Read the tracks from annotations instead. Raises InputError if they have no rows of this video."""
         table = read_annotations(source)
         if self.video_id not in table.video_ids:
-            others = ", ".join(table.video_ids[:3])
-            raise InputError(f"{source}: no rows of {self.video_id} (the name of the video file), only of {others}")
+            raise InputError(f"{source}: no rows of {self.video_id} (the name of the video file)")
         table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
-        frame = table.official_columns()
-        self._run_step(
-            "tracks", ["given", table.digest()], [self.csv], lambda: write_csv(self.csv, frame, header=False)
-        )
-        tracks = frame.groupby("entity_id")["frame_timestamp"]
-        intervals = [row_interval(times) for _, times in tracks if len(times) > 1]
-        rate = 1 / float(np.median(intervals)) if intervals else MIN_ROWS_PER_SECOND
-        if not MIN_ROWS_PER_SECOND * 0.99 <= rate <= MAX_ROWS_PER_SECOND * 1.01:
-            trained = f"the networks were trained on {MIN_ROWS_PER_SECOND:.0f} to {MAX_ROWS_PER_SECOND:.0f}"
-            print(f"note: {source} has {rate:.0f} rows per second; {trained}")
+
+        def work() -> None:
+            write_csv(self.csv, table.official_columns(), header=False)
+
+        self._run_step("tracks", ["given", table.digest()], [self.csv], work)
 
     @cached_property
     def rows(self) -> FaceTable:
@@ -219,10 +212,7 @@ class SpeakerDetection:
         table = self.usable_rows
         if not len(table):
             return np.empty(0)
-        try:
-            logits = join_logits(self.predictions, table)
-        except InputError as error:
-            raise InputError(f"{error}: {self.work} was changed; pass --overwrite") from None
+        logits = join_logits(self.predictions, table)
         return speaking_score(smooth_tracks(logits, table, smoothing) if smoothing else logits)
 
     # Results
@@ -250,8 +240,6 @@ class SpeakerDetection:
             content = {"schema_version": SCHEMA_VERSION, "video": video, "settings": settings, "tracks": tracks}
             write_json(self.speakers_json, content)
             write_rttm(self.rttm, self.video_id, tracks)
-            from core.detection.timeline import plot_timeline  # imports matplotlib, which a rerun may not need
-
             for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # from a run with more tracks
                 page.unlink()
             plot_timeline(self.timeline, self.usable_rows, scores, threshold, self.shots.seconds, self.thumbnail)
@@ -289,22 +277,14 @@ class SpeakerDetection:
         return read_crop(crop_path(self.crops, self.usable_rows.entity_ids[track], self.usable_rows.timestamp[row]))
 
     def print_summary(self) -> int:
-        """Print who speaks and the main output files. Returns the exit status: 1 if some rows are not usable."""
+        """Print the number of tracks and the main output files. Returns the exit status: 1 if rows are not usable."""
         tracks = json.loads(self.speakers_json.read_text())["tracks"]
-        speaking = sorted((t for t in tracks if t["speaking"]), key=lambda t: -t["speaking_seconds"])
-        if not tracks:
-            self.failures.unlink(missing_ok=True)
-            print(f"no faces found in {self.shots.seconds:.1f} s of video")
-            return 0
-        print(f"{len(tracks)} tracks in {self.shots.seconds:.1f} s of video, {len(speaking)} with speech")
-        for track in speaking[:MAX_PRINTED_TRACKS]:
-            spoken = f"speaks {track['speaking_seconds']:.1f} s of {track['end'] - track['start']:.1f} s"
-            print(f"  {track['id']}: {spoken}, first at {track['speaking'][0]['start']:.2f} s")
-        if len(speaking) > MAX_PRINTED_TRACKS:
-            print(f"  and {len(speaking) - MAX_PRINTED_TRACKS} more in {self.speakers_json}")
+        speaking = sum(bool(track["speaking"]) for track in tracks)
+        print(f"{len(tracks)} tracks in {self.shots.seconds:.1f} s of video, {speaking} with speech")
         print(f"results: {self.marked_video}, {self.timeline}")
         if lost := len(self.rows) - len(self.usable_rows):
             print(f"{lost} of {len(self.rows)} rows could not be extracted; {self.failures} lists the reasons")
             return 1
+        self.failures.unlink(missing_ok=True)  # of other tracks
         print(f"next: to fix mistakes, edit a copy of {self.tracks_csv} and pass it to --tracks, or train on it")
         return 0

@@ -1,7 +1,6 @@
 """Speech segments from the scores of rows, and the files that describe them."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +13,16 @@ from core.runtime.files import write_bytes
 SCHEMA_VERSION = 1  # of speakers.json: see docs/speakers.schema.json
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Interval in which a face speaks: start and end in seconds, mean score of its rows."""
-
-    start: float
-    end: float
-    score: float
-
-
 def short_name(table: FaceTable, track: int) -> str:
     """Return the entity id of a track, without the video id that most of them begin with."""
     return table.entity_ids[track].removeprefix(table.video_ids[0]).lstrip("_:") or table.entity_ids[track]
 
 
-def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[Segment]:
+def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[dict[str, float]]:
     """Return the segments of a track, timestamps and scores (n,), in which scores reach the threshold.
 
-    A row lasts until the next one, but no longer than the row interval. A gap in the track ends a segment.
+    Each has a start and an end in seconds and the mean score of its rows, rounded for speakers.json. A row lasts until
+    the next one, but no longer than the row interval. A gap in the track ends a segment.
     """
     after_gap = starts_after_gap(times)
     row_ends = np.minimum(times + row_interval(times), np.append(times[1:], np.inf))
@@ -39,7 +30,11 @@ def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[Se
     first = np.flatnonzero(speaking & (after_gap | np.append(True, ~speaking[:-1])))
     last = np.flatnonzero(speaking & (np.append(after_gap[1:], True) | np.append(~speaking[1:], True)))
     return [
-        Segment(round(float(times[a]), 3), round(float(row_ends[b]), 3), float(scores[a : b + 1].mean()))
+        {
+            "start": round(float(times[a]), 3),
+            "end": round(float(row_ends[b]), 3),
+            "mean_score": round(float(scores[a : b + 1].mean()), 6),
+        }
         for a, b in zip(first, last, strict=True)
     ]
 
@@ -53,10 +48,7 @@ def describe_tracks(table: FaceTable, scores: np.ndarray, threshold: float, size
             continue
         times, track_scores = table.timestamp[rows], scores[rows]
         width, height = np.median((table.box[rows, 2:] - table.box[rows, :2]) * size, axis=0).round(1).tolist()
-        speaking = [
-            {"start": segment.start, "end": segment.end, "mean_score": round(segment.score, 6)}
-            for segment in segments(times, track_scores, threshold)
-        ]
+        speaking = segments(times, track_scores, threshold)
         result.append(
             {
                 "id": name,
@@ -78,17 +70,12 @@ def write_rttm(path: Path, video_id: str, tracks: list[dict]) -> None:
 
     Spaces separate the fields, so they become underscores within names.
     """
-    lines = sorted((part["start"], part["end"], track["id"]) for track in tracks for part in track["speaking"])
-    video = _without_spaces(video_id)
-    text = "".join(
-        f"SPEAKER {video} 1 {start:.3f} {end - start:.3f} <NA> <NA> {_without_spaces(name)} <NA> <NA>\n"
-        for start, end, name in lines
-    )
-    write_bytes(path, text.encode())
-
-
-def _without_spaces(name: str) -> str:
-    return re.sub(r"\s", "_", name)
+    parts = sorted((part["start"], part["end"], track["id"]) for track in tracks for part in track["speaking"])
+    lines = []
+    for start, end, track_id in parts:
+        video, name = (re.sub(r"\s", "_", text) for text in (video_id, track_id))
+        lines.append(f"SPEAKER {video} 1 {start:.3f} {end - start:.3f} <NA> <NA> {name} <NA> <NA>\n")
+    write_bytes(path, "".join(lines).encode())
 
 
 def write_tracks(path: Path, table: FaceTable, scores: np.ndarray, threshold: float) -> None:

@@ -69,7 +69,7 @@ def detect_shots(path: Path) -> Shots:
     half_frame = 0.5 / declared_fps  # frames are shown from this much before their timestamp: see `VideoReader.frames`
     cuts, shot_starts, count, last, last_score, constant_rate = [], [], 0, 0.0, 0.0, True
     with progress(total=frame_count, desc="shots", unit="frame") as bar:
-        for time, score in scene_scores(path):
+        for time, score in scene_scores(path, declared_fps):
             # Camera motion scores high in every frame, a cut only in one. The second frame has no score to compare to.
             if count > 1 and score >= tracking_params["cut_score"] and score > 2 * last_score:
                 cuts.append(time)
@@ -85,14 +85,12 @@ def detect_shots(path: Path) -> Shots:
     return Shots(last + 1 / fps, last + half_frame, fps, cuts, shot_starts, declared_fps, constant_rate)
 
 
-def scene_scores(path: Path) -> Iterator[tuple[float, float]]:
+def scene_scores(path: Path, fps: float) -> Iterator[tuple[float, float]]:
     """Yield timestamp and scene score of each frame: its difference from the previous frame, 0 to 1, by ffmpeg.
 
-    Timestamps are in seconds from the first frame, as in `VideoReader`. Raises ValueError if the file is not a video
-    or has no video stream.
+    Timestamps are in seconds from the first frame, as in `VideoReader`; `fps` gives those of files without timestamps.
+    Raises ValueError if the file is not a video or has no video stream.
     """
-    with VideoReader(path) as reader:
-        fps = reader.fps
     # Timestamps are read as integer ticks, because ffmpeg prints rounded seconds.
     scale = f"scale={_SCENE_WIDTH}:-2:flags=fast_bilinear,settb=1/{_TICKS_PER_SECOND}"
     scores = f"{scale},select='gte(scene,0)',metadata=mode=print:file=-"

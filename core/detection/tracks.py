@@ -6,6 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+import torchvision
 from scipy.optimize import linear_sum_assignment
 
 from core.config import tracking_params
@@ -111,11 +113,7 @@ def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Intersection over union (n, m) of boxes (n, 4) and (m, 4)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    intersection = np.prod(np.clip(high - low, 0, None), axis=2)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first, second)]
-    return intersection / np.maximum(areas[0][:, None] + areas[1][None] - intersection, 1e-12)
+    return torchvision.ops.box_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
 
 
 def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -124,21 +122,24 @@ def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> 
     Faces are detected in every `detect_every`-th row of a shot and in its last row; boxes in between are interpolated.
     Only the detections of one shot are kept in memory.
     """
-    rows = np.arange(len(shots.times))
-    is_first = np.append(True, np.diff(shots.shot) != 0)
-    first = np.maximum.accumulate(np.where(is_first, rows, 0))  # (R,) first row of each row's shot
-    detected_rows = rows[((rows - first) % tracking_params["detect_every"] == 0) | np.append(is_first[1:], True)]
-    detections: list[tuple[float, np.ndarray]] = []
-    shot = shots.shot[0]
+    shot_rows = np.split(np.arange(len(shots.times)), np.flatnonzero(np.diff(shots.shot)) + 1)
+    shot_rows = [np.union1d(rows[:: tracking_params["detect_every"]], rows[-1:]) for rows in shot_rows]
+    detected_rows = np.concatenate(shot_rows)
     images = reader.frames(shots.times[detected_rows], seek_gap=float("inf"))
-    for row in progress(detected_rows, desc="faces", unit="frame"):
-        image = next(images, None)
-        if shots.shot[row] != shot:
-            yield from _interpolate(link_detections(detections), shots, reader.size)
-            detections, shot = [], shots.shot[row]
-        if image is not None:
-            detections.append((shots.times[row], detector.detect(image)))
-    yield from _interpolate(link_detections(detections), shots, reader.size)
+    images = progress(images, total=len(detected_rows), desc="faces", unit="frame")
+    for rows in shot_rows:
+        # After the last frame of a truncated video, `images` is exhausted.
+        pairs = zip(shots.times[rows], images, strict=False)
+        detections = [(time, detector.detect(image)) for time, image in pairs if image is not None]
+        for track in link_detections(detections):
+            start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
+            times = shots.times[start : end + 1]
+            boxes = track.boxes_at(times).clip(0, 1).round(6)
+            inside = ((boxes[:, 2:] - boxes[:, :2]) * reader.size >= _MIN_BOX_PIXELS).all(
+                axis=1
+            )  # else it left the frame
+            if inside.any():
+                yield times[inside], boxes[inside]
 
 
 def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -> FaceTable:
@@ -150,14 +151,3 @@ def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -
     names = [f"{video_id}:{number}" for number in range(1, len(parts) + 1)]
     label = np.full(len(entity), NOT_SPEAKING, np.int8)
     return FaceTable([video_id], names, np.zeros(len(entity), np.int32), entity, times, label, boxes)
-
-
-def _interpolate(tracks: list[Track], shots: Shots, size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield timestamps and boxes of each track's rows, from first to last detection, clipped to the frame."""
-    for track in tracks:
-        start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
-        times = shots.times[start : end + 1]
-        boxes = track.boxes_at(times).clip(0, 1).round(6)
-        inside = ((boxes[:, 2:] - boxes[:, :2]) * size >= _MIN_BOX_PIXELS).all(axis=1)  # else it left the frame
-        if inside.any():
-            yield times[inside], boxes[inside]
