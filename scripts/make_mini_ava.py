@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.formats.annotations import LABELS, OFFICIAL_SUFFIX
-from core.runtime.cli import Parser, launch, positive_float, positive_int, seed
+from core.runtime import cli
 from core.runtime.errors import InputError
 from core.runtime.files import list_files
 from core.runtime.progress import progress
@@ -43,8 +43,6 @@ def claim_root(root: Path, settings: dict) -> None:
     manifest = Manifest(root / "mini_ava_cfg.json", settings, identity=settings)
     if not manifest.path.exists() and any((root / name).exists() for name in ("videos", "csv")):
         raise InputError(f"{root}: not made by this script; choose another --root")
-    if isinstance(saved := manifest.saved.get("scenario"), dict):
-        saved.setdefault("jaw", Scenario.jaw)  # not saved by earlier versions
     manifest.require_same("choose another --root")
     manifest.save()
 
@@ -58,21 +56,17 @@ def print_summary(root: Path, num_videos: int) -> None:
     print(f"next: ASC_DATA_ROOT={root} python data/extract_audio_tracks.py")
 
 
-def get_args_parser() -> Parser:
-    parser = Parser(__doc__)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     parser.add_argument("--root", required=True, help="output directory, to be used as ASC_DATA_ROOT")
-    parser.add_argument("--videos", type=positive_int, default=12, help="number of videos, at least 2")
-    parser.add_argument("--seconds", type=positive_float, default=12.0, help="length of each video, 2 to 3600")
-    parser.add_argument("--seed", type=seed, default=0, help="random seed")
+    parser.add_argument("--videos", type=cli.integer(2), default=12, help="number of videos, at least 2")
+    parser.add_argument("--seconds", type=cli.number(2, 3600), default=12.0, help="length of each video, 2 to 3600")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="random seed")
     parser.add_argument("--hard", action="store_true", help="hide mouths for seconds, so that context is needed")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.videos < 2:
-        raise InputError("--videos must be at least 2: one for training and one for validation")
-    if not 2 <= args.seconds <= 3600:
-        raise InputError("--seconds must be between 2 and 3600")
     root, scenario = Path(args.root), HARD if args.hard else Scenario()
     settings = {name: value for name, value in vars(args).items() if name != "root"}
     claim_root(root, settings | {"scenario": asdict(scenario)})
@@ -88,4 +82,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser())
+    cli.launch(main, get_args_parser())
