@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
+from core.config import CROP_SIZE, MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
 from core.contexts import Contexts, epoch_seed, window
 from core.formats.annotations import FaceTable
 from core.formats.clips import crop_path, read_crop, read_wav, wav_path
@@ -73,6 +73,11 @@ class STEDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.tracks)
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of an item in shared memory: the crops, and four pages for the rest."""
+        return 3 * self.reader.clip_length * CROP_SIZE**2 + 4 * 4096
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
@@ -157,6 +162,11 @@ class ASCDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.store.table)
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of the features of one context."""
+        return 4 * STE_FEATURES * self.context_rows.context_length * self.context_rows.num_speakers
 
     def contexts(self, rows: np.ndarray, seed: int) -> torch.Tensor:
         """Features (B, 1024, L, S) of the contexts of rows (B,)."""

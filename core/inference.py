@@ -29,7 +29,7 @@ def encode_videos(
 ) -> None:
     """Write logits and features of every row of the reader's table, `<video_id>.csv` and `<video_id>.npy` per video."""
     table, dataset = reader.table, STETrackDataset(reader)
-    loader = item_loader(dataset, workers, device)
+    loader = item_loader(dataset, workers)
     tune_malloc()
     with progress(total=len(table), desc="encoder", unit="row") as bar:
         for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda pair: pair[0]):

@@ -4,9 +4,10 @@ import argparse
 import itertools
 import multiprocessing.queues
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -62,7 +63,12 @@ class DistributedBatchSampler(Sampler):
                 yield part
 
     def __len__(self) -> int:
-        return sum(self.local_size(stop - start) > 0 for start, stop in itertools.pairwise(self.bounds))
+        return len(self.local_sizes())
+
+    def local_sizes(self) -> list[int]:
+        """Numbers of this rank's samples in its batches."""
+        sizes = (self.local_size(stop - start) for start, stop in itertools.pairwise(self.bounds))
+        return [size for size in sizes if size]
 
     def loss_scale(self, index: int) -> float:
         """Weight of this rank's mean loss so that the average over ranks equals the mean over all samples.
@@ -104,20 +110,65 @@ def _start_worker(_: int) -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))
 
 
-def batch_loader(
-    dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device
-) -> Loader:
-    """Batches for training or validation. A dataset with `__getitems__` assembles its batches itself."""
-    return Loader(
-        dataset,
-        batch_sampler=DistributedBatchSampler(sampler, batch_size),
-        num_workers=workers,
-        collate_fn=identity if hasattr(dataset, "__getitems__") else None,
-        pin_memory=device.type == "cuda" and getattr(dataset, "device_features", None) is None,
-    )
+class BatchLoader:
+    """Batches for training or validation. A dataset with `__getitems__` assembles its batches itself.
+
+    Tensors of workers pass through /dev/shm, which has 64 MB in a default container. If that is too small for whole
+    batches, workers send parts of them: the parts that are read ahead take at most a third of the free space.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device):
+        self.batch_sampler = DistributedBatchSampler(sampler, batch_size)
+        self.pin_memory = device.type == "cuda" and getattr(dataset, "device_features", None) is None
+        part_size, options = batch_size, {}
+        if workers:
+            samples_ahead = max(1, shutil.disk_usage("/dev/shm").free // 3 // dataset.item_bytes)
+            workers = min(workers, samples_ahead)
+            options["prefetch_factor"] = min(2, samples_ahead // workers)
+            part_size = min(batch_size, samples_ahead // (workers * options["prefetch_factor"]))
+        self.in_parts = part_size < batch_size
+        if self.in_parts:
+            print(f"note: /dev/shm is small: {workers} workers send {part_size} of {batch_size} samples at a time")
+        self._parts = Loader(
+            dataset,
+            batch_sampler=_Parts(self.batch_sampler, part_size),
+            num_workers=workers,
+            collate_fn=identity if hasattr(dataset, "__getitems__") else None,
+            pin_memory=self.pin_memory and not self.in_parts,
+            **options,
+        )
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        if not self.in_parts:
+            yield from self._parts
+            return
+        parts = iter(self._parts)
+        for size in self.batch_sampler.local_sizes():
+            copies: list[dict[str, torch.Tensor]] = []  # so that the shared memory of a part is free again
+            while sum(len(part["label"]) for part in copies) < size:
+                copies.append({key: value.clone() for key, value in next(parts).items()})
+            batch = {key: torch.cat([part[key] for part in copies]) for key in copies[0]}
+            yield {key: value.pin_memory() for key, value in batch.items()} if self.pin_memory else batch
 
 
-def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
+class _Parts(Sampler):
+    """The batches of a batch sampler, cut into parts."""
+
+    def __init__(self, batch_sampler: DistributedBatchSampler, part_size: int):
+        self.batch_sampler, self.part_size = batch_sampler, part_size
+
+    def __iter__(self) -> Iterator[list]:
+        for keys in self.batch_sampler:
+            for start in range(0, len(keys), self.part_size):
+                yield keys[start : start + self.part_size]
+
+
+def split_loaders(
+    datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device
+) -> dict[str, BatchLoader]:
     """Loaders of the datasets `train` (shuffled) and `val`, configured by the flags of the training scripts.
 
     Raises InputError if there are too few training samples for the number of ranks.
@@ -126,7 +177,7 @@ def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device
     if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
         raise InputError(f"{size} training samples are too few for {world_size} ranks; start fewer ranks")
     return {
-        split: batch_loader(
+        split: BatchLoader(
             dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
         )
         for split, dataset in datasets.items()
@@ -142,9 +193,16 @@ def require_even_batch(batch_size: int) -> None:
         raise InputError(f"{problem}; pass --batch-size {sizes}, or start another number of ranks")
 
 
-def item_loader(dataset: Dataset, workers: int, device: torch.device) -> Loader:
-    """Loader of single items, in order and read ahead by the workers."""
-    return Loader(dataset, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+def item_loader(dataset: Dataset, workers: int) -> Loader:
+    """Loader of single items, in order and read ahead by the workers.
+
+    Tracks are too large for a small /dev/shm, so tensors are sent as arrays, which pass through a pipe.
+    """
+    return Loader(dataset, num_workers=workers, batch_size=None, collate_fn=_to_arrays)
+
+
+def _to_arrays(item: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
+    return [tensor.numpy() for tensor in item]
 
 
 def identity(batch):
@@ -161,16 +219,19 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 
 
 def clip_batches(
-    items: Iterable[tuple[torch.Tensor, ...]], batch_size: int, device: torch.device, dtype: torch.dtype
+    items: Iterable[Sequence[np.ndarray]], batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Full batches of clips, across tracks, from the items of `STETrackDataset`.
+    """Full batches of clips, across tracks, from the items of `STETrackDataset`, as arrays or tensors.
 
     Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype in channels_last, both on the
     device. Each crop is copied to the device once, as bytes; the overlapping clips are cut there.
     """
     pending: list[tuple[torch.Tensor, ...]] = []
     free = batch_size
-    for rows, crops, mfccs in items:
+    for item in items:
+        rows, crops, mfccs = map(torch.as_tensor, item)
+        if device.type == "cuda":
+            crops, mfccs = crops.pin_memory(), mfccs.pin_memory()
         crops = to_input(crops.to(device, non_blocking=True), dtype)
         audio = mfccs.to(device, non_blocking=True)[:, None]
         clip_length = len(crops) - len(rows) + 1

@@ -4,6 +4,7 @@ They are forked from a server that has already imported the libraries. They use 
 """
 
 import contextlib
+import ctypes
 import functools
 import multiprocessing
 import multiprocessing.forkserver
@@ -59,6 +60,7 @@ class Fault:
     interrupt_at: Call | None = None  # SIGINT to itself and its children, like Ctrl-C
     file_size: int | None = None  # bytes; a larger file is an error, as on a full disk
     open_files: int | None = None
+    shared_memory: int | None = None  # bytes of /dev/shm; needs root
     environment: tuple[tuple[str, str], ...] = ()  # variables, set before core.config is read
     sample_at: str | None = None  # function that prints memory and open files at each call, see `samples`
 
@@ -165,6 +167,10 @@ def _child(args: list[str], out: Path, err: Path, fault: Fault) -> None:
     if fault.open_files is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (fault.open_files, hard))
+    if fault.shared_memory is not None:
+        ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS: mounts of this process only
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={fault.shared_memory}", "tmpfs", "/dev/shm"], check=True)
     if fault.environment:
         os.environ.update(fault.environment)
         reload(import_module("core.config"))

@@ -171,8 +171,9 @@ def describe_system_error(error: Exception) -> str | None:
     reason = first_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({reason}); try a smaller --batch-size or fewer --workers"
-    if reason.startswith("DataLoader worker") and ("killed" in reason or "exited" in reason):
-        advice = "memory or /dev/shm may be full: try fewer --workers; 0 needs neither"
+    if "DataLoader worker" in reason and any(word in str(error) for word in ("killed", "exited", "</torch_")):
+        reason = str(error).strip().splitlines()[-1]  # </torch_...> is a file in /dev/shm
+        advice = "memory or /dev/shm may be full: try fewer workers (--workers 0 needs no /dev/shm)"
         return f"a data-loading worker died ({reason}); {advice}"
     if distributed.get_world_size() > 1 and ("gloo" in str(error) or "NCCL" in str(error)):
         reason = reason.partition(". ")[0]  # without torch's hints
