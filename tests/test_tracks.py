@@ -1,7 +1,6 @@
 """Shots, rows and face tracks of a video."""
 
 import functools
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -16,10 +15,9 @@ from numbered_videos import make_video as make_numbered_video
 from square_videos import DIM, SIZE, Square, SquareDetector, background, draw, encode, make_video
 
 from core.config import tracking_params
-from core.detection.shots import Shots, detect_shots, row_rate, scene_scores
+from core.detection.shots import Shots, detect_shots, row_rate
 from core.detection.tracks import FaceDetector, Track, box_iou, detect_tracks, face_table, link_detections
 from core.formats.annotations import read_annotations
-from core.formats.csv_table import write_csv
 from core.media.reader import VideoReader
 from core.runtime.errors import InputError
 
@@ -37,9 +35,9 @@ def constant_rate_shots(seconds: float, fps: float, cuts: tuple[float, ...] = ()
 @pytest.mark.parametrize(
     ("fps", "rows"),
     [
-        *[(fps, fps) for fps in (20, 24000 / 1001, 25, 30000 / 1001, 33.3)],  # every frame
-        *[(40, 20), (50, 25), (60000 / 1001, 30000 / 1001), (90, 22.5), (144, 24)],  # every n-th frame
-        *[(fps, 25) for fps in (1, 12.5, 19.9, 34, 37.5)],  # half of 34 would be 17, too few
+        *[(20, 20), (24000 / 1001, 24000 / 1001), (33.3, 33.3)],  # every frame
+        *[(40, 20), (60000 / 1001, 30000 / 1001), (144, 24)],  # every n-th frame
+        *[(1, 25), (19.9, 25), (34, 25)],  # half of 34 would be 17, too few
     ],
 )
 def test_row_rate(fps, rows):
@@ -54,7 +52,7 @@ def test_row_rate_is_within_the_range_of_ava(fps):
         assert fps / rows == pytest.approx(round(fps / rows), abs=1e-9)
 
 
-@pytest.mark.parametrize("fps", ["24000/1001", "30000/1001", "50", "60000/1001"])
+@pytest.mark.parametrize("fps", ["24000/1001", "60000/1001"])
 def test_rows_are_all_frames_or_every_second(tmp_path, fps):
     path = make_numbered_video(tmp_path / "video.mp4", fps, seconds=3)
     with VideoReader(path) as reader:
@@ -66,8 +64,8 @@ def test_rows_are_all_frames_or_every_second(tmp_path, fps):
     assert shots.shot.tolist() == [0] * len(frames)
 
 
-@pytest.mark.parametrize("fps", ["10", "25/2"])
-def test_rows_of_a_slow_video_repeat_the_nearest_frame(tmp_path, fps):
+def test_rows_of_a_slow_video_repeat_the_nearest_frame(tmp_path):
+    fps = "25/2"
     path = make_numbered_video(tmp_path / "video.mp4", fps, seconds=4)
     count = round(4 * rate(fps))
     shots = constant_rate_shots(4.0, rate(fps))
@@ -78,7 +76,7 @@ def test_rows_of_a_slow_video_repeat_the_nearest_frame(tmp_path, fps):
     assert set(frames) == set(range(count))
 
 
-@pytest.mark.parametrize("fps", ["10", "25/2", "24000/1001", "25", "60000/1001", "120"])
+@pytest.mark.parametrize("fps", ["25/2", "24000/1001", "60000/1001"])
 def test_rows_belong_to_the_shot_of_their_frame(fps):
     count = round(20 * rate(fps))
     for cut in range(1, count):
@@ -102,7 +100,7 @@ def test_shots_round_trip_through_their_json_form():
 # Shots
 
 
-@pytest.mark.parametrize(("fps", "suffix"), [("24000/1001", "mp4"), ("60", "mp4"), ("25", "mkv"), ("12", "avi")])
+@pytest.mark.parametrize(("fps", "suffix"), [("24000/1001", "mp4"), ("12", "avi")])
 def test_cuts_are_found_at_their_frame(tmp_path, fps, suffix):
     cuts = [round(time * rate(fps)) / rate(fps) for time in (0.5, 1.3, 1.84)]  # seconds
     options = ("-c:v", "mpeg4", "-q:v", "3", "-bf", "0") if suffix == "avi" else ("-c:v", "libx264", "-bf", "2")
@@ -124,10 +122,6 @@ def test_cut_between_uniform_frames(tmp_path):
 WIDE = (1000, 120)
 
 
-def still(count: int) -> Iterator[np.ndarray]:
-    return (background(1) for _ in range(count))
-
-
 def moving(seed: int, count: int) -> Iterator[np.ndarray]:
     """A fast pan over a blurred background, at full speed from the first frame."""
     wide = cv2.GaussianBlur(background(seed, WIDE), (0, 0), 3)
@@ -141,27 +135,18 @@ def pan(max_speed: int) -> Callable[[int], Iterator[np.ndarray]]:
     return lambda count: (wide[:, left : left + SIZE[0]] for left in offsets[:count].tolist())
 
 
-def fade(frames: int, to_seed: int | None) -> Callable[[int], Iterator[np.ndarray]]:
-    """A fade to another background, or to black, over a number of frames from frame 12 on."""
-    target = np.zeros_like(background(1)) if to_seed is None else background(to_seed)
-
-    def images(count: int) -> Iterator[np.ndarray]:
-        for index in range(count):
-            weight = np.clip((index - 12) / frames, 0, 1)
-            yield ((1 - weight) * background(1) + weight * target).round().astype(np.uint8)
-
-    return images
+def dissolve(count: int) -> Iterator[np.ndarray]:
+    """A fade to another background in frames 12 to 24."""
+    for index in range(count):
+        weight = np.clip((index - 12) / 12, 0, 1)
+        yield ((1 - weight) * background(1) + weight * background(2)).round().astype(np.uint8)
 
 
 def crossing_squares(count: int) -> Iterator[np.ndarray]:
     return draw([Square(0, 10, 50, (160, 0)), Square(110, 60, 50, (-160, 0))], np.arange(count) / 25)
 
 
-@pytest.mark.parametrize(
-    "images",
-    [still, pan(1), pan(8), fade(12, None), fade(12, 2), crossing_squares],
-    ids=["still", "slow pan", "fast pan", "fade to black", "dissolve", "crossing faces"],
-)
+@pytest.mark.parametrize("images", [pan(8), dissolve, crossing_squares], ids=["pan", "dissolve", "crossing faces"])
 def test_gradual_changes_are_not_cuts(tmp_path, images):
     path = encode(tmp_path / "video.mp4", images(50), audio=None)
     assert detect_shots(path).cuts == []
@@ -169,7 +154,6 @@ def test_gradual_changes_are_not_cuts(tmp_path, images):
 
 def test_motion_at_the_start_is_not_a_cut(tmp_path):
     path = encode(tmp_path / "video.mp4", moving(1, 50), audio=None)
-    assert list(scene_scores(path))[1][1] > tracking_params["cut_score"]
     assert detect_shots(path).cuts == []
 
 
@@ -179,12 +163,7 @@ def test_cut_within_a_pan_is_found(tmp_path):
     assert detect_shots(path).cuts == pytest.approx([1.0])
 
 
-def test_cut_to_a_moving_shot_is_one_cut(tmp_path):
-    path = encode(tmp_path / "video.mp4", itertools.chain(still(25), moving(2, 25)), audio=None)
-    assert detect_shots(path).cuts == pytest.approx([1.0])
-
-
-@pytest.mark.parametrize("cut", [13, 84, 181, 182, 200])
+@pytest.mark.parametrize("cut", [84, 182])
 def test_rows_belong_to_the_shot_of_their_frame_at_variable_frame_rate(tmp_path, cut):
     """60 frames per second for one second, 5 for two seconds, then 60 again, with a cut in one of these parts."""
     kept = np.array([*range(60), *range(60, 180, 12), *range(180, 240)])
@@ -200,40 +179,10 @@ def test_rows_belong_to_the_shot_of_their_frame_at_variable_frame_rate(tmp_path,
     assert len(images) >= len(shots.times) - 1
 
 
-@pytest.mark.parametrize("content", [b"", b"no video\n" * 50])
-def test_files_that_are_no_videos_are_errors(tmp_path, content):
-    (tmp_path / "video.mp4").write_bytes(content)
+def test_files_that_are_no_videos_are_errors(tmp_path):
+    (tmp_path / "video.mp4").write_bytes(b"no video\n" * 50)
     with pytest.raises(ValueError, match="cannot be opened"):
         detect_shots(tmp_path / "video.mp4")
-
-
-# Overlap of boxes
-
-
-def test_box_iou_by_hand():
-    first = np.array([[0, 0, 2, 2], [0, 0, 1, 1], [5, 5, 6, 7]], float)
-    second = np.array([[1, 1, 3, 3], [0, 0, 2, 2], [2, 0, 3, 2], [5, 5, 5, 7]], float)
-    expected = [
-        [1 / 7, 1, 0, 0],  # a common quarter, equal boxes, a common side, disjoint boxes
-        [0, 1 / 4, 0, 0],  # a common corner, one box within the other
-        [0, 0, 0, 0],  # an empty box within another
-    ]
-    np.testing.assert_allclose(box_iou(first, second), expected, atol=1e-12)
-    assert box_iou(np.empty((0, 4)), second).shape == (0, 4)
-    assert box_iou(second[3:], second[3:]).tolist() == [[0]]
-
-
-boxes = st.tuples(*[st.floats(0, 1)] * 4).map(
-    lambda v: [min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3])]
-)
-
-
-@given(st.lists(boxes, min_size=1, max_size=4), st.lists(boxes, min_size=1, max_size=4))
-def test_box_iou_is_symmetric_and_between_0_and_1(first, second):
-    first, second = np.array(first), np.array(second)
-    iou = box_iou(first, second)
-    assert ((iou >= 0) & (iou <= 1 + 1e-9)).all()
-    np.testing.assert_allclose(iou, box_iou(second, first).T)
 
 
 # Linking of detections
@@ -259,13 +208,6 @@ def left_edges(track: Track) -> list[float]:
     return [round(float(corner[0]), 4) for corner in track.boxes]
 
 
-def test_still_face_is_one_track():
-    (track,) = link_detections(detections(20, lambda n: (0.3, 0.3, 0.9)))
-    assert track.times == [round(n * STEP, 2) for n in range(20)]
-    assert left_edges(track) == [0.3] * 20
-    assert track.scores == [0.9] * 20
-
-
 def test_no_detections_are_no_tracks():
     assert link_detections([]) == []
     assert link_detections(detections(20)) == []
@@ -275,13 +217,13 @@ def test_crossing_faces_keep_their_tracks():
     """In whatever order the detector returns them."""
     right, left = (lambda n: (0.02 + 0.04 * n, 0.3, 0.9)), (lambda n: (0.78 - 0.04 * n, 0.34, 0.9))
     swapped = enumerate(detections(20, right, left))
-    swapped = [(time, faces[::-1] if index % 2 else faces) for index, (time, faces) in swapped]
+    swapped = [(time, faces[::-1].copy() if index % 2 else faces) for index, (time, faces) in swapped]
     first, second = sorted(link_detections(swapped), key=left_edges)
     assert left_edges(first) == [round(0.02 + 0.04 * n, 4) for n in range(20)]
     assert left_edges(second) == [round(0.78 - 0.04 * n, 4) for n in range(20)]
 
 
-@pytest.mark.parametrize(("missing", "tracks"), [(1, 1), (5, 1), (6, 2), (15, 2)])
+@pytest.mark.parametrize(("missing", "tracks"), [(5, 1), (6, 2)])
 def test_gaps_up_to_the_maximum_are_bridged(missing, tracks):
     """Five missing detections are a gap of 0.72 s, six are a gap of 0.84 s."""
     assert STEP * 6 <= tracking_params["max_gap"] < STEP * 7
@@ -313,12 +255,6 @@ def test_tracks_below_the_minimum_length_are_dropped():
     assert len(link_detections(detections(10, lambda n: (0.1, 0.3, 0.9)))) == 1
 
 
-def test_face_that_jumps_is_another_track():
-    first, second = link_detections(detections(40, lambda n: (0.1 if n < 20 else 0.5, 0.3, 0.9)))
-    assert (set(left_edges(first)), set(left_edges(second))) == ({0.1}, {0.5})
-    assert first.times[-1] < second.times[0]
-
-
 def test_fast_face_is_linked_by_its_predicted_box():
     """It moves by three quarters of its width between detections, too far for its last box."""
     x = np.cumsum([0, 0.02, 0.06, 0.1, 0.14, *[0.15] * 12])
@@ -326,11 +262,6 @@ def test_fast_face_is_linked_by_its_predicted_box():
     assert box_iou(far[:1], far[1:])[0, 0] < tracking_params["min_iou"]
     (track,) = link_detections(detections(len(x), lambda n: (x[n], 0.3, 0.9)))
     assert left_edges(track) == x.round(4).tolist()
-
-
-def test_face_that_stops_is_one_track():
-    (track,) = link_detections(detections(30, lambda n: (0.1 + 0.05 * min(n, 10), 0.3, 0.9)))
-    assert len(track.times) == 30
 
 
 def test_predicted_box():
@@ -418,7 +349,7 @@ def test_tracks_have_every_row_of_a_face_and_end_at_cuts(square_video):
     assert detector.calls == len(range(0, 60, 3)) + 1 + len(range(60, 115, 3))
 
 
-@pytest.mark.parametrize("fps", ["60", "12", "30000/1001"])
+@pytest.mark.parametrize("fps", ["60", "12"])
 def test_tracks_at_other_frame_rates(tmp_path, fps):
     path = make_video(tmp_path / "video.mp4", FACES[:2], 4.6, fps, cuts=[2.4], audio=None)
     shots, ((first, _), (second, _)) = find_tracks(path)
@@ -429,14 +360,6 @@ def test_tracks_at_other_frame_rates(tmp_path, fps):
     count = round(4.6 * rate(fps))
     assert second[-1] == shots.times[np.floor(shots.times * rate(fps) + 0.5) < count][-1]
     assert shots.rate == pytest.approx(row_rate(rate(fps)))
-
-
-def test_tracks_end_when_the_face_has_left_the_frame(tmp_path):
-    path = make_video(tmp_path / "video.mp4", [Square(100, 30, 40, (40, 0))], 2.4, audio=None)
-    _, ((times, boxes),) = find_tracks(path)
-    assert times[-1] == pytest.approx(1.5, abs=0.12)
-    assert ((boxes >= 0) & (boxes <= 1)).all()
-    assert ((boxes[:, 2:] - boxes[:, :2]) * SIZE >= 2 - 1e-3).all()
 
 
 def test_video_without_faces_has_no_tracks(tmp_path):
@@ -466,60 +389,21 @@ def test_truncated_video_has_tracks_up_to_its_end(tmp_path):
     assert 1 < times[-1] <= shots.seconds
 
 
-def test_tracks_round_trip_through_csv(square_video, tmp_path):
-    _, tracks = find_tracks(square_video)
-    table = face_table("a video, 50 %", tracks)
-    assert table.entity_ids == [f"a video, 50 %:{number}" for number in (1, 2, 3)]
-    assert set(table.label.tolist()) == {0}
-    write_csv(tmp_path / "rows.csv", table.official_columns(), header=False)
-    loaded = read_annotations(tmp_path / "rows.csv")
-    assert loaded.entity_ids == table.entity_ids
-    for name in ("video", "entity", "timestamp", "label", "box"):
-        assert (getattr(loaded, name) == getattr(table, name)).all()
-
-
 # YuNet
 
 
-def identity_onnx() -> bytes:
-    """A valid onnx network that returns its input."""
-
-    def field(number: int, content: bytes | int) -> bytes:
-        if isinstance(content, int):
-            return bytes([number << 3, content])
-        return bytes([number << 3 | 2, len(content)]) + content
-
-    shape = field(2, b"".join(field(1, field(1, size)) for size in (1, 3, 32, 32)))
-    kind = field(2, field(1, field(1, 1) + shape))
-    node = field(1, b"in") + field(2, b"out") + field(4, b"Identity")
-    graph = field(1, node) + field(2, b"g") + field(11, field(1, b"in") + kind) + field(12, field(1, b"out") + kind)
-    return field(1, 8) + field(8, field(2, 13)) + field(7, graph)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not a network\n" * 30, bytes(1000), identity_onnx()],
-    ids=["empty", "text", "zeros", "another network"],
-)
-def test_files_that_are_not_yunet_are_errors(tmp_path, content):
+@pytest.mark.parametrize("kind", ["text", "truncated"])
+def test_files_that_are_not_yunet_are_errors(test_data, tmp_path, kind):
+    whole = (test_data / "models" / "yunet_n_640_640.onnx").read_bytes()
     path = tmp_path / "detector.onnx"
-    path.write_bytes(content)
-    with pytest.raises(InputError) as error:
+    path.write_bytes(whole[: len(whole) // 2] if kind == "truncated" else b"not a network\n" * 30)
+    with pytest.raises(InputError, match=f"^{path}: not a YuNet face detector"):
         FaceDetector(path)
-    assert str(error.value).startswith(f"{path}: not a YuNet face detector")
-    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
 def yunet(test_data):
     return FaceDetector(test_data / "models" / "yunet_n_640_640.onnx")
-
-
-def test_truncated_yunet_is_an_error(test_data, tmp_path):
-    whole = (test_data / "models" / "yunet_n_640_640.onnx").read_bytes()
-    (tmp_path / "half.onnx").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a YuNet face detector"):
-        FaceDetector(tmp_path / "half.onnx")
 
 
 def test_boxes_do_not_depend_on_the_frame_size(yunet, test_data):

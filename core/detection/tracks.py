@@ -113,7 +113,7 @@ def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Intersection over union (n, m) of boxes (n, 4) and (m, 4)."""
-    return torchvision.ops.box_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
+    return torchvision.ops.box_iou(torch.tensor(first), torch.tensor(second)).numpy()
 
 
 def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -126,7 +126,7 @@ def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> 
     shot_rows = [np.union1d(rows[:: tracking_params["detect_every"]], rows[-1:]) for rows in shot_rows]
     detected_rows = np.concatenate(shot_rows)
     images = reader.frames(shots.times[detected_rows], seek_gap=float("inf"))
-    images = progress(images, total=len(detected_rows), desc="faces", unit="frame")
+    images = iter(progress(images, total=len(detected_rows), desc="faces", unit="frame"))
     for rows in shot_rows:
         # After the last frame of a truncated video, `images` is exhausted.
         pairs = zip(shots.times[rows], images, strict=False)
