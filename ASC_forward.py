@@ -21,33 +21,30 @@ from core.formats.features import FeatureStore, encoder_sha256
 from core.formats.predictions import holds_rows
 from core.inference import predict_videos
 from core.models import active_speakers_context
-from core.runtime import distributed
-from core.runtime.cli import Parser, device_name, launch, odd_positive, positive_int, print_settings, seed
+from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device, load_weights
 from core.runtime.resume import OutputDirectory
 
 
-def get_args_parser() -> Parser:
-    inputs, defaults = ASC_inputs_forward, ASC_forward_params
-    parser = Parser(__doc__)
-    parser.add_argument("clips", type=odd_positive, help="number of steps in a context (L), as in training: 11")
-    parser.add_argument("time_stride", type=positive_int, help="rows between two steps of a context: 4")
-    parser.add_argument("speakers", type=positive_int, help="number of speakers in a context (S): 3")
-    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
-    parser.add_argument(
-        "--features-val-full", default=inputs["features_val_full"], help="directory that STE_forward.py wrote"
-    )
+def get_args_parser() -> cli.Parser:
+    inputs, params = ASC_inputs_forward, ASC_forward_params
+    parser = cli.Parser(__doc__)
+    parser.add_argument("clips", type=cli.odd_positive, help="number of steps in a context (L), as in training: 11")
+    parser.add_argument("time_stride", type=cli.positive_int, help="rows between two steps of a context: 4")
+    parser.add_argument("speakers", type=cli.positive_int, help="number of speakers in a context (S): 3")
+    parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
+    parser.add_argument("--features-val-full", default=inputs["features_val_full"], help="output of STE_forward.py")
     parser.add_argument("--weights", default=inputs["weights"], help="state_dict of the context network")
-    parser.add_argument("--output-dir", default=defaults["output_dir"], help="directory of the predictions")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="contexts per batch")
-    parser.add_argument("--seed", type=seed, default=defaults["seed"], help="seed of the speakers drawn into contexts")
+    parser.add_argument("--output-dir", default=params["output_dir"], help="directory of the predictions")
+    parser.add_argument("--batch-size", type=cli.positive_int, default=params["batch_size"], help="contexts per batch")
+    parser.add_argument("--seed", type=cli.seed, default=params["seed"], help="seed of the choice of speakers")
     parser.add_argument("--overwrite", action="store_true", help="recreate finished videos")
     return parser
 
 
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> None:
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     device = get_device(args.cuda_device)
 
     model = active_speakers_context(args.clips, args.speakers)
@@ -58,9 +55,7 @@ def main(args: argparse.Namespace) -> None:
     output_dir, encoder = Path(args.output_dir), encoder_sha256(args.features_val_full)
     settings = {**vars(args), "weights_sha256": weights_sha256, "encoder_sha256": encoder}
     identity = ("weights_sha256", "encoder_sha256", "clips", "time_stride", "speakers", "seed")
-    results = OutputDirectory(
-        output_dir / "ASC_forward_cfg.json", settings, identity, (".csv",), overwrite=args.overwrite
-    )
+    results = OutputDirectory(output_dir / "ASC_forward_cfg.json", settings, identity, (".csv",), args.overwrite)
     store = FeatureStore(args.features_val_full)
     table = store.table
     distributed.require_same("features", lambda: store.digests)
@@ -85,4 +80,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser(), all_ranks=True)
+    cli.launch(main, get_args_parser(), all_ranks=True)

@@ -10,13 +10,13 @@ ends with the official mAP.
 
 from core.config import ASC_forward_params, postprocessing_params
 from core.reports.postprocessing import make_parser, postprocess
-from core.runtime.cli import Parser, launch
+from core.runtime import cli
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     directory, content = ASC_forward_params["output_dir"], "output directory of ASC_forward.py"
     return make_parser(__doc__, "--predictions-dir", directory, content, postprocessing_params["asc_predictions_csv"])
 
 
 if __name__ == "__main__":
-    launch(lambda args: postprocess(args, args.predictions_dir), get_args_parser())
+    cli.launch(lambda args: postprocess(args, args.predictions_dir), get_args_parser())

@@ -19,37 +19,29 @@ from core.datasets import context_datasets
 from core.formats.features import FeatureStore, encoder_sha256, store_digests
 from core.loaders import require_even_batch, split_loaders
 from core.models import active_speakers_context
+from core.runtime import cli
 from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
-from core.runtime.cli import (
-    Parser,
-    add_training_arguments,
-    device_name,
-    launch,
-    odd_positive,
-    positive_int,
-    print_settings,
-)
 from core.runtime.device import device_label, get_device, parameter_count
 from core.runtime.errors import RunError
 from core.training import asc_losses, context_run_name, fit
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     inputs = ASC_inputs
-    parser = Parser(__doc__)
-    parser.add_argument("clip_length", type=odd_positive, help="number of steps in a context (L): 11 in the paper")
-    parser.add_argument("skip_frames", type=positive_int, help="rows between two steps of a context: 4 in the paper")
-    parser.add_argument("speakers", type=positive_int, help="number of speakers in a context (S): 3 in the paper")
-    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("clip_length", type=cli.odd_positive, help="number of steps in a context (L): 11 in the paper")
+    parser.add_argument("skip_frames", type=cli.positive_int, help="rows between two steps (stride): 4 in the paper")
+    parser.add_argument("speakers", type=cli.positive_int, help="number of speakers in a context (S): 3 in the paper")
+    parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--features-train-full", default=inputs["features_train_full"], help="training features")
     parser.add_argument("--features-val-full", default=inputs["features_val_full"], help="validation features")
-    add_training_arguments(parser, ASC_optimization_params, inputs["models_out"])
+    cli.add_training_arguments(parser, ASC_optimization_params, inputs["models_out"])
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     settings = {**ASC_optimization_params, **vars(args), "encoder_sha256": encoder_sha256(args.features_train_full)}
-    print_settings(settings)
+    cli.print_settings(settings)
     device = get_device(args.cuda_device)
     require_even_batch(args.batch_size)
     torch.manual_seed(args.seed)
@@ -76,4 +68,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser(), all_ranks=True)
+    cli.launch(main, get_args_parser(), all_ranks=True)

@@ -23,38 +23,26 @@ from core.formats.features import STE_FORWARD_SETTINGS
 from core.formats.predictions import holds_rows
 from core.inference import encode_videos
 from core.models import short_term_encoder
-from core.runtime import distributed
-from core.runtime.cli import (
-    Parser,
-    add_precision_argument,
-    add_split_arguments,
-    add_workers_argument,
-    device_name,
-    launch,
-    odd_positive,
-    positive_int,
-    print_settings,
-)
+from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device, load_weights
 from core.runtime.resume import OutputDirectory
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     defaults = STE_forward_params
-    parser = Parser(__doc__)
-    parser.add_argument("clip_length", type=odd_positive, help="number of crops in a clip, as in training: 11")
-    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
-    add_split_arguments(parser)
+    parser = cli.Parser(__doc__)
+    parser.add_argument("clip_length", type=cli.odd_positive, help="number of crops in a clip, as in training: 11")
+    parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
+    cli.add_split_arguments(parser)
     parser.add_argument("--audio-dir", default=STE_inputs["audio_dir"], help="directory of <split>/<entity_id>.wav")
-    parser.add_argument(
-        "--video-dir", default=STE_inputs["video_dir"], help="directory of <split>/<entity_id>/<timestamp>.jpg"
-    )
+    video_dir = STE_inputs["video_dir"]
+    parser.add_argument("--video-dir", default=video_dir, help="directory of <split>/<entity_id>/<timestamp>.jpg")
     parser.add_argument("--weights", default=defaults["weights"], help="state_dict of the encoder")
     output_dir = f"{defaults['output_dir']}/<split>".replace("%", "%%")
     parser.add_argument("--output-dir", help=f"directory of the features (default: {output_dir})")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="clips per batch")
-    add_workers_argument(parser, defaults["workers"])
-    add_precision_argument(parser, defaults["precision"])
+    parser.add_argument("--batch-size", type=cli.positive_int, default=defaults["batch_size"], help="clips per batch")
+    cli.add_workers_argument(parser, defaults["workers"])
+    cli.add_precision_argument(parser, defaults["precision"])
     parser.add_argument("--text-features", action="store_true", help="write the csv in the released format")
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a crop or wav")
     parser.add_argument("--overwrite", action="store_true", help="recreate finished videos")
@@ -65,7 +53,7 @@ def get_args_parser() -> Parser:
 def main(args: argparse.Namespace) -> None:
     args.csv = args.csv or annotation_csvs[args.split]
     args.output_dir = args.output_dir or str(Path(STE_forward_params["output_dir"], args.split))
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     device = get_device(args.cuda_device)
 
     model = short_term_encoder(args.clip_length)
@@ -75,9 +63,8 @@ def main(args: argparse.Namespace) -> None:
     output_dir = Path(args.output_dir)
     settings = {**vars(args), "encoder": "resnet18", "weights_sha256": weights_sha256}
     identity = ("encoder", "weights_sha256", "clip_length", "split", "precision", "text_features", "skip_missing")
-    results = OutputDirectory(
-        output_dir / STE_FORWARD_SETTINGS, settings, identity, (".csv", ".npy"), overwrite=args.overwrite
-    )
+    settings_file = output_dir / STE_FORWARD_SETTINGS
+    results = OutputDirectory(settings_file, settings, identity, (".csv", ".npy"), args.overwrite)
     table = read_annotations(args.csv)
     distributed.require_same("annotations", table.digest)
 
@@ -113,4 +100,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser(), all_ranks=True)
+    cli.launch(main, get_args_parser(), all_ranks=True)

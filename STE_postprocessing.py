@@ -10,13 +10,13 @@ ends with the official mAP.
 
 from core.config import ASC_inputs, postprocessing_params
 from core.reports.postprocessing import make_parser, postprocess
-from core.runtime.cli import Parser, launch
+from core.runtime import cli
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     directory, content = ASC_inputs["features_val_full"], "output directory of STE_forward.py for the split"
     return make_parser(__doc__, "--forward-dir", directory, content, postprocessing_params["ste_predictions_csv"])
 
 
 if __name__ == "__main__":
-    launch(lambda args: postprocess(args, args.forward_dir), get_args_parser())
+    cli.launch(lambda args: postprocess(args, args.forward_dir), get_args_parser())

@@ -20,33 +20,31 @@ from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
 from core.loaders import require_even_batch, split_loaders
 from core.models import short_term_encoder
-from core.runtime import distributed
+from core.runtime import cli, distributed
 from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
-from core.runtime.cli import Parser, add_training_arguments, device_name, launch, odd_positive, print_settings
 from core.runtime.device import device_label, get_device, parameter_count
 from core.training import fit, ste_losses
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     inputs = STE_inputs
-    parser = Parser(__doc__)
-    parser.add_argument("clip_length", type=odd_positive, help="number of crops in a clip: 11 in the paper")
-    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("clip_length", type=cli.odd_positive, help="number of crops in a clip: 11 in the paper")
+    parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--csv-train-full", default=inputs["csv_train_full"], help="training annotations")
     parser.add_argument("--csv-val-full", default=inputs["csv_val_full"], help="validation annotations")
     parser.add_argument("--audio-dir", default=inputs["audio_dir"], help="directory of {train,val}/<entity_id>.wav")
-    parser.add_argument(
-        "--video-dir", default=inputs["video_dir"], help="directory of {train,val}/<entity_id>/<timestamp>.jpg"
-    )
+    crops = "directory of {train,val}/<entity_id>/<timestamp>.jpg"
+    parser.add_argument("--video-dir", default=inputs["video_dir"], help=crops)
     parser.add_argument("--no-pretrained", action="store_true", help="start from random weights instead of ImageNet's")
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a crop or wav")
-    add_training_arguments(parser, STE_optimization_params, inputs["models_out"])
+    cli.add_training_arguments(parser, STE_optimization_params, inputs["models_out"])
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     settings = {**STE_optimization_params, **vars(args), "encoder": "resnet18"}
-    print_settings(settings)
+    cli.print_settings(settings)
     device = get_device(args.cuda_device)
     require_even_batch(args.batch_size)
     torch.manual_seed(args.seed)
@@ -73,4 +71,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser(), all_ranks=True)
+    cli.launch(main, get_args_parser(), all_ranks=True)

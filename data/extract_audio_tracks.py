@@ -17,7 +17,7 @@ from core.config import data_inputs
 from core.formats.clips import wav_path
 from core.media.audio import extract_audio
 from core.media.ffmpeg import list_videos
-from core.runtime.cli import Parser, launch, positive_int, print_settings
+from core.runtime import cli
 from core.runtime.errors import InputError
 from core.runtime.files import list_files, require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
@@ -26,23 +26,19 @@ from core.runtime.resume import Manifest
 SETTINGS_FILE = "extract_audio_tracks_cfg.json"
 
 
-def get_args_parser() -> Parser:
-    parser = Parser(__doc__)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
     parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of <video_id>.<ext>")
     parser.add_argument("--target-audios", default=data_inputs["ava_audio_dir"], help="output directory")
-    parser.add_argument(
-        "--align",
-        action="store_true",
-        help="start each wav at the first frame of its video; by default the audio is not shifted, as in the released "
-        "code, and videos whose audio and frames start apart are noted",
-    )
-    parser.add_argument("--workers", type=positive_int, default=4, help="number of videos processed in parallel")
+    align_help = "start each wav at the first frame of its video; the released code does not shift the audio"
+    parser.add_argument("--align", action="store_true", help=align_help)
+    parser.add_argument("--workers", type=cli.positive_int, default=4, help="number of videos processed in parallel")
     parser.add_argument("--overwrite", action="store_true", help="recreate existing wavs")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     videos = list_videos(require_directory(args.ava_video_dir, "the videos, <video_id>.<ext>"))
     if not videos:
         raise InputError(f"{args.ava_video_dir}: no videos found (subdirectories are not searched)")
@@ -59,16 +55,10 @@ def main(args: argparse.Namespace) -> int:
             extract_audio(videos[video_id], wav, args.align, outcome, lambda _: advance(0))
         advance(1)
 
-    def file_size(video_id: str) -> int:
-        try:
-            return videos[video_id].stat().st_size
-        except OSError:  # extraction fails and lists it
-            return 0
-
     with manifest.filling():
-        outcome = run_jobs(extract, videos, str, lambda _: 1, "video", args.workers, args.target_audios, file_size)
+        outcome = run_jobs(extract, videos, str, lambda _: 1, "video", args.workers, args.target_audios)
     return print_outcome(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser(), all_ranks=True)
+    cli.launch(main, get_args_parser(), all_ranks=True)

@@ -21,7 +21,7 @@ from core.formats.annotations import read_annotations
 from core.media.crops import extract_crops, rows_without_crop
 from core.media.ffmpeg import list_videos
 from core.media.reader import VideoReader
-from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
+from core.runtime import cli
 from core.runtime.errors import InputError
 from core.runtime.files import require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
@@ -30,19 +30,19 @@ from core.runtime.resume import Manifest
 SETTINGS_FILE = "extract_face_crops_time_cfg.json"
 
 
-def get_args_parser() -> Parser:
-    parser = Parser(__doc__)
-    add_split_arguments(parser)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    cli.add_split_arguments(parser)
     parser.add_argument("--ava-video-dir", default=data_inputs["ava_video_dir"], help="directory of <video_id>.<ext>")
     parser.add_argument("--output-dir", default=STE_inputs["video_dir"], help="output directory of all splits")
-    parser.add_argument("--workers", type=positive_int, default=2, help="number of videos processed in parallel")
+    parser.add_argument("--workers", type=cli.positive_int, default=2, help="number of videos processed in parallel")
     parser.add_argument("--overwrite", action="store_true", help="recreate existing crops")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     paths = list_videos(require_directory(args.ava_video_dir, "the videos, <video_id>.<ext>"))
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
@@ -74,4 +74,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser(), all_ranks=True)
+    cli.launch(main, get_args_parser(), all_ranks=True)

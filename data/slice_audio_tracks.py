@@ -20,7 +20,7 @@ from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import read_annotations
 from core.formats.clips import wav_path
 from core.media.audio import slice_track_audio
-from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
+from core.runtime import cli
 from core.runtime.files import list_files, read_setting, require_directory
 from core.runtime.jobs import Outcome, print_outcome, run_jobs
 from core.runtime.resume import Manifest
@@ -28,19 +28,19 @@ from core.runtime.resume import Manifest
 SETTINGS_FILE = "slice_audio_tracks_cfg.json"
 
 
-def get_args_parser() -> Parser:
-    parser = Parser(__doc__)
-    add_split_arguments(parser)
+def get_args_parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    cli.add_split_arguments(parser)
     parser.add_argument("--ava-audio-dir", default=data_inputs["ava_audio_dir"], help="directory of <video_id>.wav")
     parser.add_argument("--output-dir", default=STE_inputs["audio_dir"], help="output directory of all splits")
-    parser.add_argument("--workers", type=positive_int, default=4, help="number of videos processed in parallel")
+    parser.add_argument("--workers", type=cli.positive_int, default=4, help="number of videos processed in parallel")
     parser.add_argument("--overwrite", action="store_true", help="recreate existing slices")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     audio_dir = require_directory(args.ava_audio_dir, "the wavs of stage 1: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv)
     output_dir = Path(args.output_dir, args.split)
@@ -61,4 +61,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser(), all_ranks=True)
+    cli.launch(main, get_args_parser(), all_ranks=True)

@@ -70,11 +70,9 @@ printf '\nDone in %d s. See %s/scores_*.png and %s/%s_speakers.mp4\n' $((SECONDS
 if [[ -n $figures ]]; then
     mkdir -p -- "$figures"
     cp -- "$results/precision_recall.png" "$figures/demo_precision_recall.png"
-    scores=("$results/scores_$video.png" "$results"/scores_*.png) # drawn only for the five worst videos
-    [[ -e ${scores[0]} ]] || scores=("${scores[@]:1}")
-    cp -- "${scores[0]}" "$figures/demo_scores.png"
+    cp -- "$results/scores_$video.png" "$figures/demo_scores.png"
     cp -- "$speakers/timeline.png" "$figures/demo_timeline.png"
-    # Among the frames with the most faces, the one with the largest difference in score.
+    # The frame with the largest difference in score.
     .venv/bin/python - "$speakers" "$video" "$figures/demo_frame.jpg" <<'PYTHON'
 import sys
 from pathlib import Path
@@ -85,11 +83,9 @@ import pandas as pd
 from core.media.reader import VideoReader
 
 directory, video, target = sys.argv[1:]
-frames = pd.read_csv(Path(directory, "tracks.csv")).groupby("frame_timestamp")["score"].agg(["size", "min", "max"])
-frames = frames[frames["size"] == frames["size"].max()]
-timestamp = (frames["max"] - frames["min"]).idxmax()
+scores = pd.read_csv(Path(directory, "tracks.csv")).groupby("frame_timestamp")["score"]
 with VideoReader(Path(directory, f"{video}_speakers.mp4")) as reader:
-    image = next(reader.frames([timestamp], seek_gap=60.0))
+    image = next(reader.frames([(scores.max() - scores.min()).idxmax()], seek_gap=60.0))
 cv2.imwrite(target, image, [cv2.IMWRITE_JPEG_QUALITY, 92])
 PYTHON
     printf 'Figures of the README: %s\n' "$figures"

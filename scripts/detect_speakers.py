@@ -27,58 +27,44 @@ from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_para
 from core.detection.pipeline import SpeakerDetection
 from core.detection.tracks import FaceDetector
 from core.models import active_speakers_context, short_term_encoder
-from core.runtime.cli import (
-    Parser,
-    add_precision_argument,
-    add_workers_argument,
-    device_name,
-    fraction,
-    launch,
-    odd_positive,
-    odd_window,
-    positive_int,
-    print_settings,
-    seed,
-)
+from core.runtime import cli
 from core.runtime.device import device_label, get_device, load_weights
 from core.runtime.files import require_distinct, require_file
 
 RESULT_SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     defaults, encoder, context = own_video_params, STE_forward_params, ASC_inputs_forward
-    parser = Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("video", help="video file with an audio stream")
-    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+    parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--output-dir", required=True, help="directory for all output; use one per video")
     parser.add_argument("--ste-weights", default=encoder["weights"], help="state_dict of the short-term encoder")
     parser.add_argument("--asc-weights", default=context["weights"], help="state_dict of the context network")
     parser.add_argument("--face-detector", default=defaults["face_detector"], help="onnx file of YuNet")
     parser.add_argument("--tracks", help="read face tracks from these annotations instead of detecting faces")
-    parser.add_argument("--clip-length", type=odd_positive, default=defaults["clip_length"], help="crops in a clip")
-    parser.add_argument("--clips", type=odd_positive, default=defaults["clips"], help="steps in a context")
+    parser.add_argument("--clip-length", type=cli.odd_positive, default=defaults["clip_length"], help="crops in a clip")
+    parser.add_argument("--clips", type=cli.odd_positive, default=defaults["clips"], help="steps in a context")
     stride = defaults["time_stride"]
-    parser.add_argument("--time-stride", type=positive_int, default=stride, help="rows between two steps of a context")
-    parser.add_argument("--speakers", type=positive_int, default=defaults["speakers"], help="speakers in a context")
-    parser.add_argument(
-        "--threshold", type=fraction, default=defaults["threshold"], help="minimum score of a speaking face"
-    )
+    parser.add_argument("--time-stride", type=cli.positive_int, default=stride, help="rows between two steps")
+    parser.add_argument("--speakers", type=cli.positive_int, default=defaults["speakers"], help="speakers in a context")
+    threshold = defaults["threshold"]
+    parser.add_argument("--threshold", type=cli.fraction, default=threshold, help="minimum score of a speaking face")
     smoothing_help = "width in rows of a median filter along tracks; 0: no filter"
-    parser.add_argument("--smoothing", type=odd_window, default=defaults["smoothing"], help=smoothing_help)
-    parser.add_argument("--batch-size", type=positive_int, default=encoder["batch_size"], help="clips per batch")
-    add_workers_argument(parser, encoder["workers"])
-    add_precision_argument(parser, encoder["precision"])
-    parser.add_argument(
-        "--seed", type=seed, default=ASC_forward_params["seed"], help="seed of the speakers drawn into contexts"
-    )
+    parser.add_argument("--smoothing", type=cli.odd_window, default=defaults["smoothing"], help=smoothing_help)
+    parser.add_argument("--batch-size", type=cli.positive_int, default=encoder["batch_size"], help="clips per batch")
+    cli.add_workers_argument(parser, encoder["workers"])
+    cli.add_precision_argument(parser, encoder["precision"])
+    default_seed = ASC_forward_params["seed"]
+    parser.add_argument("--seed", type=cli.seed, default=default_seed, help="seed of the choice of speakers")
     parser.add_argument("--overwrite", action="store_true", help="run every step again")
     return parser
 
 
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> int:
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     device = get_device(args.cuda_device)
     video, output_dir = require_file(args.video, "a video"), Path(args.output_dir)
     require_distinct([args.tracks], {"tracks.csv in --output-dir": output_dir / "tracks.csv"})
@@ -119,4 +105,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser())
+    cli.launch(main, get_args_parser())

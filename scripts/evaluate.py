@@ -17,14 +17,14 @@ from core.config import postprocessing_params
 from core.formats.annotations import read_annotations
 from core.formats.predictions import join, read_scores
 from core.reports import report
-from core.runtime.cli import Parser, launch, print_settings
+from core.runtime import cli
 
 SETTINGS_FILE = "evaluate_cfg.json"  # in the directory of --plots
 
 
-def get_args_parser() -> Parser:
+def get_args_parser() -> cli.Parser:
     defaults = postprocessing_params
-    parser = Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument(
         "--predictions",
         nargs="+",
@@ -37,7 +37,7 @@ def get_args_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> None:
-    print_settings(vars(args))
+    cli.print_settings(vars(args))
     report.require_distinct_paths(args, args.predictions, {}, SETTINGS_FILE)
     table = read_annotations(args.ground_truth)
     scores = {
@@ -50,4 +50,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser())
+    cli.launch(main, get_args_parser())

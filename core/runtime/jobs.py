@@ -43,18 +43,17 @@ def run_jobs(
     unit: str,
     workers: int,
     directory: str | Path,
-    cost: Callable[[Item], float] | None = None,
 ) -> Outcome:
     """Run `job(item, outcome, advance)` for every item on `workers` threads; returns the outcome of all ranks.
 
     The job fills its outcome and calls `advance(n)` to move the progress bar by n units. An InputError or ValueError
     is a failure of that item alone; any other exception ends the run. Failures and notes are written to files in the
-    directory, also if the run ends early. Items are divided among the ranks by their cost (default: `units`). If a
-    rank dies, no files are written.
+    directory, also if the run ends early. Items are divided among the ranks by their units. If a rank dies, no files
+    are written.
     """
     items = list(items)
     distributed.require_same("videos", lambda: [name(item) for item in items])
-    local = distributed.local_items([(cost or units)(item) for item in items])
+    local = distributed.local_items([units(item) for item in items])
     outcomes = {index: Outcome() for index in local}
     stop = threading.Event()
     total = sum(units(items[index]) for index in local)
