@@ -97,28 +97,30 @@ def references(
 
     Raises InputError if the features have other rows or labels than the annotations.
     """
+    rng = np.random.default_rng(0)
+    cues: dict[str, dict[str, np.ndarray]] = {}
+    speaking = {}
     for split, store in stores.items():
-        stored = store.table.keys().assign(speaking=store.table.is_speaking)
-        joined = join(stored, annotations[split], str(store.directory))
-        if differing := int((annotations[split].is_speaking != joined["speaking"]).sum()):
+        table = annotations[split]
+        stored = store.table.keys().assign(speaking=store.table.is_speaking, row=np.arange(len(store.table)))
+        joined = join(stored, table, str(store.directory))
+        if differing := int((table.is_speaking != joined["speaking"]).sum()):
             raise InputError(f"{store.directory}: {differing} labels differ from the annotations")
+        rows = subsample(len(table), rng)
+        speaking[split] = table.is_speaking[rows]
+        top_left, bottom_right = table.box[rows, :2], table.box[rows, 2:]
+        cues[split] = {
+            "position of the face": (top_left + bottom_right) / 2,
+            "size of the face": bottom_right - top_left,
+            "audio": store.gather(joined["row"].to_numpy()[rows])[:, : STE_FEATURES // 2],
+        }
     table = stores["val"].table
     positive = table.is_speaking
     logits = join_logits(stores["val"].directory, table)
     smooth = smooth_tracks(logits, table, SMOOTHING)
-    feature_tables = {split: store.table for split, store in stores.items()}
-    # name -> function of (source, rows), source, table whose rows the source has
-    cues = {
-        "position of the face": (positions, annotations, annotations),
-        "size of the face": (sizes, annotations, annotations),
-        "audio": (audio_features, stores, feature_tables),
-    }
-    rng = np.random.default_rng(0)
-    rows = {split: subsample(len(table), rng) for split, table in feature_tables.items()}
     results = [("chance: fraction of speaking rows", [float(positive.mean())])]
-    for name, (cue_of, sources, tables) in cues.items():
-        cue = {split: cue_of(sources[split], rows[split]) for split in stores}
-        speaking = {split: tables[split].is_speaking[rows[split]] for split in stores}
+    for name in cues["val"]:
+        cue = {split: values[name] for split, values in cues.items()}
         results.append((f"{name} alone", [single_cue_ap(cue, speaking, seed) for seed in seeds]))
     for name, values in ((STE, logits), (f"{STE}, median over {SMOOTHING} rows", smooth)):
         results.append((name, [average_precision(speaking_score(values), positive)]))
@@ -173,26 +175,6 @@ def markdown(table: pd.DataFrame) -> str:
 # Single-cue baselines. If one of them comes close to the networks, the annotations give the answer away.
 
 _HIDDEN, _EPOCHS, _BATCH, _RATE, _DECAY = 64, 20, 256, 1e-3, 1e-2
-_ROWS_PER_STEP = 1 << 14
-
-
-def positions(table: FaceTable, rows: np.ndarray) -> np.ndarray:
-    """Box centres (n, 2) of rows (n,), as fractions of the frame."""
-    return (table.box[rows, :2] + table.box[rows, 2:]) / 2
-
-
-def sizes(table: FaceTable, rows: np.ndarray) -> np.ndarray:
-    """Box widths and heights (n, 2) of rows (n,), as fractions of the frame."""
-    return table.box[rows, 2:] - table.box[rows, :2]
-
-
-def audio_features(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
-    """Audio half (n, 512) of the encoder's features of rows (n,)."""
-    cue = np.empty((len(rows), STE_FEATURES // 2), np.float32)
-    for start in range(0, len(rows), _ROWS_PER_STEP):
-        part = slice(start, start + _ROWS_PER_STEP)
-        cue[part] = store.gather(rows[part])[:, : STE_FEATURES // 2]
-    return cue
 
 
 def single_cue_ap(cue: dict[str, np.ndarray], speaking: dict[str, np.ndarray], seed: int) -> float:

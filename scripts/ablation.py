@@ -29,20 +29,9 @@ from core.config import ASC_optimization_params, annotation_csvs
 from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore, encoder_sha256
 from core.reports.plots import plot_ablation
-from core.runtime.cli import (
-    Parser,
-    add_precision_argument,
-    add_workers_argument,
-    device_name,
-    launch,
-    odd_positive,
-    positive_float,
-    positive_int,
-    print_settings,
-    seed,
-)
+from core.runtime import cli
 from core.runtime.device import device_label, get_device
-from core.runtime.errors import InputError, RunError
+from core.runtime.errors import InputError
 from core.runtime.files import write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,40 +39,33 @@ SPLITS = ("train", "val")
 MINI_AVA_DEFAULTS = {"epochs": 2, "learning_rate": 3e-4}  # for 1 % of AVA's rows
 
 
-def get_args_parser() -> Parser:
-    defaults = ASC_optimization_params
-
-    def default_of(name: str) -> str:
-        return f"(default: {MINI_AVA_DEFAULTS[name]} on the mini AVA, {defaults[name]} on existing features)"
-
-    parser = Parser(__doc__)
-    parser.add_argument("cuda_device", type=device_name, help="number of the CUDA device, or cpu")
+def get_args_parser() -> cli.Parser:
+    params, mini_ava = ASC_optimization_params, MINI_AVA_DEFAULTS
+    epochs = f"context networks: epochs (default: {mini_ava['epochs']} on a mini AVA, else {params['epochs']})"
+    rate = f"{mini_ava['learning_rate']} on a mini AVA, else {params['learning_rate']}"
+    parser = cli.Parser(__doc__)
+    parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--output-dir", default="ablation", help="output directory")
     parser.add_argument("--features-train-full", help="training features (default: those of a mini AVA)")
     parser.add_argument("--features-val-full", help="validation features")
-    parser.add_argument(
-        "--csv-train-full", help=f"annotations of the training features (default: {annotation_csvs['train']})"
-    )
-    parser.add_argument(
-        "--csv-val-full", help=f"annotations of the validation features (default: {annotation_csvs['val']})"
-    )
-    parser.add_argument("--videos", type=positive_int, default=45, help="mini AVA: number of videos")
-    parser.add_argument("--seconds", type=positive_float, default=16.0, help="mini AVA: length of each video")
-    parser.add_argument("--clip-length", type=odd_positive, default=11, help="short-term encoder: crops per clip")
-    parser.add_argument("--ste-epochs", type=positive_int, default=50, help="short-term encoder: number of epochs")
-    parser.add_argument("--epochs", type=positive_int, help=f"context networks: epochs {default_of('epochs')}")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults["batch_size"], help="contexts per batch")
-    learning_rate_help = f"context networks: initial learning rate (Adam) {default_of('learning_rate')}"
-    parser.add_argument("--learning-rate", type=positive_float, help=learning_rate_help)
-    add_workers_argument(parser, defaults["workers"])
-    add_precision_argument(parser, "fp32")
-    parser.add_argument("--seeds", type=positive_int, default=3, help="number of consecutive seeds per context network")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the mini AVA, the encoder and the first runs")
+    parser.add_argument("--csv-train-full", help="annotations of the training features (default: AVA's)")
+    parser.add_argument("--csv-val-full", help="annotations of the validation features (default: AVA's)")
+    parser.add_argument("--videos", type=cli.positive_int, default=45, help="mini AVA: number of videos")
+    parser.add_argument("--seconds", type=cli.positive_float, default=16.0, help="mini AVA: length of each video")
+    parser.add_argument("--clip-length", type=cli.odd_positive, default=11, help="short-term encoder: crops per clip")
+    parser.add_argument("--ste-epochs", type=cli.positive_int, default=50, help="short-term encoder: number of epochs")
+    parser.add_argument("--epochs", type=cli.positive_int, help=epochs)
+    parser.add_argument("--batch-size", type=cli.positive_int, default=params["batch_size"], help="contexts per batch")
+    parser.add_argument("--learning-rate", type=cli.positive_float, help=f"initial learning rate (default: {rate})")
+    cli.add_workers_argument(parser, params["workers"])
+    cli.add_precision_argument(parser, "fp32")
+    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="number of consecutive seeds per network")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the mini AVA, the encoder and the first runs")
     return parser
 
 
-def make_features(args: argparse.Namespace, root: Path) -> None:
-    """Make a mini AVA and run stages 1 to 5 on it. Raises InputError or RunError if a stage fails."""
+def make_features(args: argparse.Namespace, root: Path) -> int:
+    """Make a mini AVA and run stages 1 to 5 on it. Returns an exit status; the stages print their errors."""
     mini_ava = ("--videos", args.videos, "--seconds", args.seconds, "--seed", args.seed)
     encoder = ("--clip-length", args.clip_length, "--no-pretrained", "--ste-epochs", args.ste_epochs)
     options = ("--ste-batch-size", 16, "--forward-batch-size", 32, "--precision", args.precision, "--seed", args.seed)
@@ -96,31 +78,31 @@ def make_features(args: argparse.Namespace, root: Path) -> None:
         environment = {**os.environ, "ASC_DATA_ROOT": str(root)}
         status = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=False).returncode
         if status:
-            error = InputError if status == 2 else RunError
-            raise error(f"{script} ended with exit status {status}: see the message above")
+            return status
+    return 0
 
 
-def main(args: argparse.Namespace) -> None:
-    given = [args.features_train_full, args.features_val_full]
-    if any(given) != all(given):
-        raise InputError("pass both --features-train-full and --features-val-full, or neither")
-    if not any(given) and (args.csv_train_full or args.csv_val_full):
-        raise InputError("--csv-train-full and --csv-val-full require --features-train-full and --features-val-full")
-    defaults = ASC_optimization_params if any(given) else MINI_AVA_DEFAULTS
-    for name in MINI_AVA_DEFAULTS:
-        if getattr(args, name) is None:
-            setattr(args, name, defaults[name])
-    print_settings(vars(args))
-    started = time.monotonic()
-    device, output_dir = get_device(args.cuda_device), Path(args.output_dir)
-    if any(given):
-        features = dict(zip(SPLITS, given, strict=True))
+def main(args: argparse.Namespace) -> int:
+    output_dir = Path(args.output_dir)
+    root = (output_dir / "mini_ava").absolute()
+    given = (args.features_train_full, args.features_val_full, args.csv_train_full, args.csv_val_full)
+    defaults = ASC_optimization_params
+    if all(given[:2]):
+        features = dict(zip(SPLITS, given[:2], strict=True))
         csvs = {split: getattr(args, f"csv_{split}_full") or annotation_csvs[split] for split in SPLITS}
+    elif any(given):
+        raise InputError("pass both --features-train-full and --features-val-full, or no features and annotations")
     else:
-        root = (output_dir / "mini_ava").absolute()
-        make_features(args, root)
         features = {split: root / "ste_features" / split for split in SPLITS}
         csvs = {split: root / "csv" / split for split in SPLITS}
+        defaults = MINI_AVA_DEFAULTS
+    args.epochs = args.epochs or defaults["epochs"]
+    args.learning_rate = args.learning_rate or defaults["learning_rate"]
+    cli.print_settings(vars(args))
+    started = time.monotonic()
+    device = get_device(args.cuda_device)
+    if not any(given) and (status := make_features(args, root)):
+        return status
     annotations = {split: read_annotations(csvs[split]) for split in SPLITS}
     stores = {split: FeatureStore(features[split]) for split in SPLITS}
     seeds = list(range(args.seed, args.seed + args.seeds))
@@ -155,7 +137,8 @@ def main(args: argparse.Namespace) -> None:
     write_json(output_dir / "ablation.json", {**vars(args), "table": without_nan.to_dict("records")})
     plot_ablation(output_dir / "ablation.png", table, [ablation.STE])
     print(f"\n{text}\n{time.monotonic() - started:.0f} s; results: {output_dir}/ablation.md, .json, .png")
+    return 0
 
 
 if __name__ == "__main__":
-    launch(main, get_args_parser())
+    cli.launch(main, get_args_parser())
