@@ -1,4 +1,4 @@
-"""Shared by test files: running scripts, small csv files, inputs of every stage, optional real data."""
+"""Shared by test files: running scripts, small csv files, code in pickles, inputs of every stage, real data."""
 
 import os
 import signal
@@ -63,6 +63,16 @@ def write_lines(path: Path, lines: Iterable[str], end: str = "\n") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(line + end for line in lines).encode())
     return path
+
+
+class Payload:
+    """An object whose unpickling creates a directory."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.directory),)
 
 
 @pytest.fixture(scope="session")

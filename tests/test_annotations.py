@@ -6,12 +6,11 @@
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_lines
+from conftest import row, write_lines
 
 from core.formats.annotations import FaceTable, find_annotations, read_annotations
 from core.runtime.errors import InputError
@@ -22,12 +21,6 @@ HEADER = (
 )
 LABEL_IDS = {"NOT_SPEAKING": 0, "SPEAKING_AUDIBLE": 1, "SPEAKING_NOT_AUDIBLE": 2}
 SILENT, AUDIBLE, NOT_AUDIBLE = LABEL_IDS
-BOX = ("0.1", "0.2", "0.3", "0.6")
-
-
-def row(entity: str, timestamp: object, label: str = SILENT, video: str = "talk", box: Iterable[object] = BOX) -> str:
-    """One line of an official file, without line end."""
-    return ",".join([video, str(timestamp), *map(str, box), label, entity])
 
 
 def augment(official: list[str]) -> list[str]:
@@ -194,10 +187,10 @@ def test_selected_rows_keep_values_of_the_full_table(tmp_path):
     table = read(tmp_path, lines)
     for rows in (np.array([0, 2, 4]), np.array([True, False, True, False, True, False])):
         kept = table.keep(rows)
-        assert rows_of(kept) == [("talk", "a", time, 0) for time in (1.0, 2.0, 3.0)]
+        assert rows_of(kept) == [("video", "a", time, 0) for time in (1.0, 2.0, 3.0)]
         assert kept.anyone_speaking.tolist() == [True, False, True]
     late = table.keep(np.array([2, 3, 4]))
-    assert rows_of(late) == [("talk", "a", 2.0, 0), ("talk", "b", 2.0, 0), ("talk", "a", 3.0, 0)]
+    assert rows_of(late) == [("video", "a", 2.0, 0), ("video", "b", 2.0, 0), ("video", "a", 3.0, 0)]
     assert late.audio_start.tolist() == [1.0, 1.0, 3.0]  # start of the wavs of a, b and c
     assert late.position.tolist() == [0, 0, 1]
     assert late.rows_of_track(0).tolist() == [0, 2]

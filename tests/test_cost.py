@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_lines
+from numbered_videos import make_video
 from scipy.ndimage import median_filter
 from tiny_inputs import (
+    Face,
     Track,
     faces_of,
     run_here,
@@ -24,9 +26,9 @@ from torchvision.transforms.v2 import functional as F
 
 from core import datasets, metrics
 from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
-from core.formats.annotations import FaceTable, read_annotations
+from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore
-from core.loaders import EpochSampler, BatchLoader, clip_batches
+from core.loaders import BatchLoader, EpochSampler, clip_batches
 from core.media import crops
 from core.media.reader import VideoReader
 from core.metrics import smooth_tracks
@@ -36,59 +38,47 @@ from core.transforms import JITTER, fast_resize, jitter, resize
 CPU = torch.device("cpu")
 LABELS = "0110210110"
 TRACKS = [Track(f"video:{index}", LABELS[index:] + LABELS, 10 + index / 5, "video") for index in range(4)]
-BOX = (0.25, 0.125, 0.5, 0.75)
 
 
 class CountedVideo:
-    """Replaces OpenCV's capture by a video of 200 frames that counts decoded and converted frames."""
+    """OpenCV's capture, with counts of decoded and converted frames."""
 
     calls: ClassVar[Counter] = Counter()
+    capture_class = cv2.VideoCapture
 
-    def __init__(self, *_):
-        self.next = 0
+    def __init__(self, *arguments: object):
+        self.capture = self.capture_class(*arguments)
 
-    def isOpened(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-    def get(self, key: int) -> float:
-        size = {cv2.CAP_PROP_FRAME_WIDTH: 160.0, cv2.CAP_PROP_FRAME_HEIGHT: 90.0}
-        return {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_POS_MSEC: 40.0 * (self.next - 1), **size}[key]
-
-    def set(self, _: int, value: float) -> None:
-        self.next = int(value)
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.capture, name)
 
     def grab(self) -> bool:
         self.calls["decoded"] += 1
-        self.next += 1
-        return self.next <= 200
+        return self.capture.grab()
 
     def retrieve(self) -> tuple[bool, np.ndarray]:
         self.calls["converted"] += 1
-        return True, np.full((90, 160, 3), self.next % 256, np.uint8)
+        return self.capture.retrieve()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return make_video(tmp_path_factory.mktemp("videos") / "video.mp4", seconds=8)
 
 
 class TestCrops:
     @pytest.fixture
-    def extract(self, monkeypatch, tmp_path):
+    def extract(self, video, monkeypatch, tmp_path):
         """Extract two faces at each timestamp; returns the counts and the number of crops."""
         monkeypatch.setattr(CountedVideo, "calls", Counter())
         monkeypatch.setattr(cv2, "VideoCapture", CountedVideo)
 
         def extract(timestamps: np.ndarray, seek_gap: float) -> tuple[Counter, int]:
             monkeypatch.setattr(crops, "SEEK_GAP_SECONDS", seek_gap)
-            rows = len(timestamps) * 2
-            entity = np.repeat(np.arange(2, dtype=np.int32), len(timestamps))
-            table = FaceTable(
-                ["video"], ["a", "b"], np.zeros(rows, np.int32), entity, np.tile(timestamps, 2),
-                np.zeros(rows, np.int8), np.tile(BOX, (rows, 1)),
-            )  # fmt: skip
-            (tmp_path / "video.mp4").touch()
-            with VideoReader(tmp_path / "video.mp4") as reader:
-                outcome = Outcome()
-                crops.extract_crops(table, np.arange(rows), reader, tmp_path / "out", outcome, lambda _: None)
+            faces = [Face("video", entity, time, 0) for entity in "ab" for time in timestamps.tolist()]
+            table, outcome = read_annotations(write_annotations(tmp_path / "faces.csv", faces)), Outcome()
+            with VideoReader(video) as reader:
+                crops.extract_crops(table, np.arange(len(table)), reader, tmp_path / "out", outcome, lambda _: None)
             return CountedVideo.calls, outcome.done
 
         return extract

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Payload
 from tiny_inputs import (
     WIDTH,
     Face,
@@ -128,9 +129,10 @@ def first_features(store: FeatureStore) -> list[float]:
     return store.gather(np.arange(len(store.table)))[:, 0].tolist()
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(400, marks=pytest.mark.slow)])
-def test_more_videos_than_files_that_may_be_open(tmp_path, count):
+@pytest.mark.slow
+def test_more_videos_than_files_that_may_be_open(tmp_path):
     """In this process, in a forked one that inherits maps, and in a new one that receives the store."""
+    count = 200
     faces = [Face(f"v{index:03d}", "a", 1.0, 0) for index in range(count)]
     values = list(range(count))
     directory = write_store(tmp_path, faces, lambda faces: np.array(values, np.float32)[:, None].repeat(WIDTH, 1))
@@ -192,16 +194,6 @@ class TestReleasedFormat:
         message = refusal(tmp_path)
         assert "talk.csv, line 2" in message
         assert "1024" in message
-
-
-class Payload:
-    """An object whose unpickling creates a directory."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.directory),)
 
 
 class TestBrokenStores:

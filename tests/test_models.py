@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 from functools import cache
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, Payload
 from golden import fill
 from tiny_inputs import SmallEncoder
 from torchvision.models import resnet18
@@ -312,16 +311,6 @@ def test_weights_that_do_not_fit(tmp_path, model, state, words):
     assert "\n" not in str(error.value)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])  # unchanged
-
-
-class Payload:
-    """Makes a directory when it is unpickled."""
-
-    def __init__(self, proof: Path):
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.proof),)
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
