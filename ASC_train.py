@@ -27,15 +27,14 @@ from core.training import asc_losses, context_run_name, fit
 
 
 def get_args_parser() -> cli.Parser:
-    inputs = ASC_inputs
     parser = cli.Parser(__doc__)
     parser.add_argument("clip_length", type=cli.odd_positive, help="number of steps in a context (L): 11 in the paper")
     parser.add_argument("skip_frames", type=cli.positive_int, help="rows between two steps (stride): 4 in the paper")
     parser.add_argument("speakers", type=cli.positive_int, help="number of speakers in a context (S): 3 in the paper")
     parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
-    parser.add_argument("--features-train-full", default=inputs["features_train_full"], help="training features")
-    parser.add_argument("--features-val-full", default=inputs["features_val_full"], help="validation features")
-    cli.add_training_arguments(parser, ASC_optimization_params, inputs["models_out"])
+    parser.add_argument("--features-train-full", default=ASC_inputs["features_train_full"], help="training features")
+    parser.add_argument("--features-val-full", default=ASC_inputs["features_val_full"], help="validation features")
+    cli.add_training_arguments(parser, ASC_optimization_params, ASC_inputs["models_out"])
     return parser
 
 

@@ -144,19 +144,11 @@ def tabulate(
     for axis, settings in AXES.items():
         for setting, variant in settings.items():
             lines.append((axis, setting, [results[variant, seed] for seed in seeds]))
-    encoder = dict(reference_results)[STE][0]
-    rows = [
-        {
-            "axis": axis,
-            "setting": setting,
-            "mAP": values,
-            "mean": float(np.mean(values)),
-            "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
-            "above_ste": float(np.mean(values)) - encoder,
-        }
-        for axis, setting, values in lines
-    ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(lines, columns=["axis", "setting", "mAP"])
+    table["mean"] = table["mAP"].map(np.mean)
+    table["deviation"] = [pd.Series(values).std() for values in table["mAP"]]
+    table["above_ste"] = table["mean"] - dict(reference_results)[STE][0]
+    return table
 
 
 def markdown(table: pd.DataFrame) -> str:

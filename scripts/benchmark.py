@@ -36,7 +36,6 @@ from core.formats.annotations import LABELS, OFFICIAL_SUFFIX, read_annotations
 from core.formats.features import feature_writer
 from core.formats.predictions import write_predictions
 from core.media.ffmpeg import run_ffmpeg
-from core.models import active_speakers_context, short_term_encoder
 from core.runtime import cli
 from core.runtime.device import device_label, get_device, input_dtype
 from core.runtime.errors import RunError
@@ -48,7 +47,7 @@ FPS, FACES, TRACK_ROWS = 25, 2, 25  # generated data: two faces in every frame, 
 VIDEOS = [f"video_{index}" for index in range(8)]
 LOOPS = 8  # repetitions of the annotated part in a video; stage 3 uses the first only, as it takes much longer
 CLIP_LENGTH = 11  # crops
-CONTEXT = CONTEXT_LENGTH, CONTEXT_STRIDE, NUM_SPEAKERS = 11, 4, 3
+CONTEXT = (11, 4, 3)  # steps, stride, speakers
 GFLOP = {"STE training": 7.86, "STE forward": 2.62, "ASC training": 0.21, "ASC forward": 0.07}  # per row
 
 
@@ -226,21 +225,21 @@ def measure_encoder(work: Path, args: argparse.Namespace) -> Iterator[dict]:
     csv_forward = write_annotations(work / "csv_forward", VIDEOS, rows)
     data = ("--audio-dir", work / "slices", "--video-dir", work / "crops")
     train = ("--csv-train-full", work / "csv_faces", "--csv-val-full", csv_val, "--no-pretrained", "--epochs", 1, *data)
-    forward = ("--csv", csv_forward, "--split", "train", "--weights", work / "STE.pth", *data)
-    torch.save(short_term_encoder(CLIP_LENGTH).state_dict(), work / "STE.pth")
+    weights = work / "models" / "ste_encoder" / "1.pth"
+    forward = ("--csv", csv_forward, "--split", "train", "--weights", weights, *data)
     crops = rate(decode_crop, sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000], threads=1) * CORES
     gflops = {precision: matmul_gflops(args.device, precision) for precision in ("fp32", "bf16")}
-    for precision, flops in gflops.items():
-        if flops < gflops["fp32"]:  # a CPU without bf16 arithmetic
-            continue
-        options = (CLIP_LENGTH, args.device, "--precision", precision)
-        ceilings = {"matrix products": flops / GFLOP["STE training"], "Pillow decoding the crops": crops / CLIP_LENGTH}
-        command = ("STE_train.py", *options, *train, "--models-out", work / f"models_{precision}")
-        yield measure(f"STE training, {precision}", "clips", clips, ceilings, *command)
+    precision = max(gflops, key=gflops.__getitem__)  # bf16 is slow on a CPU without its arithmetic
+    options = (CLIP_LENGTH, args.device, "--precision", precision)
+    products = gflops[precision] / GFLOP["STE training"]
+    ceilings = {"matrix products": products, "Pillow decoding the crops": crops / CLIP_LENGTH}
+    command = ("STE_train.py", *options, *train, "--models-out", work / "models")
+    yield measure(f"STE training, {precision}", "clips", clips, ceilings, *command)
 
-        ceilings = {"matrix products": flops / GFLOP["STE forward"], "Pillow decoding the crops": crops}
-        command = ("STE_forward.py", *options, *forward, "--output-dir", work / f"features_{precision}")
-        yield measure(f"STE forward, {precision}", "rows", len(VIDEOS) * rows, ceilings, *command)
+    products = gflops[precision] / GFLOP["STE forward"]
+    ceilings = {"matrix products": products, "Pillow decoding the crops": crops}
+    command = ("STE_forward.py", *options, *forward, "--output-dir", work / "features")
+    yield measure(f"STE forward, {precision}", "rows", len(VIDEOS) * rows, ceilings, *command)
 
 
 def measure_context_network(work: Path, args: argparse.Namespace) -> Iterator[dict]:
@@ -248,36 +247,30 @@ def measure_context_network(work: Path, args: argparse.Namespace) -> Iterator[di
     rows = max(50, round(12_000 * args.scale))
     store = write_features(work / "features_train", write_annotations(work / "csv_contexts", VIDEOS[:4], rows))
     val = write_features(work / "features_val", write_annotations(work / "csv_contexts_val", VIDEOS[:1], 500))
-    torch.save(active_speakers_context(CONTEXT_LENGTH, NUM_SPEAKERS).state_dict(), work / "ASC.pth")
     gflops = matmul_gflops(args.device, "fp32")
-    paths = ("--features-train-full", store, "--features-val-full", val, "--models-out", work / "ASC")
+    paths = ("--features-train-full", store, "--features-val-full", val, "--models-out", work / "models")
     command = ("ASC_train.py", *CONTEXT, args.device, *paths, "--epochs", 1)
     ceilings = {"matrix products": gflops / GFLOP["ASC training"]}
     yield measure("ASC training, fp32", "contexts", 4 * rows, ceilings, *command)
 
-    paths = ("--features-val-full", store, "--weights", work / "ASC.pth", "--output-dir", work / "logits")
+    weights = work / "models" / "ASC_len_11_stride_4_speakers_3" / "1.pth"
+    paths = ("--features-val-full", store, "--weights", weights, "--output-dir", work / "logits")
     ceilings = {"matrix products": gflops / GFLOP["ASC forward"]}
     command = ("ASC_forward.py", *CONTEXT, args.device, *paths)
     yield measure("ASC forward, fp32", "rows", 4 * rows, ceilings, *command)
 
 
 def measure_scores(work: Path, args: argparse.Namespace) -> Iterator[dict]:
-    """Stage 9, which does the same as stage 6, and the evaluation of its result."""
+    """Stage 9, on random logits. Stage 6 does the same."""
     truth = write_annotations(work / "csv_scores", VIDEOS, max(200, round(100_000 * args.scale)))
-    logits, scores, copy = work / "noise_logits", work / "scores.csv", work / "ground_truth.csv"
-    table, rng = read_annotations(truth), np.random.default_rng(0)
+    table, rng, logits = read_annotations(truth), np.random.default_rng(0), work / "noise_logits"
     for rows in map(table.rows_of_video, range(len(VIDEOS))):
         write_predictions(logits, table, rows, rng.normal(size=(len(rows), 2)).astype(np.float32))
-    outputs = ("--predictions-csv", scores, "--ground-truth-csv", copy)
-    stages = (
-        ("ASC_prediction_postprocessing.py", "--predictions-dir", logits, truth, outputs),
-        ("scripts/evaluate.py", "--predictions", scores, copy, ()),
-    )
-    for script, flag, predictions, csv, options in stages:
-        files = [file for path in (predictions, csv) for file in (sorted(path.glob("*.csv")) or [path])]
-        ceilings = {"pandas reading the csv files": len(table) * rate(pd.read_csv, files, threads=1) / len(files)}
-        command = (script, flag, predictions, "--ground-truth", csv, *options)
-        yield measure(Path(script).stem, "rows", len(table), ceilings, *command)
+    files = [*logits.iterdir(), *truth.iterdir()]
+    ceilings = {"pandas reading the csv files": len(table) * rate(pd.read_csv, files, threads=1) / len(files)}
+    paths = ("--predictions-csv", work / "scores.csv", "--ground-truth-csv", work / "ground_truth.csv")
+    command = ("ASC_prediction_postprocessing.py", "--predictions-dir", logits, "--ground-truth", truth, *paths)
+    yield measure("scores and evaluation", "rows", len(table), ceilings, *command)
 
 
 # Results

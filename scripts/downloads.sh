@@ -19,8 +19,7 @@ Existing files are skipped. An interrupted download is continued from its *.part
 Files that cannot be downloaded are listed, and the exit status is 1.
 
 Environment variables:
-  ASC_DATA_ROOT      <root>, relative to the project directory (default: ava)
-  ASC_DOWNLOAD_JOBS  number of parallel downloads (default: 4)
+  ASC_DATA_ROOT  <root>, relative to the project directory (default: ava)
   ASC_AVA_URL, ASC_UTILITY_URL, ASC_DETECTOR_URL  mirrors
 
 Requires curl 7.75 or newer, tar and bzip2.
@@ -30,7 +29,6 @@ TEXT
 ava_url=${ASC_AVA_URL:-https://s3.amazonaws.com/ava-dataset}
 utility_url=${ASC_UTILITY_URL:-https://filedn.com/l0kNCNuXuEq70c3iUHsXxJ7/active-speakers-context}
 detector_url=${ASC_DETECTOR_URL:-https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet}
-jobs=${ASC_DOWNLOAD_JOBS:-4}
 detector=face_detection_yunet_2023mar.onnx
 detector_sha256=8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4
 status=0
@@ -64,7 +62,7 @@ fetch() {
     done < <(
         for name in "${missing[@]}"; do
             printf 'url = "%s/%s"\noutput = "%s/%s.part"\n' "$url" "$name" "$directory" "$name"
-        done | stdbuf -oL curl --config - --parallel --parallel-max "$jobs" --fail --location --continue-at - \
+        done | stdbuf -oL curl --config - --parallel --parallel-max 4 --fail --location --continue-at - \
             --retry 4 --retry-all-errors --connect-timeout 30 --speed-limit 1000 --speed-time 60 --globoff \
             --proto '=http,https' "${quiet[@]}" \
             --write-out '%{filename_effective}|%{exitcode}|%{http_code}|%{errormsg}\n'
@@ -116,7 +114,6 @@ for item in "$@"; do
         *) die "unknown item $item (see --help)" ;;
     esac
 done
-[[ $jobs =~ ^[1-9][0-9]*$ ]] || die "ASC_DOWNLOAD_JOBS must be a positive number, not $jobs"
 for program in curl bzip2; do
     command -v $program >/dev/null || die "$program is missing (Debian, Ubuntu: apt-get install $program)"
 done

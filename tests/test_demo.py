@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import ROOT, run_script
 
 from core.detection.tracks import box_iou
@@ -75,13 +74,6 @@ def test_predictions_have_the_rows_of_the_ground_truth(demo):
         assert predictions[[0, 1, 7]].equals(truth[[0, 1, 7]])
         assert set(predictions[6]) == {"SPEAKING_AUDIBLE"}
         assert predictions[8].between(0, 1).all()
-
-
-def test_weights_are_state_dicts(demo):
-    root, _ = demo
-    for name in (STE, ASC):
-        state = torch.load(root / name, weights_only=True)
-        assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
 def test_both_networks_are_far_above_chance(demo):

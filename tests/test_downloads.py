@@ -203,7 +203,7 @@ class TestVideos:
         names = ["-IELREHX_js.mp4", "abc.mkv", "a_b-c.webm"]
         invalid = ["../evil.mp4", "sub/evil.mp4", "a b.mp4", "$(touch evil).mp4", ".mp4", "evil", "..", "évil.mp4"]
         expected = serve_videos(server, [*names, *invalid])
-        downloads.run("videos", ASC_DOWNLOAD_JOBS="2")
+        downloads.run("videos")
         kept = ["videos/ava_speech_file_names_v1.txt", *(f"videos/trainval/{name}" for name in names)]
         assert downloads.files() == {name: expected[name] for name in kept}
 
@@ -231,7 +231,6 @@ def test_the_default_directory_is_in_the_project(server, downloads):
 def test_invalid_arguments_are_errors(server, downloads):
     assert downloads.run(status=2)[0].startswith("usage: ")
     assert "videos2" in downloads.run("weights", "videos2", status=2)[0]
-    assert "ASC_DOWNLOAD_JOBS" in downloads.run("weights", status=2, ASC_DOWNLOAD_JOBS="many")[0]
     programs = downloads.folder / "bin"
     programs.mkdir()
     for program in ("bash", "dirname", "cat"):
