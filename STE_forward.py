@@ -83,16 +83,9 @@ def main(args: argparse.Namespace) -> None:
     videos = distributed.local_items(np.bincount(usable.video, minlength=len(done)))
     local = usable.keep(np.isin(usable.video, videos))
     if len(local):
-        encode_videos(
-            model,
-            ClipReader(local, audio_dir, video_dir, args.clip_length),
-            output_dir,
-            device,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            precision=args.precision,
-            text_features=args.text_features,
-        )
+        reader = ClipReader(local, audio_dir, video_dir, args.clip_length)
+        options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
+        encode_videos(model, reader, output_dir, device, **options, text_features=args.text_features)
     distributed.wait_for_all()
     print(f"features of {len(done)} videos: {output_dir}")
     val = f"STE_forward.py {args.clip_length} {args.cuda_device} --split val --weights {args.weights}"

@@ -7,11 +7,10 @@
 Every stage runs through its command line, from files to files, so its time includes start-up. A ceiling is the rate of
 a bare operation that the stage cannot do without, measured just before: decoding, reading or writing files, or the
 arithmetic of the network at the rate of matrix products. The fraction is the rate divided by the lowest ceiling. Memory
-is the peak of all processes of the stage together, without mapped files.
+is the peak of the stage's main process.
 """
 
 import argparse
-import contextlib
 import os
 import platform
 import re
@@ -76,30 +75,16 @@ def measure(stage: str, unit: str, size: int, ceilings: dict[str, float], script
 def run_script(script: str, *args: object) -> tuple[float, int]:
     """Run a script of the project. Returns seconds and the peak memory in bytes. Raises RunError if it fails."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
-    memory, start = 0, time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-            while process.poll() is None:
-                memory = max(memory, process_memory(process.pid))
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.2)
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             last_line = (output.read().strip().splitlines() or [""])[-1]
             raise RunError(f"{script}: exit status {process.returncode}: {last_line}")
-    return seconds, memory
-
-
-def process_memory(pid: int) -> int:
-    """Return the memory in bytes of a process and its descendants, without mapped files."""
-    try:
-        usage = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        children = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")).split()
-    except OSError:  # the process has ended
-        return 0
-    own = sum(int(size) for size in re.findall(r"Pss_(?:Anon|Shmem): +(\d+) kB", usage))
-    return own * 1024 + sum(process_memory(int(child)) for child in children)
+    return seconds, usage.ru_maxrss * 1024
 
 
 # Ceilings
@@ -113,20 +98,11 @@ def rate(function: Callable, items: Sequence, threads: int = CORES) -> float:
     return len(items) / (time.perf_counter() - start)
 
 
-def decode_audio(path: Path) -> None:
-    run_ffmpeg("-i", f"file:{path}", "-vn", "-f", "null", "-")
-
-
 def decode_frames(path: Path, count: int) -> None:
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     for _ in range(count):
         capture.read()
     capture.release()
-
-
-def decode_crop(path: Path) -> None:
-    with Image.open(path) as image:
-        image.load()
 
 
 def matmul_gflops(device_name: str, precision: str) -> float:
@@ -200,7 +176,8 @@ def measure_data(work: Path, args: argparse.Namespace) -> Iterator[dict]:
     csv_audio = write_annotations(work / "csv_audio", VIDEOS, LOOPS * rows)
     csv_faces = write_annotations(work / "csv_faces", VIDEOS, rows)
 
-    ceilings = {"ffmpeg decoding the audio": rate(decode_audio, videos) * LOOPS * seconds}
+    decoded = rate(lambda path: run_ffmpeg("-i", f"file:{path}", "-vn", "-f", "null", "-"), videos)
+    ceilings = {"ffmpeg decoding the audio": decoded * LOOPS * seconds}
     command = ("data/extract_audio_tracks.py", "--ava-video-dir", work / "videos", "--target-audios", work / "audio")
     yield measure("audio of videos", "s of video", len(VIDEOS) * LOOPS * seconds, ceilings, *command)
 
@@ -227,7 +204,8 @@ def measure_encoder(work: Path, args: argparse.Namespace) -> Iterator[dict]:
     train = ("--csv-train-full", work / "csv_faces", "--csv-val-full", csv_val, "--no-pretrained", "--epochs", 1, *data)
     weights = work / "models" / "ste_encoder" / "1.pth"
     forward = ("--csv", csv_forward, "--split", "train", "--weights", weights, *data)
-    crops = rate(decode_crop, sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000], threads=1) * CORES
+    crop_paths = sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000]
+    crops = rate(lambda path: Image.open(path).load(), crop_paths, threads=1) * CORES
     gflops = {precision: matmul_gflops(args.device, precision) for precision in ("fp32", "bf16")}
     precision = max(gflops, key=gflops.__getitem__)  # bf16 is slow on a CPU without its arithmetic
     options = (CLIP_LENGTH, args.device, "--precision", precision)
