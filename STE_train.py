@@ -27,18 +27,17 @@ from core.training import fit, ste_losses
 
 
 def get_args_parser() -> cli.Parser:
-    inputs = STE_inputs
     parser = cli.Parser(__doc__)
     parser.add_argument("clip_length", type=cli.odd_positive, help="number of crops in a clip: 11 in the paper")
     parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
-    parser.add_argument("--csv-train-full", default=inputs["csv_train_full"], help="training annotations")
-    parser.add_argument("--csv-val-full", default=inputs["csv_val_full"], help="validation annotations")
-    parser.add_argument("--audio-dir", default=inputs["audio_dir"], help="directory of {train,val}/<entity_id>.wav")
+    parser.add_argument("--csv-train-full", default=STE_inputs["csv_train_full"], help="training annotations")
+    parser.add_argument("--csv-val-full", default=STE_inputs["csv_val_full"], help="validation annotations")
+    parser.add_argument("--audio-dir", default=STE_inputs["audio_dir"], help="directory of {train,val}/<entity_id>.wav")
     crops = "directory of {train,val}/<entity_id>/<timestamp>.jpg"
-    parser.add_argument("--video-dir", default=inputs["video_dir"], help=crops)
+    parser.add_argument("--video-dir", default=STE_inputs["video_dir"], help=crops)
     parser.add_argument("--no-pretrained", action="store_true", help="start from random weights instead of ImageNet's")
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a crop or wav")
-    cli.add_training_arguments(parser, STE_optimization_params, inputs["models_out"])
+    cli.add_training_arguments(parser, STE_optimization_params, STE_inputs["models_out"])
     return parser
 
 
