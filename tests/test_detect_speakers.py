@@ -503,24 +503,6 @@ def test_other_frame_rates(speakers, tmp_path, fps):
     assert_boxes_are_drawn(out, video)
 
 
-@slow
-def test_variable_frame_rate(speakers, tmp_path):
-    """25 frames per second, then every fourth of them."""
-    select = ("-vf", "select='if(lt(n,15),1,not(mod(n-15,4)))'", "-fps_mode", "vfr")
-    video = make_video(tmp_path / "video.mp4", FACE, 1.4, size=SIZE, audio=CLICK, options=(*select, *H264_AAC))
-    content = speakers(video)
-    assert content["video"]["frame_rate"] < 20
-    (track,) = content["tracks"]
-    assert 1.27 < track["end"] < 1.45  # the timestamp of the last frame is 1.24 s
-    table = read_annotations(tmp_path / "out" / "tracks.csv")
-    true = np.array([FACE[0].box(time, SIZE) for time in table.timestamp])
-    assert np.abs((table.box - true) * np.tile(SIZE, 2)).max() < 2 + 40 * 0.16
-    marked = tmp_path / "out" / "video_speakers.mp4"
-    assert duration(marked) == pytest.approx(1.4, abs=0.13)
-    assert click_time(marked) == pytest.approx(0.6, abs=0.03)
-    assert_boxes_are_drawn(tmp_path / "out", video)
-
-
 def test_rotation_flag(speakers, tmp_path):
     """The boxes and the marked video are those of the displayed, rotated frame."""
     video = make_video(tmp_path / "plain.mp4", FACE, 0.8, size=SIZE)

@@ -28,12 +28,12 @@ from core.media.crops import extract_crops, rows_without_crop
 from core.media.ffmpeg import aligned_audio_args, encode_video, has_audio
 from core.media.reader import VideoReader
 from core.metrics import smooth_tracks, speaking_score
-from core.runtime.device import sha256
 from core.runtime.errors import InputError, RunError, one_line
 from core.runtime.files import list_files, read_setting, write_bytes, write_json
 from core.runtime.jobs import FAILURES, Outcome, write_list
 from core.runtime.progress import progress
 from core.runtime.resume import StepCache
+from core.runtime.weights import sha256
 
 SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"

@@ -14,9 +14,9 @@ from core.config import tracking_params
 from core.detection.shots import Shots
 from core.formats.annotations import NOT_SPEAKING, FaceTable
 from core.media.reader import VideoReader
-from core.runtime.device import sha256
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
+from core.runtime.weights import sha256
 
 _MIN_BOX_PIXELS = 2  # width and height of a box; smaller ones can round to an empty crop
 
@@ -29,7 +29,6 @@ class FaceDetector:
 
     def __init__(self, weights: Path):
         self.sha256 = sha256(weights)
-        self.size: tuple[int, int] | None = None
         min_score = tracking_params["min_detection_score"]
         try:
             self._network = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), min_score, 0.3, 5000)
@@ -42,9 +41,7 @@ class FaceDetector:
         height, width = image.shape[:2]
         scale = min(1.0, tracking_params["detector_max_side"] / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        if size != self.size:
-            self._network.setInputSize(size)
-            self.size = size
+        self._network.setInputSize(size)
         _, output = self._network.detect(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
         if output is None:
             return np.empty((0, 5))

@@ -106,22 +106,19 @@ def plot_breakdown(path: Path, breakdowns: dict[str, Sequence[dict[str, dict]]],
     """
     size = ((5 + 0.5 * len(legend)) * len(breakdowns), 4.4)
     figure, panels = plt.subplots(1, len(breakdowns), figsize=size, squeeze=False)
-    width = 0.8 / len(legend)
     for axes, (title, predictions) in zip(panels[0], breakdowns.items(), strict=True):
-        handles = []
-        for number, groups in enumerate(predictions):
-            positions = np.arange(len(groups)) + (number - (len(legend) - 1) / 2) * width
-            percent = [100 * (group["mAP"] or 0) for group in groups.values()]
-            texts = ["none" if group["mAP"] is None else f"{100 * group['mAP']:.1f}" for group in groups.values()]
-            handles.append(axes.bar(positions, percent, width, color=COLOURS[number % len(COLOURS)], edgecolor="white"))
-            axes.bar_label(handles[-1], texts, padding=2, rotation=90 if len(legend) > 2 else 0)
+        ticks = [f"{name}\n{group['rows']} rows" for name, group in predictions[0].items()]
+        values = [[group["mAP"] for group in groups.values()] for groups in predictions]
+        percent = 100 * pd.DataFrame(values, columns=ticks, dtype=float).T
+        percent.plot.bar(ax=axes, width=0.8, color=COLOURS, edgecolor="white", legend=False, rot=0)
+        bars = list(axes.containers)
+        for own in bars:
+            axes.bar_label(own, fmt="%.1f", padding=2, rotation=90 if len(legend) > 2 else 0)
         for index, group in enumerate(predictions[0].values()):
             chance = 100 * group["positives"] / max(group["rows"], 1)
             axes.hlines(chance, index - 0.45, index + 0.45, color="black", linestyle=":")
-        ticks = [f"{name}\n{group['rows']} rows" for name, group in predictions[0].items()]
-        axes.set(xticks=range(len(ticks)), xticklabels=ticks, ylabel="mAP (%)", ylim=(0, 116), xlabel=title)
-        axes.set(yticks=range(0, 101, 20), axisbelow=True)
-    handles.append(Line2D([], [], color="black", linestyle=":"))
+        axes.set(xlabel=title, ylabel="mAP (%)", ylim=(0, 116), yticks=range(0, 101, 20), axisbelow=True)
+    handles = [*bars, Line2D([], [], color="black", linestyle=":")]
     draw_legend(figure, handles, [*legend, "chance: fraction of positive rows"])
     return save(figure, path)
 
@@ -168,7 +165,7 @@ def plot_scores(path: Path, video: int, scores: Sequence[np.ndarray], table: Fac
         name = f"{short(table.entity_ids[track], 60)}    mean error {error[own].mean():.2f}"
         limits = begin[axis == axis[lane]].min(), end[axis == axis[lane]].max()
         lanes.append(Lane(name, times[lane], [values[own] for values in scores], table.label[own], limits))
-    title = f"Scores over time, {short(table.video_ids[video])}: {len(shown)} of {len(tracks)} tracks"
+    title = f"Scores over time, {short(table.video_ids[video])}: {len(shown)} of {len(tracks)} tracks, chosen by error"
     title += "\nerror: distance of the last prediction's score from 1 if the face is audibly speaking, else from 0"
     return draw_lanes(path, title, lanes, legend, LABEL_SHADES)
 
@@ -196,7 +193,7 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
     """
     count, columns = max(len(lanes), 1), 2 if any(lane.thumbnail for lane in lanes) else 1
     figure, panels = plt.subplots(
-        count, columns, figsize=(11, 0.9 + 0.8 * count), squeeze=False, width_ratios=(1, 17)[-columns:]
+        count, columns, figsize=(11, 0.9 + 0.95 * count), squeeze=False, width_ratios=(1, 17)[-columns:]
     )
     for number, (lane, row) in enumerate(zip(lanes, panels, strict=False)):
         if lane.thumbnail:
