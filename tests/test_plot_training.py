@@ -71,7 +71,7 @@ class TestRuns:
     def test_runs_that_differ_by_the_ending_of_their_logs(self, tmp_path, plotted):
         write_log(tmp_path / "run", log_of("asc", 2)).rename(tmp_path / "run.csv")
         run_here(SCRIPT, tmp_path / "run.csv", write_log(tmp_path / "run", log_of("asc", 2)))
-        assert list(plotted[0]) == ["run.csv", "run"]
+        assert list(plotted[0]) == ["run.csv", "run/run"]
 
 
 class TestFiles:
