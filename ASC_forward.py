@@ -22,8 +22,9 @@ from core.formats.predictions import holds_rows
 from core.inference import predict_videos
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
-from core.runtime.device import device_label, get_device, load_weights
+from core.runtime.device import device_label, get_device
 from core.runtime.resume import OutputDirectory
+from core.runtime.weights import load_weights
 
 
 def get_args_parser() -> cli.Parser:

@@ -24,8 +24,9 @@ from core.formats.predictions import holds_rows
 from core.inference import encode_videos
 from core.models import short_term_encoder
 from core.runtime import cli, distributed
-from core.runtime.device import device_label, get_device, load_weights
+from core.runtime.device import device_label, get_device
 from core.runtime.resume import OutputDirectory
+from core.runtime.weights import load_weights
 
 
 def get_args_parser() -> cli.Parser:

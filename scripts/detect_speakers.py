@@ -28,8 +28,9 @@ from core.detection.pipeline import SpeakerDetection
 from core.detection.tracks import FaceDetector
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime import cli
-from core.runtime.device import device_label, get_device, load_weights
+from core.runtime.device import device_label, get_device
 from core.runtime.files import require_distinct, require_file
+from core.runtime.weights import load_weights
 
 RESULT_SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
 

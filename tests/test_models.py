@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from torchvision.models import resnet18
 
 from core.config import ASC_optimization_params, STE_optimization_params
 from core.models import ASC_Net, TwoStreamResNet, active_speakers_context, short_term_encoder
-from core.runtime.device import load_weights
 from core.runtime.errors import InputError
+from core.runtime.weights import load_weights
 from core.training import asc_losses, ste_losses, train_one_epoch
 from core.transforms import to_input
 
@@ -272,6 +273,55 @@ def test_weights_are_loaded_and_hashed(tmp_path, zipped):
         assert torch.equal(value, state[name])
 
 
+def without_counters(state: dict) -> dict:
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+FORMS = {
+    "DataParallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "torch.compile": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+    "lightning": lambda state: {"state_dict": state, "epoch": 3},
+    "checkpoint": lambda state: {"model": state, "optimizer": {}},
+    "checkpoint of DataParallel": lambda state: {
+        "model_state_dict": {f"module.{name}": value for name, value in state.items()}
+    },
+    "before torch 0.4": without_counters,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_other_forms_of_weights_are_loaded(tmp_path, capsys, form):
+    path, state, model = tmp_path / "weights.pth", filled_state("asc"), build("asc")
+    torch.save(form(state), path)
+    load_weights(model, path, HINT)
+    expected = {**model.state_dict(), **without_counters(state)}
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    noted = form is not without_counters
+    assert ("note: " in capsys.readouterr().out) == noted
+
+
+def test_safetensors_are_loaded(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    path, state, model = tmp_path / "weights.safetensors", filled_state("asc"), build("asc")
+    save_file(state, path)
+    load_weights(model, path, HINT)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_safetensors_without_their_package(tmp_path, monkeypatch):
+    (tmp_path / "weights.safetensors").write_bytes(bytes(8))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(InputError, match="pip install safetensors"):
+        load_weights(build("asc"), tmp_path / "weights.safetensors", HINT)
+
+
+def test_a_pickled_module_is_an_error(tmp_path):
+    torch.save(build("asc"), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"save model\.state_dict\(\) instead") as error:
+        load_weights(build("asc"), tmp_path / "weights.pth", HINT)
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("model", "state", "words"),
     [
@@ -283,7 +333,6 @@ def test_weights_are_loaded_and_hashed(tmp_path, zipped):
         (lambda: ASC_Net(11, 3), lambda: fill.asc_state(11, 2), ("fc_final.weight", "2816", "4224", HINT)),
         (lambda: ASC_Net(11, 3), lambda: fill.asc_state(9, 3), ("fc_final.weight", "3456", "4224", HINT)),
         (lambda: SmallEncoder(11), lambda: filled_state("asc"), ("another network",)),
-        (lambda: ASC_Net(11, 3), lambda: {"model": filled_state("asc"), "optimizer": {}}, ("a checkpoint", "next to")),
         (lambda: ASC_Net(11, 3), lambda: {**filled_state("asc"), "extra": torch.zeros(1)}, ("extra",)),
         (lambda: ASC_Net(11, 3), lambda: {**filled_state("asc"), "fc_final.bias": 1.0}, ("fc_final.bias",)),
         (lambda: ASC_Net(11, 3), lambda: torch.zeros(3), ("Tensor",)),
@@ -293,7 +342,6 @@ def test_weights_are_loaded_and_hashed(tmp_path, zipped):
         "number of speakers",
         "context length",
         "other network",
-        "checkpoint",
         "extra parameter",
         "number instead of a tensor",
         "tensor",

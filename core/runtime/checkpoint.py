@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 
 from core.runtime import distributed
-from core.runtime.device import load_checkpoint
 from core.runtime.errors import InputError
 from core.runtime.files import list_files, replacing, write_bytes
 from core.runtime.resume import Manifest, difference
+from core.runtime.weights import load_checkpoint
 
 CHECKPOINT_FILE = "last.ckpt"
 TRAINING_IDENTITY = ("batch_size", "learning_rate", "step_size", "gamma", "precision", "seed")

@@ -1,18 +1,14 @@
-"""Device, precision and weights of a network."""
+"""Device and precision of a network."""
 
 import contextlib
 import ctypes
-import hashlib
-import warnings
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from core.runtime import distributed
-from core.runtime.errors import InputError, first_line
-from core.runtime.files import require_file
+from core.runtime.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
@@ -73,47 +69,3 @@ def input_dtype(precision: str) -> torch.dtype:
 
 def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Load a dictionary of tensors and plain values on the CPU. Code in the file is not run. Raises InputError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unsuitable files are refused below
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # parsing arbitrary bytes can raise anything
-        raise InputError(f"{path}: not a file of weights ({first_line(error)[:100]})") from None
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: not a file of weights ({type(state).__name__}, expected a state_dict)")
-    return state
-
-
-def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
-    """Load a bare state_dict strictly and return the SHA-256 of the file.
-
-    Raises InputError with the first parameter that does not fit; `hint` names the likely reason for another shape.
-    """
-    download, train = "bash scripts/downloads.sh weights", "STE_train.py and ASC_train.py"
-    path = require_file(path, f"weights; {download} downloads the published ones, {train} write <epoch>.pth")
-    state = load_checkpoint(path)
-    if "optimizer" in state:
-        raise InputError(f"{path}: a checkpoint of a training run; use the weights <epoch>.pth next to it")
-    own = model.state_dict()
-    for name, value in own.items():
-        found = state.get(name)
-        if not isinstance(found, torch.Tensor):
-            raise InputError(f"{path}: parameter {name} is missing; these are weights of another network")
-        if found.shape != value.shape:
-            shapes = f"{tuple(found.shape)}, expected {tuple(value.shape)}"
-            raise InputError(f"{path}: {name} has shape {shapes}: {hint}")
-    unexpected = [name for name in state if name not in own]
-    if unexpected:
-        raise InputError(f"{path}: unexpected parameter {unexpected[0]}; these are weights of another network")
-    model.load_state_dict(state)
-    return sha256(path)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

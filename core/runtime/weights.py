@@ -1,0 +1,95 @@
+"""Weights of a network: reading, in the forms in which others save them, and the settings they were trained with."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.runtime.errors import InputError, first_line
+from core.runtime.files import require_file
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network")  # keys of weights in a larger dictionary
+_PREFIXES = ("module.", "_orig_mod.")  # added to parameter names by DataParallel and torch.compile
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Load a dictionary of tensors and plain values on the CPU. Code in the file is not run. Raises InputError."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unsuitable files are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise InputError(f"{path}: reading this file needs a package: pip install safetensors") from None
+    except Exception as error:  # parsing arbitrary bytes can raise anything
+        reason = first_line(error)[:100]
+        if "Weights only load failed" in reason:
+            reason = "damaged, or not written by torch.save"
+        if "Unsupported global" in str(error):
+            reason = "it holds Python objects; save model.state_dict() instead of the model"
+        raise InputError(f"{path}: not a file of weights ({reason})") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: not a file of weights ({type(state).__name__}, expected a state_dict)")
+    return state
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state_dict, also from within a checkpoint and with prefixes of parameter names. Raises InputError."""
+    state = load_checkpoint(path)
+    for key in _WRAPPERS:
+        if isinstance(state.get(key), dict):
+            state = state[key]
+            print(f"note: {path}: the weights are its entry {key!r}")
+            break
+    for prefix in _PREFIXES:
+        if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+            print(f"note: {path}: the prefix {prefix!r} of its parameter names is ignored")
+    return state
+
+
+def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
+    """Load the weights of a network strictly and return the SHA-256 of the file.
+
+    Counters of batch norm, which old files lack, may be missing. Raises InputError with the first parameter that does
+    not fit; `hint` names the likely reason for another shape.
+    """
+    download, train = "bash scripts/downloads.sh weights", "STE_train.py and ASC_train.py"
+    path = require_file(path, f"weights; {download} downloads the published ones, {train} write <epoch>.pth")
+    state = read_state_dict(path)
+    own = model.state_dict()
+    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    state = {**counters, **state}
+    for name, value in own.items():
+        found = state.get(name)
+        if not isinstance(found, torch.Tensor):
+            raise InputError(f"{path}: parameter {name} is missing; these are weights of another network")
+        if found.shape != value.shape:
+            shapes = f"{tuple(found.shape)}, expected {tuple(value.shape)}"
+            raise InputError(f"{path}: {name} has shape {shapes}: {hint}")
+    unexpected = [name for name in state if name not in own]
+    if unexpected:
+        raise InputError(f"{path}: unexpected parameter {unexpected[0]}; these are weights of another network")
+    model.load_state_dict(state)
+    return sha256(path)
+
+
+def training_settings(weights: str | Path) -> dict:
+    """Return the settings of the training run whose directory holds the weights, {} if there are none."""
+    files = list(Path(weights).parent.glob("*_cfg.json"))
+    try:
+        return dict(json.loads(files[0].read_text())) if len(files) == 1 else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
