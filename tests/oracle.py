@@ -45,13 +45,41 @@ def number(text: str) -> float | None:
 
 
 def plain(name: str) -> str | None:
-    """Return the name if it is a plain file name, else None."""
-    bad = name in ("", ".", "..") or set("/\\") & set(name) or not name.isprintable() or len(name.encode()) > 240
+    """Return the name without blanks around it if it is a plain file name, else None."""
+    name = name.strip(" \t")
+    bad = (
+        name in ("", ".", "..", "#NAME?", "#REF!", "#VALUE!", "#N/A")
+        or set("/\\") & set(name)
+        or not name.isprintable()
+        or len(name.encode()) > 240
+    )
     return None if bad else name
 
 
 def label_id(text: str) -> int | None:
-    return LABELS.index(text) if text in LABELS else None
+    """Return the number of a label, -1 for an empty one. None if it is not a label."""
+    text = text.strip(" \t").upper()
+    return {"": -1, "0": 0, "1": 1, "2": 2, **{name: index for index, name in enumerate(LABELS)}}.get(text)
+
+
+def column(text: str) -> str:
+    """Return the name of a column, given one of its usual spellings."""
+    text = text.strip().lower()
+    spellings = {
+        "video_id": ("video", "videoid", "video_name"),
+        "frame_timestamp": ("timestamp", "frame_time", "time", "seconds"),
+        "entity_id": ("entity", "entityid", "track", "track_id"),
+        **{name: (name[-2:],) for name in BOX},
+    }
+    return next((name for name, others in spellings.items() if text in others), text)
+
+
+def last_line_is_complete(data: bytes) -> bool:
+    """A last line without a line end counts if it ends with the id of an earlier line."""
+    lines = data.replace(b"\r\n", b"\n").split(b"\n")
+    ends = [line.rpartition(b",")[2] for line in lines if b"," in line]
+    is_name = bool(ends) and re.search(rb"[^0-9.eE+-]", ends[-1])
+    return b"," in lines[-1] and bool(is_name) and ends[-1] in ends[:-1]
 
 
 def feature(text: str) -> bytes | None:
@@ -74,7 +102,7 @@ def split(name: str, data: bytes, expected: Expected) -> list[tuple[int, list[st
         expected.errors[name, data[: data.index(b"\0")].count(b"\n") + 1] = "NUL"
     if lone := re.search(rb"\r(?!\n)", data):
         expected.errors[name, data[: lone.start()].count(b"\n") + 1] = "carriage return"
-    if not data.endswith(b"\n"):
+    if not data.endswith(b"\n") and not last_line_is_complete(data):
         expected.errors[name, data.count(b"\n") + 1 if data else 0] = "no line end"
     for line, text in enumerate(data.split(b"\n") if len(data) > 1 << 20 else (), 1):
         if len(text) > 1 << 20:
@@ -89,6 +117,7 @@ def split(name: str, data: bytes, expected: Expected) -> list[tuple[int, list[st
         expected.doubts[name, 1] = "second byte order mark"
         text = text.removeprefix("\ufeff")
     limit = csv.field_size_limit(1 << 30)
+    text += "" if text.endswith("\n") else "\n"
     reader = csv.reader(io.StringIO(text + "END\n", newline=""))
     lines = [(reader.line_num, fields) for fields in reader if fields]
     csv.field_size_limit(limit)  # readers run with the default limit
@@ -105,14 +134,24 @@ def split(name: str, data: bytes, expected: Expected) -> list[tuple[int, list[st
     return [(line, fields) for line, fields in lines if len(fields) > 1 or fields[0].strip(" \t")]
 
 
-def pick(name: str, lines: list, expected: Expected, wanted: dict[str, Callable], names: Iterable[str]) -> list[tuple]:
-    """Return ((file, line), values of the wanted columns) of the valid rows."""
+def pick(
+    name: str,
+    lines: list,
+    expected: Expected,
+    wanted: dict[str, Callable],
+    names: Iterable[str],
+    optional: tuple[str, ...] = (),
+) -> list[tuple]:
+    """Return ((file, line), values of the wanted columns) of the valid rows. Missing optional columns are empty."""
     first, head = lines[0] if lines else (0, [])
-    header = next(iter(wanted)) in head
+    spelled = [column(text) if column(text) in wanted else text for text in head]
+    header = next(iter(wanted)) in head or set(wanted) <= {*spelled, *optional}
+    head = spelled if header else head
+    needed = set(wanted) - (set(optional) if header else set())
     if first > 1:
         expected.doubts[name, first] = "first row not in the first line"
     names = head if header else list(names)
-    if len(set(names)) < len(names) or not set(wanted) <= set(names):
+    if len(set(names)) < len(names) or not needed <= set(names):
         expected.errors[name, first] = "missing or duplicate column"
         return []
     if len(lines) == header and (name, 0) not in expected.errors:
@@ -142,7 +181,7 @@ def expected_annotations(files: dict[str, bytes]) -> Expected:
     expected, rows = Expected(), []
     wanted = {**dict.fromkeys(OFFICIAL, number), "label": label_id, "video_id": plain, "entity_id": plain}
     for name in sorted(files):
-        for row in pick(name, split(name, files[name], expected), expected, wanted, OFFICIAL):
+        for row in pick(name, split(name, files[name], expected), expected, wanted, OFFICIAL, ("label",)):
             x1, y1, x2, y2 = row[3:7]
             if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
                 expected.errors[row[0]] = "box"

@@ -13,9 +13,12 @@ from core.formats.csv_table import read_table
 from core.runtime.errors import InputError
 
 NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # label_id in the augmented files
+NO_LABEL = -1
 LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
 OFFICIAL_SUFFIX = "-activespeaker.csv"
 BOX_COLUMNS = ["entity_box_x1", "entity_box_y1", "entity_box_x2", "entity_box_y2"]
+_UNKNOWN_LABEL = -2
+_LABEL_CODES = {**{name: code for code, name in enumerate(LABELS)}, "0": 0, "1": 1, "2": 2, "": NO_LABEL}
 _COLUMNS = {
     "video_id": "id",
     "frame_timestamp": "number",
@@ -38,7 +41,7 @@ class FaceTable:
     video: np.ndarray  # (N,) int32, index into video_ids
     entity: np.ndarray  # (N,) int32, index into entity_ids
     timestamp: np.ndarray  # (N,) float64, seconds
-    label: np.ndarray  # (N,) int8, label_id
+    label: np.ndarray  # (N,) int8, label_id or NO_LABEL
     box: np.ndarray | None = None  # (N, 4) float64, x1 y1 x2 y2 in [0, 1] of the frame; None for features
     audio_start: np.ndarray | None = None  # (E,) float64, seconds: start of the track's wav
     anyone_speaking: np.ndarray | None = None  # (N,) bool: a face of the same frame is SPEAKING_AUDIBLE
@@ -106,6 +109,17 @@ class FaceTable:
         """(N,) bool: the label is SPEAKING_AUDIBLE, the class that the networks predict."""
         return self.label == SPEAKING_AUDIBLE
 
+    @cached_property
+    def target(self) -> np.ndarray:
+        """(N,) int8: 1 for SPEAKING_AUDIBLE, 0 for the other labels, NO_LABEL without one."""
+        return np.where(self.label == NO_LABEL, NO_LABEL, self.is_speaking).astype(np.int8)
+
+    def require_labels(self, source: str | Path) -> None:
+        """Raise InputError if a row has no label."""
+        if count := int((self.label == NO_LABEL).sum()):
+            example = self.row_name(int((self.label == NO_LABEL).argmax()))
+            raise InputError(f"{source}: {count} of {len(self)} rows have no label, such as {example}")
+
     def keys(self, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
         """Return the columns that identify a row in every file: video_id, frame_timestamp, entity_id."""
         return pd.DataFrame(
@@ -126,7 +140,7 @@ class FaceTable:
         frame = self.keys()
         for column, name in enumerate(BOX_COLUMNS):
             frame.insert(2 + column, name, self.box[:, column])
-        frame.insert(6, "label", np.array(LABELS, object)[self.label])
+        frame.insert(6, "label", np.array([*LABELS, ""], object)[self.label])  # the last one for NO_LABEL
         return frame
 
     def keep(self, rows: np.ndarray) -> "FaceTable":
@@ -168,25 +182,23 @@ def find_annotations(source: str | Path) -> list[Path]:
     return files
 
 
-def read_annotations(source: str | Path) -> FaceTable:
+def read_annotations(source: str | Path, clip_boxes: bool = False) -> FaceTable:
     """Read an augmented file, an official file or a directory of official files.
 
-    Raises InputError with file and line for anything that the formats do not allow: invalid text or numbers (see
-    `core.formats.csv_table.read_table`), boxes, labels, duplicates and decreasing timestamps.
+    Labels are names in any case or label_ids; an empty label or a header without label means NO_LABEL. With
+    `clip_boxes` the parts of boxes outside the frame are cut off. Raises InputError with file and line for anything
+    that the formats do not allow: invalid text or numbers (see `core.formats.csv_table.read_table`), boxes, labels,
+    duplicates and decreasing timestamps.
     """
     files = find_annotations(source)
     video_codes: dict[str, int] = {}
     entity_codes: dict[str, int] = {}
     parts, lines = [], []
     for file in files:
-        table = read_table(file, _COLUMNS)
+        table = read_table(file, _COLUMNS, optional=("label",))
         line = table.index.to_numpy()
-        box = table[BOX_COLUMNS].to_numpy()
-        _refuse(((box < 0) | (box > 1)).any(axis=1), file, line, "box outside [0, 1]")
-        _refuse((box[:, 0] >= box[:, 2]) | (box[:, 1] >= box[:, 3]), file, line, "box without x1 < x2 and y1 < y2")
-        labels = table["label"].cat
-        code = np.array([LABELS.index(x) if x in LABELS else -1 for x in labels.categories], np.int8)[labels.codes]
-        _refuse(code < 0, file, line, f"label is not one of {', '.join(LABELS)}")
+        box = _check_boxes(table[BOX_COLUMNS].to_numpy(), clip_boxes, file, line)
+        code = _label_codes(table["label"], file, line)
         video = _recode(table["video_id"], video_codes)
         entity = _recode(table["entity_id"], entity_codes)
         parts.append((video, entity, table["frame_timestamp"].to_numpy(), code, box))
@@ -207,6 +219,36 @@ def read_annotations(source: str | Path) -> FaceTable:
     return table
 
 
+def _label_codes(labels: pd.Series, file: Path, line: np.ndarray) -> np.ndarray:
+    """Return the label of each row (n,) int8. Raises InputError with the first unknown one."""
+    codes = [_LABEL_CODES.get(text.upper(), _UNKNOWN_LABEL) for text in labels.cat.categories]
+    result = np.array(codes, np.int8)[labels.cat.codes]
+    expected = f"expected one of {', '.join(LABELS)}"
+    _refuse(result == _UNKNOWN_LABEL, file, line, lambda row: f"label is {labels.iloc[row]!r}, {expected}")
+    return result
+
+
+def _check_boxes(box: np.ndarray, clip: bool, file: Path, line: np.ndarray) -> np.ndarray:
+    """Return boxes (n, 4), cut off at the frame if `clip` is true. Raises InputError with the first bad one."""
+    if clip and (np.abs(box - 0.5) <= 1.5).all():  # others are not fractions
+        box = box.clip(0, 1)
+
+    def cause(row: int) -> str:
+        if np.abs(box[row]).max() > 2:
+            return "are these pixels? divide them by the width and height of the frame"
+        return "to cut it off at the edge of the frame, pass --clip-boxes"
+
+    outside = ((box < 0) | (box > 1)).any(axis=1)
+    _refuse(outside, file, line, lambda row: f"box {_format(box[row])} outside [0, 1]: {cause(row)}")
+    empty = (box[:, 0] >= box[:, 2]) | (box[:, 1] >= box[:, 3])
+    _refuse(empty, file, line, lambda row: f"box {_format(box[row])} without x1 < x2 and y1 < y2")
+    return box
+
+
+def _format(box: np.ndarray) -> str:
+    return ", ".join(f"{value:g}" for value in box)
+
+
 def _recode(column: pd.Series, codes: dict[str, int]) -> np.ndarray:
     """Return the categories of a column as numbers (N,) int32. Adds new names to `codes` in order of appearance."""
     used = column.cat.codes.to_numpy()
@@ -220,11 +262,11 @@ def _recode(column: pd.Series, codes: dict[str, int]) -> np.ndarray:
     return table[used]
 
 
-def _refuse(bad: np.ndarray, file: Path, line: np.ndarray, problem: str) -> None:
-    """Raise InputError with the first bad line, if there is one."""
+def _refuse(bad: np.ndarray, file: Path, line: np.ndarray, problem: Callable[[int], str]) -> None:
+    """Raise InputError with the first bad line and its problem, if there is one."""
     if bad.any():
         count = f" ({int(bad.sum())} such lines)" if bad.sum() > 1 else ""
-        raise InputError(f"{file}, line {line[bad.argmax()]}: {problem}{count}")
+        raise InputError(f"{file}, line {line[bad.argmax()]}: {problem(int(bad.argmax()))}{count}")
 
 
 def check_tracks(table: FaceTable, line_of: Callable[[int], str]) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ from core.runtime.files import PARTIAL, replacing
 MAX_NAME_BYTES = 240  # the usual limit of a file name is 255; the rest is for suffixes such as ".wav"
 _CHUNK_BYTES = 1 << 20  # also the longest line that is accepted
 _DTYPES = {"number": "float64", "id": "category", "category": "category", "text": "str"}
+# Other spellings of column names, in lower case
+_SYNONYMS = {
+    **dict.fromkeys(("video", "videoid", "video_name"), "video_id"),
+    **dict.fromkeys(("timestamp", "frame_time", "time", "seconds"), "frame_timestamp"),
+    **{name: f"entity_box_{name}" for name in ("x1", "y1", "x2", "y2")},
+    **dict.fromkeys(("entity", "entityid", "track", "track_id"), "entity_id"),
+}
+_SPREADSHEET_ERRORS = ("#NAME?", "#REF!", "#VALUE!", "#N/A")
 _BOOLEANS = ["True", "TRUE", "true", "False", "FALSE", "false"]  # pandas converts these to numbers
 
 
@@ -58,8 +67,21 @@ def require_text(path: Path) -> int:
     if not last:
         raise InputError(f"{path}: empty file")
     if last != b"\n":
-        raise InputError(f"{path}, line {lines + 1}: truncated (no line end)")
+        if not _last_line_is_complete(path):
+            problem = "truncated, or complete but without a line end: then add one"
+            raise InputError(f"{path}, line {lines + 1}: {problem}")
+        lines += 1
     return lines
+
+
+def _last_line_is_complete(path: Path) -> bool:
+    """Return True if the last line of a file ends with the same id as a line before it.
+
+    Some programs do not end the last line. One that was cut off hardly ends with the whole id of another row.
+    """
+    earlier, _, last = path.read_bytes().replace(b"\r\n", b"\n").rpartition(b"\n")
+    comma, name = last[last.rfind(b",") :][:1], last[last.rfind(b",") + 1 :]
+    return bool(comma and re.search(rb"[^\d.eE+-]", name)) and b"," + name + b"\n" in earlier + b"\n"
 
 
 def _require_regular(path: Path) -> None:
@@ -79,20 +101,26 @@ def first_fields(path: Path) -> list[str]:
         raise InputError(f"{path}, line 1: {error}") from None
 
 
-def read_table(path: Path, columns: dict[str, str], names: list[str] | None = None) -> pd.DataFrame:
+def read_table(
+    path: Path, columns: dict[str, str], names: list[str] | None = None, optional: tuple[str, ...] = ()
+) -> pd.DataFrame:
     """Read columns of a csv file. The index of the result is the line number of each row, from 1.
 
     `columns` maps names to kinds: "number" (finite float64), "id" (plain file names, as categories), "category" or
-    "text" (str). A first line that contains the first of these names is a header, and columns are found by name.
-    A file without header has exactly the columns `names` (default: those of `columns`). Blank lines are skipped.
-    Raises InputError with file and line.
+    "text" (str). Blanks around ids and categories are removed. A first line that contains the first of these names, or
+    usual spellings of all of them, is a header, and columns are found by name; `optional` columns without text may be
+    missing. A file without header has exactly the columns `names` (default: those of `columns`). Blank lines are
+    skipped. Raises InputError with file and line.
     """
     lines = require_text(path)
     names = names or list(columns)
     fields = first_fields(path)
-    header = next(iter(columns)) in fields
+    found = [_column_name(field, columns) for field in fields]
+    header = next(iter(columns)) in fields or set(columns) <= {*found, *optional}
+    absent = [name for name in optional if header and name not in found]
+    columns = {name: kind for name, kind in columns.items() if name not in absent}
     if header:
-        names = fields
+        names = found
     missing = [name for name in columns if name not in names]
     if missing or len(set(names)) < len(names):
         problem = f"no column {missing[0]!r}" if missing else "duplicate column name"
@@ -102,7 +130,6 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
         "header": None,
         "names": names,
         "skiprows": int(header),
-        "index_col": False,
         # Other columns are read too, one byte per field, because pandas then checks the number of columns.
         "dtype": {name: _DTYPES[columns[name]] if name in columns else "S1" for name in names},
         "keep_default_na": False,
@@ -114,6 +141,8 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = _read(path, options)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes an additional first column as index
+            raise ValueError("additional columns")
     except (ValueError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError are ValueErrors
         raise InputError(_inspect(path, columns, names, header, error)[0]) from None
     if not len(table):
@@ -129,9 +158,23 @@ def read_table(path: Path, columns: dict[str, str], names: list[str] | None = No
             raise InputError(problem or f"{path}: invalid number")
         if len(line_numbers) == len(table):
             table.index = line_numbers
-    for name in (name for name, kind in columns.items() if kind == "id"):
-        _check_ids(path, table[name])
+    for name, kind in columns.items():
+        if kind in ("id", "category"):
+            names = table[name].cat.categories
+            if (names != names.str.strip(" \t")).any():
+                table[name] = table[name].astype("str").str.strip(" \t").astype("category")
+        if kind == "id":
+            _check_ids(path, table[name])
+    for name in absent:
+        table[name] = pd.Categorical.from_codes(np.zeros(len(table), int), [""])
     return table
+
+
+def _column_name(field: str, columns: Iterable[str]) -> str:
+    """Return the name of the column that a field of a header means, the field itself if it is none of them."""
+    name = field.strip().lower()
+    name = _SYNONYMS.get(name, name)
+    return name if name in columns else field
 
 
 def _read(path: Path, options: dict) -> pd.DataFrame:
@@ -154,6 +197,9 @@ def _read(path: Path, options: dict) -> pd.DataFrame:
 
 def _check_ids(path: Path, ids: pd.Series) -> None:
     for name in ids.cat.categories:
+        if name in _SPREADSHEET_ERRORS:
+            cause = "a spreadsheet wrote this for a text that begins with - or =; import the column as text"
+            raise InputError(f"{path}, line {(ids == name).idxmax()}: {ids.name} is {name}: {cause}")
         try:
             check_name(name, str(path))
         except InputError:
@@ -181,14 +227,25 @@ def _inspect(
                 if not fields or (header and index == 0):
                     continue
                 if len(fields) != len(names):
-                    return f"{where}: {len(fields)} columns, expected {len(names)}", rows
+                    cause = _column_cause(fields, len(names))
+                    return f"{where}: {len(fields)} columns, expected {len(names)}{cause}", rows
                 for name, text in zip(names, fields, strict=True):
                     if columns.get(name) == "number" and not _is_number(text):
-                        return f"{where}: {name} is {text[:40]!r}, not a number", rows
+                        cause = "" if index else f"; a header must name {', '.join(columns)}"
+                        return f"{where}: {name} is {text[:40]!r}, not a number{cause}", rows
                 rows.append(reader.line_num)
         except csv.Error as problem:
             return f"{path}, line {reader.line_num}: {problem}", rows
     return (blank or f"{path}: {str(error).splitlines()[0]}") if error else "", rows
+
+
+def _column_cause(fields: list[str], expected: int) -> str:
+    """Return the likely cause of a wrong number of columns, as the end of a message."""
+    if len(fields) == 1 and (";" in fields[0] or "\t" in fields[0]):
+        return "; the columns are separated by semicolons or tabs: save the file with commas"
+    if len(fields) == expected + 1 and fields[0].isdigit():
+        return "; the first column looks like an index: write the file without it (pandas: index=False)"
+    return ""
 
 
 def _is_number(text: str) -> bool:
