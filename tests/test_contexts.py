@@ -15,7 +15,7 @@ from core.contexts import Contexts, epoch_seed
 from core.datasets import ASCDataset
 from core.formats.annotations import FaceTable
 from core.formats.features import FeatureStore
-from core.loaders import EpochSampler, BatchLoader
+from core.loaders import BatchLoader, EpochSampler
 
 CPU = torch.device("cpu")
 # Two videos with the same timestamps, and tracks of different lengths whose rows are mixed

@@ -38,7 +38,7 @@ from torch import nn
 import core.datasets
 from core.datasets import ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import read_annotations
-from core.loaders import EpochSampler, BatchLoader, clip_batches
+from core.loaders import BatchLoader, EpochSampler, clip_batches
 from core.models import ASC_Net
 from core.runtime.checkpoint import TrainingRun
 from core.runtime.errors import InputError
