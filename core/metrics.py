@@ -35,6 +35,17 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0) * monotone))
 
 
+def tied_range(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest AP that the official tool can give, since its order of tied rows is arbitrary.
+
+    Arguments and errors are those of `precision_recall`.
+    """
+    orders = (np.lexsort((second, -scores)) for second in (positive, ~positive))  # ties: negative or positive first
+    ranks = -np.arange(len(scores))
+    lowest, highest = (average_precision(ranks, positive[order]) for order in orders)
+    return lowest, highest
+
+
 def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Area under the ROC curve; ties count half. NaN if all rows are of one class."""
     count = int(positive.sum())

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import postprocessing_params
 from core.formats.annotations import read_annotations
-from core.formats.predictions import join, read_scores
+from core.formats.predictions import join, keep_predicted, read_scores
 from core.reports import report
 from core.runtime import cli
 
@@ -39,10 +39,15 @@ def get_args_parser() -> cli.Parser:
 def main(args: argparse.Namespace) -> None:
     cli.print_settings(vars(args))
     report.require_distinct_paths(args, args.predictions, {}, SETTINGS_FILE)
-    table = read_annotations(args.ground_truth)
+    table = read_annotations(args.ground_truth, args.clip_boxes)
+    table.require_labels(args.ground_truth)
+    predictions = [read_scores(path) for path in args.predictions]
+    for prediction in predictions if args.only_predicted else []:
+        table = keep_predicted(table, prediction)
+    names = report.display_names(args.predictions)
     scores = {
-        name: join(read_scores(path), table, path)["score"].to_numpy()
-        for name, path in zip(report.display_names(args.predictions), args.predictions, strict=True)
+        name: join(prediction, table, path, args.only_predicted)["score"].to_numpy()
+        for name, path, prediction in zip(names, args.predictions, predictions, strict=True)
     }
     numbers = report.compute(scores, table, args.ava_video_dir)
     report.show(numbers)

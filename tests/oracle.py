@@ -159,7 +159,11 @@ def pick(
     rows = []
     for line, fields in lines[header:]:
         texts = dict(zip(names, fields, strict=False))
-        values = [kind(texts.get(column, "")) for column, kind in wanted.items()]
+        values = []
+        for column_name, kind in wanted.items():
+            value = kind(texts.get(column_name, ""))
+            absent = header and column_name in optional and column_name not in names
+            values.append("" if absent and value is None else value)
         if len(fields) != len(names) or None in values:
             expected.errors[name, line] = "columns" if len(fields) != len(names) else "value"
         rows.append(((name, line), *values))
@@ -206,7 +210,7 @@ def expected_store(files: dict[str, bytes]) -> Expected:
             wanted["features"] = feature
         rows = pick(name, lines, expected, wanted, (*STORED, "features"))
         for place, video, _, _, label, *_ in rows:
-            if label not in (0, 1) or video != stem:
+            if label not in (0, 1, -1) or video != stem:
                 expected.errors[place] = "label or video"
         if "features" not in wanted:
             values = array_rows(f"{stem}.npy", array or b"", len(rows), expected)
@@ -254,8 +258,14 @@ def expected_scores(files: dict[str, bytes]) -> Expected:
     """Rows (video, time, entity, score) of a file."""
     expected, ((name, data),) = Expected(), files.items()
     wanted = {"video_id": plain, "frame_timestamp": number, "entity_id": plain, "score": number}
-    rows = pick(name, split(name, data, expected), expected, wanted, (*OFFICIAL, "score"))
-    expected.rows = [row[1:] for row in rows]
+    optional = {**dict.fromkeys(BOX, number), "label": lambda text: text.strip(" \t")}
+    lines = split(name, data, expected)
+    rows = pick(name, lines, expected, {**wanted, **optional}, (*OFFICIAL, "score"), tuple(optional))
+    lowest = min((row[4] for row in rows if row[-1] == LABELS[1]), default=math.inf)
+    for place, *_, score, _, _, _, _, label in rows:
+        if label not in (LABELS[1], "") and score > lowest:
+            expected.errors[place] = "score of another label"
+    expected.rows = [row[1:5] for row in rows]
     return expected
 
 

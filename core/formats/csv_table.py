@@ -108,9 +108,9 @@ def read_table(
 
     `columns` maps names to kinds: "number" (finite float64), "id" (plain file names, as categories), "category" or
     "text" (str). Blanks around ids and categories are removed. A first line that contains the first of these names, or
-    usual spellings of all of them, is a header, and columns are found by name; `optional` columns without text may be
-    missing. A file without header has exactly the columns `names` (default: those of `columns`). Blank lines are
-    skipped. Raises InputError with file and line.
+    usual spellings of all of them, is a header, and columns are found by name; `optional` columns may be missing:
+    numbers are NaN then, texts empty. A file without header has exactly the columns `names` (default: those of
+    `columns`). Blank lines are skipped. Raises InputError with file and line.
     """
     lines = require_text(path)
     names = names or list(columns)
@@ -118,6 +118,7 @@ def read_table(
     found = [_column_name(field, columns) for field in fields]
     header = next(iter(columns)) in fields or set(columns) <= {*found, *optional}
     absent = [name for name in optional if header and name not in found]
+    optional_kinds = {name: columns[name] for name in absent}
     columns = {name: kind for name, kind in columns.items() if name not in absent}
     if header:
         names = found
@@ -166,7 +167,7 @@ def read_table(
         if kind == "id":
             _check_ids(path, table[name])
     for name in absent:
-        table[name] = pd.Categorical.from_codes(np.zeros(len(table), int), [""])
+        table[name] = np.nan if optional_kinds[name] == "number" else pd.Categorical([""] * len(table))
     return table
 
 

@@ -11,8 +11,9 @@ from core.formats.features import FEATURE_COLUMNS, TEXT_COLUMNS, list_csv_files
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
 
-_KEY = ["video_id", "frame_timestamp", "entity_id"]
-_LOGITS = ["logit_0", "logit_1"]
+_KEY = ["video_id", "millisecond", "entity_id"]
+LOGIT_COLUMNS = ["logit_0", "logit_1"]
+_MAX_BOX_DIFFERENCE = 0.001  # predictions may round the boxes of the ground truth
 _PREDICTION_COLUMNS = {"entity_id": "id", "frame_timestamp": "number", "logit_0": "number", "logit_1": "number"}
 
 
@@ -31,7 +32,7 @@ def read_logits(directory: str | Path) -> pd.DataFrame:
     files = list_csv_files(directory, "one <video_id>.csv per video")
     parts = []
     for file in progress(files, desc="reading predictions", unit="video", leave=False):
-        parts.append(_read_rows(file)[[*_KEY, *_LOGITS]])
+        parts.append(_read_rows(file)[["video_id", "frame_timestamp", "entity_id", *LOGIT_COLUMNS]])
     return pd.concat(parts, ignore_index=True)
 
 
@@ -51,7 +52,7 @@ def holds_rows(path: Path, table: FaceTable, rows: np.ndarray, some: bool = Fals
     Raises InputError if the file is invalid.
     """
     found, wanted = _read_rows(path), table.keys(rows)
-    wanted["label_id"] = table.is_speaking[rows].astype(float)
+    wanted["label_id"] = table.target[rows].astype(float)
     columns = [name for name in wanted if name in found]
     have, want = (set(frame[columns].itertuples(index=False, name=None)) for frame in (found, wanted))
     return have == want or (some and have < want)
@@ -67,40 +68,75 @@ def write_scores(path: str | Path, ground_truth: str | Path, table: FaceTable, s
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
-    """Read video_id, frame_timestamp, entity_id and score of a file of final predictions. Raises InputError."""
-    columns = {"video_id": "id", "frame_timestamp": "number", "entity_id": "id", "score": "number"}
+    """Read final predictions: the columns video_id, frame_timestamp, entity_id, score and the box.
+
+    Labels may be decisions, but scores must be those of SPEAKING_AUDIBLE in all rows, not the confidence in the
+    decision. With a header, the label and the box may be missing; boxes are NaN then. Raises InputError.
+    """
+    kinds = {"video_id": "id", "frame_timestamp": "number", "entity_id": "id", "score": "number"}
+    columns = {**kinds, **dict.fromkeys(BOX_COLUMNS, "number"), "label": "category"}
     names = ["video_id", "frame_timestamp", *BOX_COLUMNS, "label", "entity_id", "score"]
-    return read_table(Path(path), columns, names).astype({"video_id": object, "entity_id": object})
+    frame = read_table(Path(path), columns, names, optional=(*BOX_COLUMNS, "label"))
+    speaking = frame["label"] == LABELS[SPEAKING_AUDIBLE]
+    above = ~speaking & (frame["label"] != "") & (frame["score"] > frame.loc[speaking, "score"].min())
+    if above.any():
+        line = frame.loc[above, "score"].idxmax()
+        row = f"label {frame['label'][line]} with a score of {frame['score'][line]:g}, above rows that speak"
+        raise InputError(f"{path}, line {line}: {row}; scores must be those of {LABELS[SPEAKING_AUDIBLE]} in every row")
+    return frame.drop(columns="label").astype({"video_id": object, "entity_id": object})
 
 
 def join_logits(directory: str | Path, table: FaceTable) -> np.ndarray:
     """Read the logits of a directory in the order of a table, (N, 2) float64. Raises InputError as `join` does."""
-    return join(read_logits(directory), table, str(directory))[_LOGITS].to_numpy()
+    return join(read_logits(directory), table, directory)[LOGIT_COLUMNS].to_numpy()
 
 
-def join(predictions: pd.DataFrame, table: FaceTable, source: str) -> pd.DataFrame:
-    """Return predictions in the order of the ground truth, matched by video_id, frame_timestamp (a number), entity_id.
+def join(predictions: pd.DataFrame, table: FaceTable, source: str | Path, allow_more: bool = False) -> pd.DataFrame:
+    """Return predictions in the order of the ground truth, matched by video_id, entity_id and the millisecond.
 
-    Raises InputError with counts and examples if a row is missing on either side or occurs twice.
+    Raises InputError with counts and examples if a row is missing, occurs twice or has another box, and without
+    `allow_more` if there are predictions of other rows.
     """
+    predictions, truth = _with_milliseconds(predictions), _with_milliseconds(table.keys())
     duplicates = predictions[predictions.duplicated(_KEY)]
     if len(duplicates):
         raise InputError(f"{source}: {len(duplicates)} rows are duplicates, such as {_row_names(duplicates)}")
-    truth = table.keys()
-    joined = truth.merge(predictions, on=_KEY, how="left", sort=False, indicator=True, validate="one_to_one")
+    joined = truth.merge(predictions.drop(columns="frame_timestamp"), on=_KEY, how="left", sort=False, indicator=True)
     found = joined.pop("_merge") == "both"
     if not found.all():
         examples = "; ".join(map(table.row_name, np.flatnonzero(~found)[:3]))
-        problem = "rows of the ground truth have no prediction (unfinished, or --skip-missing?)"
-        raise InputError(f"{source}: {int((~found).sum())} {problem}: {examples}")
-    if len(predictions) > len(truth):
-        both = predictions.merge(truth, on=_KEY, how="left", sort=False, indicator=True)
+        problem = "rows of the ground truth have no prediction (unfinished stage, or --skip-missing?)"
+        advice = "--only-predicted leaves them out"
+        raise InputError(f"{source}: {int((~found).sum())} {problem}: {examples}; {advice}")
+    if len(predictions) > len(truth) and not allow_more:
+        both = predictions.merge(truth[_KEY], on=_KEY, how="left", sort=False, indicator=True)
         extra = both[both["_merge"] == "left_only"]
         raise InputError(f"{source}: {len(extra)} predictions have no row in the ground truth: {_row_names(extra)}")
-    return joined
+    if BOX_COLUMNS[0] in joined and table.box is not None:
+        other = np.abs(joined[BOX_COLUMNS].to_numpy() - table.box).max(axis=1) > _MAX_BOX_DIFFERENCE
+        if other.any():
+            example = table.row_name(int(other.argmax()))
+            raise InputError(f"{source}: {int(other.sum())} boxes differ from the ground truth, such as {example}")
+    return joined.drop(columns="millisecond")
+
+
+def keep_predicted(table: FaceTable, predictions: pd.DataFrame) -> FaceTable:
+    """Return the rows of the ground truth that have a prediction, and print how many these are."""
+    truth, keys = _with_milliseconds(table.keys())[_KEY], _with_milliseconds(predictions)[_KEY]
+    predicted = truth.merge(keys.drop_duplicates(), on=_KEY, how="left", sort=False, indicator=True)["_merge"] == "both"
+    if not predicted.any():
+        raise InputError("no row of the ground truth has a prediction")
+    if not predicted.all():
+        print(f"note: {int(predicted.sum())} of {len(table)} rows have a prediction; the others do not count")
+    return table.keep(predicted.to_numpy())
+
+
+def _with_milliseconds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the column of the key: timestamps may have passed through float32 or been rounded."""
+    return rows.assign(millisecond=(rows["frame_timestamp"] * 1000).round())
 
 
 def _row_names(rows: pd.DataFrame) -> str:
     """Return the names of up to three rows, as `FaceTable.row_name` spells them."""
-    rows = rows.head(3)[_KEY].itertuples(index=False, name=None)
+    rows = rows.head(3)[["video_id", "frame_timestamp", "entity_id"]].itertuples(index=False, name=None)
     return "; ".join(f"{entity} at {timestamp} s of {video}" for video, timestamp, entity in rows)

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 from core.config import postprocessing_params
-from core.formats.annotations import read_annotations
-from core.formats.predictions import join_logits, write_scores
+from core.formats.annotations import NO_LABEL, read_annotations
+from core.formats.predictions import LOGIT_COLUMNS, join, keep_predicted, read_logits, write_scores
 from core.metrics import smooth_tracks, speaking_score
 from core.reports import report
 from core.runtime.cli import Parser, odd_window, print_settings
@@ -48,15 +48,24 @@ def postprocess(args: argparse.Namespace, directory: str) -> None:
     for path in (*outputs.values(), args.json, args.plots and Path(args.plots, SETTINGS_FILE)):
         if path is not None and os.path.realpath(Path(path).parent) == os.path.realpath(directory):
             raise InputError(f"{path}: the directory holds the logits; choose another one")
-    table = read_annotations(args.ground_truth)
-    logits = join_logits(directory, table)
+    table, logits = read_annotations(args.ground_truth, args.clip_boxes), read_logits(directory)
+    if args.only_predicted:
+        table = keep_predicted(table, logits)
+    logits = join(logits, table, directory, args.only_predicted)[LOGIT_COLUMNS].to_numpy()
     if args.smoothing > 1:
         logits = smooth_tracks(logits, table, args.smoothing)
     scores = {Path(args.predictions_csv).stem: speaking_score(logits)}
-    numbers = report.compute(scores, table, args.ava_video_dir)
+    numbers = None
+    if table.is_speaking.any() and not (table.label == NO_LABEL).any():
+        numbers = report.compute(scores, table, args.ava_video_dir)
     write_scores(args.predictions_csv, args.ground_truth_csv, table, *scores.values())
-    write_json(settings_file, {**vars(args), "mAP": numbers["mAP"]})
+    write_json(settings_file, {**vars(args), "mAP": numbers and numbers["mAP"]})
     print(f"{len(table)} rows: {args.predictions_csv}, ground truth in the same order: {args.ground_truth_csv}")
+    if numbers is None:
+        unlabelled = int((table.label == NO_LABEL).sum())
+        reason = f"{unlabelled} rows have no label" if unlabelled else "no row is labelled SPEAKING_AUDIBLE"
+        print(f"no evaluation: {reason}")
+        return
     report.show(numbers)
     report.save(numbers, scores, table, args, SETTINGS_FILE)
     print(f"official mAP: {100 * numbers['mAP']:.2f} (chance {100 * numbers['chance']:.2f})")

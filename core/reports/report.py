@@ -17,7 +17,8 @@ from core.config import data_inputs
 from core.formats.annotations import FaceTable, find_annotations
 from core.media.ffmpeg import list_videos
 from core.media.reader import VideoReader
-from core.metrics import average_precision, roc_auc
+from core.metrics import average_precision, roc_auc, tied_range
+from core.runtime.cli import add_clip_boxes_argument
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import require_directory, require_distinct, write_json
 
@@ -28,7 +29,7 @@ WORST = 5  # worst videos listed per prediction
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --ava-video-dir, --plots and --json."""
+    """Add --ava-video-dir, --plots, --only-predicted, --clip-boxes and --json."""
     parser.add_argument(
         "--ava-video-dir",
         help="directory of videos, <video_id>.<ext>, for the breakdown by face width in pixels (default: the "
@@ -39,6 +40,10 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory to write plots to: precision and recall, breakdowns, score histograms, and scores over time "
         "for the worst videos",
     )
+    parser.add_argument(
+        "--only-predicted", action="store_true", help="leave out rows of the ground truth that have no prediction"
+    )
+    add_clip_boxes_argument(parser)
     parser.add_argument("--json", help="file to write all numbers to, with mAP as a fraction in full precision")
 
 
@@ -107,6 +112,7 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
         auc = roc_auc(values, positive)
         predictions[name] = {
             "mAP": average_precision(values, positive),
+            "mAP range of ties": tied_range(values, positive),
             "auc": None if math.isnan(auc) else auc,
             **{title: breakdown(values, table, *group) for title, group in groups.items()},
             "worst": _worst_videos(by_video[name]),
@@ -126,6 +132,7 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
                 "AP": {name: by_video[name][video]["mAP"] for name in scores},
             }
             for video in table.video_ids
+            if by_video[first][video]["rows"]
         },
         "left out": left_out,
     }
@@ -186,6 +193,13 @@ def show(numbers: dict) -> None:
     print(f"{numbers['rows']} rows of {len(videos)} videos, {numbers['positives']} positive")
     overall = [[numbers["chance"], 0.5], *([own["mAP"], own["auc"]] for own in predictions.values())]
     _print_table("official mAP (%)", pd.DataFrame(overall, ["chance", *predictions], ["mAP", "AUC"]))
+    for name, own in predictions.items():
+        low, high = own["mAP range of ties"]
+        if f"{100 * low:.2f}" != f"{100 * high:.2f}":
+            problem = f"rows share scores, so the official tool gives {100 * low:.2f} to {100 * high:.2f} %"
+            print(one_line(f"note: {name}: {problem}, depending on their order"))
+    if numbers["chance"] == 1:
+        print("note: all rows are SPEAKING_AUDIBLE, so these numbers mean nothing")
     for title in (BY_FACES, BY_WIDTH):
         if title in numbers["left out"]:
             print(one_line(f"no breakdown by {title}: {numbers['left out'][title]}"))
