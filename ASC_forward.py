@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.config import ASC_forward_params, ASC_inputs_forward
+from core.config import ASC_forward_params, ASC_inputs_forward, postprocessing_params
 from core.datasets import ASCDataset
-from core.formats.features import FeatureStore, encoder_sha256
+from core.formats.features import STE_FORWARD_SETTINGS, FeatureStore, encoder_of, require_trained_on
 from core.formats.predictions import holds_rows
 from core.inference import predict_videos
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device
+from core.runtime.files import read_setting
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
 
@@ -39,6 +40,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--output-dir", default=params["output_dir"], help="directory of the predictions")
     parser.add_argument("--batch-size", type=cli.positive_int, default=params["batch_size"], help="contexts per batch")
     parser.add_argument("--seed", type=cli.seed, default=params["seed"], help="seed of the choice of speakers")
+    cli.add_mismatch_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="recreate finished videos")
     return parser
 
@@ -53,8 +55,11 @@ def main(args: argparse.Namespace) -> None:
     weights_sha256 = load_weights(model, args.weights, hint)
     model = model.to(device).eval()
 
-    output_dir, encoder = Path(args.output_dir), encoder_sha256(args.features_val_full)
-    settings = {**vars(args), "weights_sha256": weights_sha256, "encoder_sha256": encoder}
+    encoder = encoder_of(args.features_val_full)
+    require_trained_on(args.weights, encoder, args.time_stride, args.allow_mismatch)
+
+    output_dir = Path(args.output_dir)
+    settings = {**vars(args), "weights_sha256": weights_sha256, **encoder}
     identity = ("weights_sha256", "encoder_sha256", "clips", "time_stride", "speakers", "seed")
     results = OutputDirectory(output_dir / "ASC_forward_cfg.json", settings, identity, (".csv",), args.overwrite)
     store = FeatureStore(args.features_val_full)
@@ -77,7 +82,15 @@ def main(args: argparse.Namespace) -> None:
     predict_videos(model, dataset, videos, output_dir, device, batch_size=args.batch_size)
     distributed.wait_for_all()
     print(f"predictions of {len(done)} videos: {output_dir}")
-    print("next: python ASC_prediction_postprocessing.py")
+    csv, skip_missing = (
+        read_setting(args.features_val_full, STE_FORWARD_SETTINGS, key) for key in ("csv", "skip_missing")
+    )
+    ground_truth = postprocessing_params["ground_truth"]
+    cli.print_next(
+        *("ASC_prediction_postprocessing.py", *(["--only-predicted"] if skip_missing else [])),
+        predictions_dir=(args.output_dir, ASC_forward_params["output_dir"]),
+        ground_truth=(csv or ground_truth, ground_truth),
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core import ablation
 from core.config import ASC_optimization_params, annotation_csvs
 from core.formats.annotations import read_annotations
-from core.formats.features import FeatureStore, encoder_sha256
+from core.formats.features import FeatureStore, encoder_of, require_same_encoder
 from core.reports.plots import plot_ablation
 from core.runtime import cli
 from core.runtime.device import device_label, get_device
@@ -50,6 +50,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--features-val-full", help="validation features")
     parser.add_argument("--csv-train-full", help="annotations of the training features (default: AVA's)")
     parser.add_argument("--csv-val-full", help="annotations of the validation features (default: AVA's)")
+    cli.add_clip_boxes_argument(parser)
     parser.add_argument("--videos", type=cli.positive_int, default=45, help="mini AVA: number of videos")
     parser.add_argument("--seconds", type=cli.positive_float, default=16.0, help="mini AVA: length of each video")
     parser.add_argument("--clip-length", type=cli.odd_positive, default=11, help="short-term encoder: crops per clip")
@@ -103,12 +104,11 @@ def main(args: argparse.Namespace) -> int:
     device = get_device(args.cuda_device)
     if not any(given) and (status := make_features(args, root)):
         return status
-    annotations = {split: read_annotations(csvs[split]) for split in SPLITS}
+    annotations = {split: read_annotations(csvs[split], args.clip_boxes) for split in SPLITS}
     stores = {split: FeatureStore(features[split]) for split in SPLITS}
     seeds = list(range(args.seed, args.seed + args.seeds))
-    encoders = {encoder_sha256(features[split]) for split in SPLITS}
-    if len(encoders) > 1:
-        raise InputError("training and validation features come from different encoders")
+    train_encoder, val_encoder = (encoder_of(features[split]) for split in SPLITS)
+    require_same_encoder(train_encoder, features["train"], val_encoder, features["val"], allow=False)
     params = {
         **ASC_optimization_params,
         "epochs": args.epochs,
@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
         "learning_rate": args.learning_rate,
         "workers": args.workers,
         "precision": args.precision,
-        "encoder_sha256": encoders.pop(),
+        **train_encoder,
     }
 
     print(f"\n{device_label(device)}; training baselines on {len(stores['train'].table)} rows")

@@ -26,6 +26,7 @@ import torch
 from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params
 from core.detection.pipeline import SpeakerDetection
 from core.detection.tracks import FaceDetector
+from core.formats.features import require_trained_on
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime import cli
 from core.runtime.device import device_label, get_device
@@ -45,6 +46,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--asc-weights", default=context["weights"], help="state_dict of the context network")
     parser.add_argument("--face-detector", default=defaults["face_detector"], help="onnx file of YuNet")
     parser.add_argument("--tracks", help="read face tracks from these annotations instead of detecting faces")
+    cli.add_clip_boxes_argument(parser)
     parser.add_argument("--clip-length", type=cli.odd_positive, default=defaults["clip_length"], help="crops in a clip")
     parser.add_argument("--clips", type=cli.odd_positive, default=defaults["clips"], help="steps in a context")
     stride = defaults["time_stride"]
@@ -59,6 +61,7 @@ def get_args_parser() -> cli.Parser:
     cli.add_precision_argument(parser, encoder["precision"])
     default_seed = ASC_forward_params["seed"]
     parser.add_argument("--seed", type=cli.seed, default=default_seed, help="seed of the choice of speakers")
+    cli.add_mismatch_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="run every step again")
     return parser
 
@@ -76,6 +79,8 @@ def main(args: argparse.Namespace) -> int:
     ste_sha256 = load_weights(encoder, args.ste_weights, hint)
     hint = f"were they trained with --clips {args.clips} --speakers {args.speakers}?"
     asc_sha256 = load_weights(network, args.asc_weights, hint)
+    record = {"encoder_sha256": ste_sha256, "encoder_weights": args.ste_weights}
+    require_trained_on(args.asc_weights, record, args.time_stride, args.allow_mismatch)
     detector = None
     if not args.tracks:
         advice = "YuNet's onnx file; run bash scripts/downloads.sh detector, or pass --tracks"
@@ -85,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
 
     detection.detect_shots()
     if detector is None:
-        detection.load_tracks(args.tracks)
+        detection.load_tracks(args.tracks, args.clip_boxes)
     else:
         detection.detect_faces(detector)
     if len(detection.rows):

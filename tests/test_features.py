@@ -208,7 +208,7 @@ class TestBrokenStores:
         "array",
         [
             pytest.param(np.zeros((8, WIDTH), np.float32), id="8 rows"),
-            pytest.param(np.zeros((7, WIDTH)), id="float64"),
+            pytest.param(np.zeros((7, WIDTH), np.int32), id="int32"),
             pytest.param(np.zeros((7, 512), np.float32), id="too narrow"),
             pytest.param(np.zeros((7, WIDTH), np.float32, "F"), id="column order"),
         ],

@@ -52,7 +52,7 @@ class SpeakerDetection:
 
     def __init__(self, video: Path, output_dir: Path, settings: dict):
         self.video, self.output_dir, self.work = video, output_dir, output_dir / "work"
-        self.video_id = video.stem
+        self.video_id, self._clip_length = video.stem, settings["clip_length"]
         check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(video))
         try:
             with VideoReader(video) as reader:
@@ -122,9 +122,9 @@ class SpeakerDetection:
 
         self._run_step("tracks", [detector.sha256, tracking_params], [self.csv], work)
 
-    def load_tracks(self, source: str) -> None:
+    def load_tracks(self, source: str, clip_boxes: bool = False) -> None:
         """Read the tracks from annotations instead. Raises InputError if they have no rows of this video."""
-        table = read_annotations(source)
+        table = read_annotations(source, clip_boxes)
         if self.video_id not in table.video_ids:
             raise InputError(f"{source}: no rows of {self.video_id} (the name of the video file)")
         table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
@@ -175,7 +175,7 @@ class SpeakerDetection:
         if not len(self.rows):
             return self.rows
         try:
-            return drop_missing(self.rows, self.track_wavs, self.crops, skip_missing=True)
+            return drop_missing(self.rows, self.track_wavs, self.crops, True, self._clip_length)
         except InputError:
             raise InputError(f"{self.video}: no row could be extracted; {self.failures} lists the reasons") from None
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from core.config import STE_FEATURES
-from core.formats.annotations import SPEAKING_AUDIBLE, FaceTable, check_tracks
+from core.formats.annotations import NO_LABEL, FaceTable, check_tracks
 from core.formats.csv_table import first_fields, read_table, write_csv
 from core.runtime.errors import InputError
 from core.runtime.files import list_files, read_setting, replacing
 from core.runtime.progress import progress
+from core.runtime.weights import training_settings
 
 FEATURE_COLUMNS = {
     "video_id": "id",
@@ -28,12 +30,45 @@ FEATURE_COLUMNS = {
     "logit_1": "number",
 }
 TEXT_COLUMNS = [*FEATURE_COLUMNS, "features"]  # of the released format, which has no header
+_FLOATS = (np.float16, np.float32, np.float64)
+_NUMPY_SCALAR = re.compile(r"np\.float\d+\(([^()]*)\)")  # how numpy 2 writes a number in a list
 STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read by later stages
 
 
-def encoder_sha256(directory: str | Path) -> str | None:
-    """Return the SHA-256 of the encoder weights that the features were computed with, None if not recorded."""
-    return read_setting(directory, STE_FORWARD_SETTINGS, "weights_sha256")
+def encoder_of(directory: str | Path) -> dict[str, str | None]:
+    """Return the encoder weights that features were computed with: their SHA-256 and path, None if not recorded."""
+    keys = {"encoder_sha256": "weights_sha256", "encoder_weights": "weights"}
+    return {name: read_setting(directory, STE_FORWARD_SETTINGS, key) for name, key in keys.items()}
+
+
+def require_same_encoder(
+    first: dict, first_name: str | Path, second: dict, second_name: str | Path, allow: bool
+) -> None:
+    """Raise InputError if two records of `encoder_of` differ and this is not allowed; print a note if one is empty."""
+    records = {str(first_name): first, str(second_name): second}
+    for name, record in records.items():
+        if not record.get("encoder_sha256"):
+            print(f"note: {name}: no record of the encoder of the features; it must be the same in all stages")
+            return
+    if first["encoder_sha256"] != second["encoder_sha256"] and not allow:
+        uses = (
+            f"{name} is of {record.get('encoder_weights')} ({record['encoder_sha256'][:8]})"
+            for name, record in records.items()
+        )
+        raise InputError(f"two encoders: {', but '.join(uses)}; use the same one, or pass --allow-mismatch")
+
+
+def require_trained_on(weights: str | Path, encoder: dict, context_stride: int, allow: bool) -> None:
+    """Raise InputError if a context network was trained on features of another encoder, or at another stride.
+
+    The settings of its training are those next to its weights. Without them, print a note.
+    """
+    trained = training_settings(weights)
+    require_same_encoder(encoder, "the features", trained, weights, allow)
+    stride = trained.get("skip_frames", trained.get("context_stride", context_stride))
+    if stride != context_stride and not allow:
+        advice = f"pass {stride}, or --allow-mismatch"
+        raise InputError(f"{weights}: trained with stride {stride}, not {context_stride}; {advice}")
 
 
 @contextlib.contextmanager
@@ -58,7 +93,7 @@ def feature_writer(
         require_finite(table, rows, logits, directory)
         features.flush()
     frame = table.keys(rows)
-    frame["label_id"] = table.is_speaking[rows].astype(float if text else int)
+    frame["label_id"] = table.target[rows].astype(float if text else int)
     frame["logit_0"], frame["logit_1"] = logits.T
     if not text:
         write_csv(csv_path, frame, header=True)
@@ -98,18 +133,21 @@ class FeatureStore:
         self.digests: list[str] = []  # V
         self._text_features: dict[int, np.ndarray] = {}
         entity_codes: dict[tuple[int, str], int] = {}
-        parts, lines = [], []
+        parts, lines, dtypes = [], [], set()
         for video, file in enumerate(progress(files, desc="opening features", unit="video", leave=False)):
             frame, features = _read_features(file)
             self.digests.append(_digest(frame))
             if features is not None:
                 self._text_features[video] = features
+            dtypes.add(str(_map_array(self.files[video], len(frame)).dtype if features is None else features.dtype))
             local, names = pd.factorize(frame["entity_id"])
             codes = np.array([entity_codes.setdefault((video, name), len(entity_codes)) for name in names], np.int32)
-            label = (frame["label_id"].to_numpy() == SPEAKING_AUDIBLE).astype(np.int8)
+            label = frame["label_id"].to_numpy().astype(np.int8)
             timestamp = frame["frame_timestamp"].to_numpy()
             parts.append((np.full(len(frame), video, np.int32), codes[local], timestamp, label))
             lines.append(frame.index)
+        if other := sorted(dtypes - {"float32"}):
+            print(f"note: {directory}: arrays of {', '.join(other)}, read as float32")
         self._first = np.cumsum([0, *map(len, lines)])  # (V + 1,) first row of each video
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
         self.table = FaceTable([file.stem for file in files], [name for _, name in entity_codes], *columns)
@@ -142,8 +180,12 @@ class FeatureStore:
         ends = np.append(np.flatnonzero(np.diff(video)) + 1, len(flat)) if len(flat) else []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):  # consecutive rows of one video
             local = flat[start:end] - self._first[video[start]]
-            # All indices are valid; "clip" lets numpy write to `out` without a buffer.
-            np.take(self._features(video[start]), local, axis=0, out=out[start:end], mode="clip")
+            features = self._features(video[start])
+            if features.dtype == np.float32:
+                # All indices are valid; "clip" lets numpy write to `out` without a buffer.
+                np.take(features, local, axis=0, out=out[start:end], mode="clip")
+            else:
+                out[start:end] = features[local]
         return out.reshape(*rows.shape, STE_FEATURES)
 
 
@@ -173,7 +215,7 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
         features = np.empty((len(frame), STE_FEATURES), np.float32)
         for row, (line, text) in enumerate(frame["features"].items()):
             try:
-                values = json.loads(text)
+                values = json.loads(_NUMPY_SCALAR.sub(r"\1", text))
                 if len(values) != STE_FEATURES or not set(map(type, values)) <= {int, float}:
                     raise ValueError
                 with np.errstate(over="ignore"):
@@ -182,10 +224,10 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
                     raise ValueError
             except (ValueError, TypeError, OverflowError, RecursionError):
                 raise InputError(f"{path}, line {line}: features are not a list of {STE_FEATURES} numbers") from None
-    invalid = ~frame["label_id"].isin((0, 1))
+    invalid = ~frame["label_id"].isin((0, 1, NO_LABEL))
     if invalid.any():
         line = invalid.idxmax()
-        raise InputError(f"{path}, line {line}: label_id is {frame['label_id'][line]}, expected 0 or 1")
+        raise InputError(f"{path}, line {line}: label_id is {frame['label_id'][line]}, expected 0, 1, or -1 for none")
     foreign = frame["video_id"] != path.stem
     if foreign.any():
         line = foreign.idxmax()
@@ -195,7 +237,7 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
 
 @lru_cache(maxsize=128)  # a mapped file remains open, and the limit may be 256 files; AVA has 120 training videos
 def _map_array(path: Path, rows: int) -> np.ndarray:
-    """Map an array (rows, 1024) float32 into memory. Raises InputError if the file is anything else."""
+    """Map an array (rows, 1024) of floats into memory. Raises InputError if the file is anything else."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -206,7 +248,7 @@ def _map_array(path: Path, rows: int) -> np.ndarray:
     expected = f"expected float32 ({rows}, {STE_FEATURES}), one row for each of {path.stem}.csv"
     if not isinstance(array, np.memmap):
         raise InputError(f"{path}: not a single array; {expected}")
-    if array.dtype != np.float32 or array.shape != (rows, STE_FEATURES) or not array.flags.c_contiguous:
+    if array.dtype not in _FLOATS or array.shape != (rows, STE_FEATURES) or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " in column order"
         raise InputError(f"{path}: {array.dtype} {array.shape}{order}; {expected}")
     if os.path.getsize(path) != array.offset + array.nbytes:
