@@ -15,14 +15,15 @@ import argparse
 import torch
 
 from core.config import ASC_inputs, ASC_optimization_params
-from core.datasets import context_datasets
-from core.formats.features import FeatureStore, encoder_sha256, store_digests
+from core.datasets import context_datasets, require_trainable
+from core.formats.features import FeatureStore, encoder_of, require_same_encoder, store_digests
 from core.loaders import require_even_batch, split_loaders
 from core.models import active_speakers_context
-from core.runtime import cli
-from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
+from core.runtime import cli, distributed
+from core.runtime.checkpoint import BEST_FILE, TRAINING_IDENTITY, TrainingRun
 from core.runtime.device import device_label, get_device, parameter_count
 from core.runtime.errors import RunError
+from core.runtime.weights import load_weights
 from core.training import asc_losses, context_run_name, fit
 
 
@@ -34,12 +35,14 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
     parser.add_argument("--features-train-full", default=ASC_inputs["features_train_full"], help="training features")
     parser.add_argument("--features-val-full", default=ASC_inputs["features_val_full"], help="validation features")
+    cli.add_mismatch_argument(parser)
     cli.add_training_arguments(parser, ASC_optimization_params, ASC_inputs["models_out"])
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    settings = {**ASC_optimization_params, **vars(args), "encoder_sha256": encoder_sha256(args.features_train_full)}
+    encoder = encoder_of(args.features_train_full)
+    settings = {**ASC_optimization_params, **vars(args), **encoder}
     cli.print_settings(settings)
     device = get_device(args.cuda_device)
     require_even_batch(args.batch_size)
@@ -48,12 +51,20 @@ def main(args: argparse.Namespace) -> None:
     identity = (*TRAINING_IDENTITY, "clip_length", "skip_frames", "speakers", "encoder_sha256")
     run = TrainingRun(args.models_out, context_run_name(*context_shape), settings, args.resume, identity)
 
+    val_encoder = encoder_of(args.features_val_full)
+    require_same_encoder(encoder, args.features_train_full, val_encoder, args.features_val_full, args.allow_mismatch)
     stores = {"train": FeatureStore(args.features_train_full), "val": FeatureStore(args.features_val_full)}
+    tables = {split: store.table for split, store in stores.items()}
+    require_trainable(tables, {"train": args.features_train_full, "val": args.features_val_full})
     run.set_data(store_digests(stores))
     datasets = context_datasets(stores, context_shape, args.seed, args.workers, device)
     loaders = split_loaders(datasets, args, device)
 
-    model = active_speakers_context(args.clip_length, args.speakers).to(device)
+    model = active_speakers_context(args.clip_length, args.speakers)
+    if args.init_weights and run.epoch == 0 and distributed.is_main_process():  # other ranks receive those of rank 0
+        hint = f"were they trained with clip_length {args.clip_length}, speakers {args.speakers}?"
+        load_weights(model, args.init_weights, hint)
+    model = model.to(device)
     sizes = ", ".join(f"{len(dataset)} {split} rows" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
     try:
@@ -62,8 +73,11 @@ def main(args: argparse.Namespace) -> None:
         for dataset in datasets.values():
             dataset.require_finite()
         raise
-    weights = run.directory / f"{run.epoch}.pth"
-    print(f"next: python ASC_forward.py {' '.join(map(str, context_shape))} {args.cuda_device} --weights {weights}")
+    weights = run.directory / BEST_FILE
+    cli.print_next(
+        *("ASC_forward.py", *context_shape, args.cuda_device, "--weights", weights),
+        features_val_full=(args.features_val_full, ASC_inputs["features_val_full"]),
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.config import STE_forward_params, STE_inputs, annotation_csvs
+from core.config import ASC_inputs, STE_forward_params, STE_inputs, annotation_csvs, postprocessing_params
 from core.datasets import ClipReader
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     identity = ("encoder", "weights_sha256", "clip_length", "split", "precision", "text_features", "skip_missing")
     settings_file = output_dir / STE_FORWARD_SETTINGS
     results = OutputDirectory(settings_file, settings, identity, (".csv", ".npy"), args.overwrite)
-    table = read_annotations(args.csv)
+    table = read_annotations(args.csv, args.clip_boxes)
     distributed.require_same("annotations", table.digest)
 
     def is_current(csv_file: Path, video: int) -> bool:
@@ -77,7 +77,9 @@ def main(args: argparse.Namespace) -> None:
     audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
     usable = table.keep(~done[table.video])
     if len(usable):
-        usable = drop_missing(usable, audio_dir, video_dir, args.skip_missing)
+        usable = drop_missing(
+            usable, audio_dir, video_dir, args.skip_missing, args.clip_length, may_be_empty=done.any()
+        )
     settings["videos"] = int(done.sum()) + len(np.unique(usable.video))  # FeatureStore checks that none is missing
     results.begin(table.video_ids, done)
 
@@ -88,9 +90,19 @@ def main(args: argparse.Namespace) -> None:
         options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
         encode_videos(model, reader, output_dir, device, **options, text_features=args.text_features)
     distributed.wait_for_all()
-    print(f"features of {len(done)} videos: {output_dir}")
-    val = f"STE_forward.py {args.clip_length} {args.cuda_device} --split val --weights {args.weights}"
-    print(f"next: python {val if args.split == 'train' else 'STE_postprocessing.py'}")
+    print(f"features of {settings['videos']} of {len(done)} videos: {output_dir}")
+    if args.split == "train":
+        cli.print_next(
+            *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "val", "--weights", args.weights),
+            audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
+            video_dir=(args.video_dir, STE_inputs["video_dir"]),
+        )
+    else:
+        cli.print_next(
+            *("STE_postprocessing.py", *(["--only-predicted"] if args.skip_missing else [])),
+            forward_dir=(args.output_dir, ASC_inputs["features_val_full"]),
+            ground_truth=(args.csv, postprocessing_params["ground_truth"]),
+        )
 
 
 if __name__ == "__main__":

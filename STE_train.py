@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 
 from core.config import STE_inputs, STE_optimization_params
-from core.datasets import ClipReader, STEDataset
+from core.datasets import ClipReader, STEDataset, require_trainable
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
 from core.loaders import require_even_batch, split_loaders
 from core.models import short_term_encoder
 from core.runtime import cli, distributed
-from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
+from core.runtime.checkpoint import BEST_FILE, TRAINING_IDENTITY, TrainingRun
 from core.runtime.device import device_label, get_device, parameter_count
+from core.runtime.weights import load_weights
 from core.training import fit, ste_losses
 
 
@@ -36,6 +37,7 @@ def get_args_parser() -> cli.Parser:
     crops = "directory of {train,val}/<entity_id>/<timestamp>.jpg"
     parser.add_argument("--video-dir", default=STE_inputs["video_dir"], help=crops)
     parser.add_argument("--no-pretrained", action="store_true", help="start from random weights instead of ImageNet's")
+    cli.add_clip_boxes_argument(parser)
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a crop or wav")
     cli.add_training_arguments(parser, STE_optimization_params, STE_inputs["models_out"])
     return parser
@@ -53,20 +55,32 @@ def main(args: argparse.Namespace) -> None:
     datasets = {}
     for split, csv in (("train", args.csv_train_full), ("val", args.csv_val_full)):
         audio_dir, video_dir = Path(args.audio_dir, split), Path(args.video_dir, split)
-        table = drop_missing(read_annotations(csv), audio_dir, video_dir, args.skip_missing)
+        table = drop_missing(
+            read_annotations(csv, args.clip_boxes), audio_dir, video_dir, args.skip_missing, args.clip_length
+        )
         reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
         datasets[split] = STEDataset(reader, args.seed, augment=split == "train")
-    run.set_data({f"{split}_rows": dataset.reader.table.digest() for split, dataset in datasets.items()})
+    tables = {split: dataset.reader.table for split, dataset in datasets.items()}
+    require_trainable(tables, {"train": args.csv_train_full, "val": args.csv_val_full})
+    run.set_data({f"{split}_rows": table.digest() for split, table in tables.items()})
     loaders = split_loaders(datasets, args, device)
 
-    pretrained = not args.no_pretrained and run.epoch == 0 and distributed.is_main_process()
-    model = short_term_encoder(args.clip_length, pretrained)  # other ranks receive the weights of rank 0
+    first = run.epoch == 0 and distributed.is_main_process()  # other ranks receive the weights of rank 0
+    pretrained = first and not args.no_pretrained and not args.init_weights
+    model = short_term_encoder(args.clip_length, pretrained)
+    if first and args.init_weights:
+        load_weights(model, args.init_weights, f"were they trained with clip_length {args.clip_length}?")
     model = model.to(device, memory_format=torch.channels_last)
     sizes = ", ".join(f"{len(dataset)} {split} tracks" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
     fit(run, model, ste_losses, loaders["train"], loaders["val"], settings, device)
-    weights = run.directory / f"{run.epoch}.pth"
-    print(f"next: python STE_forward.py {args.clip_length} {args.cuda_device} --split train --weights {weights}")
+    weights = run.directory / BEST_FILE
+    cli.print_next(
+        *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "train", "--weights", weights),
+        csv=(args.csv_train_full, STE_inputs["csv_train_full"]),
+        audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
+        video_dir=(args.video_dir, STE_inputs["video_dir"]),
+    )
 
 
 if __name__ == "__main__":

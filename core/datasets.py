@@ -185,6 +185,24 @@ class ASCDataset(Dataset):
         return {"features": self.contexts(rows, seed), "label": label}
 
 
+def require_trainable(tables: dict[str, FaceTable], sources: dict[str, str]) -> None:
+    """Check the labels of `train` and `val`, and print a note if they share videos or if val has no positive rows.
+
+    Raises InputError if a row has no label or if no training row is SPEAKING_AUDIBLE.
+    """
+    for split, table in tables.items():
+        table.require_labels(sources[split])
+    if not tables["train"].is_speaking.any():
+        raise InputError(f"{sources['train']}: no row is labelled SPEAKING_AUDIBLE, so there is nothing to learn")
+    if not tables["val"].is_speaking.any():
+        print(f"note: {sources['val']}: no row is labelled SPEAKING_AUDIBLE, so there will be no validation AP")
+    videos = [{table.video_ids[video] for video in np.unique(table.video)} for table in tables.values()]
+    if common := set.intersection(*videos):
+        print(
+            f"note: {len(common)} videos are in train and in val, such as {min(common)}: validation is too optimistic"
+        )
+
+
 def context_datasets(
     stores: dict[str, FeatureStore], shape: tuple[int, int, int], seed: int, workers: int, device: torch.device
 ) -> dict[str, ASCDataset]:

@@ -157,8 +157,9 @@ def fit(
         row |= {f"val_{key}": value for key, value in val.items()}
         run.save(parts, row)
         print(f"epoch {epoch:3d}  train {_format(train)}  |  val {_format(val)}")
-    best = max(run.log, key=lambda row: np.nan_to_num(row["val_ap"], nan=-1.0))
-    print(f"{run.epoch} epochs done: {run.directory} (best val AP {best['val_ap']:.4f} in epoch {best['epoch']})")
+    best = run.log[run.best_epoch - 1]
+    print(f"{run.epoch} epochs done: {run.directory}")
+    print(f"best.pth is epoch {best['epoch']}, with the highest validation AP: {best['val_ap']:.4f}")
 
 
 def _format(metrics: dict[str, float]) -> str:

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
     cli.print_settings(vars(args))
     paths = list_videos(require_directory(args.ava_video_dir, "the videos, <video_id>.<ext>"))
-    table = read_annotations(args.csv)
+    table = read_annotations(args.csv, args.clip_boxes)
     output_dir = Path(args.output_dir, args.split)
 
     def extract(video: int, outcome: Outcome, advance: Callable[[int], None]) -> None:

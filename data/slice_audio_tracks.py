@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     args.csv = args.csv or annotation_csvs[args.split]
     cli.print_settings(vars(args))
     audio_dir = require_directory(args.ava_audio_dir, "the wavs of stage 1: run data/extract_audio_tracks.py first")
-    table = read_annotations(args.csv)
+    table = read_annotations(args.csv, args.clip_boxes)
     output_dir = Path(args.output_dir, args.split)
     align = read_setting(audio_dir, "extract_audio_tracks_cfg.json", "align")
     manifest = Manifest(output_dir / SETTINGS_FILE, {**vars(args), "align": align}, ("align",), args.overwrite)

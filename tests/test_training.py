@@ -108,7 +108,7 @@ def asc_run(features, tmp_path_factory) -> Path:
 class TestContextTraining:
     def test_files(self, asc_run):
         epochs = [f"{epoch}.pth" for epoch in range(1, EPOCHS + 1)]
-        expected = [".lock", *epochs, "last.ckpt", f"{ASC_NAME}_logs.csv", f"{ASC_NAME}_cfg.json"]
+        expected = [".lock", *epochs, "best.pth", "last.ckpt", f"{ASC_NAME}_logs.csv", f"{ASC_NAME}_cfg.json"]
         assert files_under(asc_run) == sorted(expected)
 
     def test_weights_are_bare_and_change_in_every_epoch(self, asc_run):
@@ -158,7 +158,7 @@ class TestTrainingRun:
         sync, replace = os.fsync, os.replace
         monkeypatch.setattr(os, "fsync", lambda file: events.append(("sync", os.fstat(file).st_size)) or sync(file))
         monkeypatch.setattr(os, "replace", lambda a, b: events.append(("rename", Path(b).name)) or replace(a, b))
-        self.open(tmp_path).save(small_parts(), {"epoch": 1})
+        self.open(tmp_path).save(small_parts(), {"epoch": 1, "val_ap": 0.5})
         size = {path.name: path.stat().st_size for path in (tmp_path / "run").iterdir()}
         names = ("1.pth", "last.ckpt")
         assert events[:4] == [event for name in names for event in (("sync", size[name]), ("rename", name))]
@@ -166,7 +166,7 @@ class TestTrainingRun:
     def test_other_settings_and_data_are_refused(self, tmp_path):
         run = self.open(tmp_path, seed=0)
         run.set_data({"train_rows": "abc"})
-        run.save(small_parts(), {"epoch": 1})
+        run.save(small_parts(), {"epoch": 1, "val_ap": 0.5})
         self.open(tmp_path, seed=0).set_data({"train_rows": "abc"})
         with pytest.raises(InputError, match=r"last\.ckpt: the run was started with seed 0, now 1"):
             self.open(tmp_path, seed=1)
@@ -175,7 +175,7 @@ class TestTrainingRun:
 
     def test_runs_of_an_earlier_version_resume(self, tmp_path):
         """Their checkpoints lack settings and digests that were added later."""
-        self.open(tmp_path).save(small_parts(), {"epoch": 1})
+        self.open(tmp_path).save(small_parts(), {"epoch": 1, "val_ap": 0.5})
         run = self.open(tmp_path, encoder="resnet18")
         run.set_data({"train_rows": "abc"})
         run.restore(small_parts())
@@ -189,7 +189,7 @@ class TestTrainingRun:
             self.open(tmp_path)
 
     def test_checkpoint_of_another_network_is_refused(self, tmp_path):
-        self.open(tmp_path).save(small_parts(), {"epoch": 1})
+        self.open(tmp_path).save(small_parts(), {"epoch": 1, "val_ap": 0.5})
         with pytest.raises(InputError, match=r"last\.ckpt: not a checkpoint of this run"):
             self.open(tmp_path).restore(small_parts(3))
 
@@ -361,7 +361,7 @@ def ste_run(encoder_inputs, tmp_path_factory) -> Path:
 
 class TestEncoderTraining:
     def test_files(self, ste_run):
-        expected = [".lock", "1.pth", "2.pth", "last.ckpt", "ste_encoder_cfg.json", "ste_encoder_logs.csv"]
+        expected = [".lock", "1.pth", "2.pth", "best.pth", "last.ckpt", "ste_encoder_cfg.json", "ste_encoder_logs.csv"]
         assert files_under(ste_run) == expected
         state = torch.load(ste_run / "2.pth", weights_only=True)
         SmallEncoder(1).load_state_dict(state, strict=True)

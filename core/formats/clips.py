@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from core.config import SAMPLE_RATE
 from core.formats.annotations import FaceTable
@@ -31,8 +31,16 @@ def crop_name(timestamp: float) -> str:
     return f"{float(timestamp)}.jpg"
 
 
+def crop_names(timestamp: float) -> list[str]:
+    """Return the file names that a crop may have: ours, and that of other projects with two decimals, "0.20.jpg"."""
+    padded = f"{timestamp:.2f}"
+    return [crop_name(timestamp), *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
+
+
 def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:
-    return Path(directory, entity_id, crop_name(timestamp))
+    """Return the path of a crop: of the existing file under any of its names, else of the file to write."""
+    paths = [Path(directory, entity_id, name) for name in crop_names(timestamp)]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def wav_path(directory: str | Path, name: str) -> Path:
@@ -54,6 +62,8 @@ def read_crop(path: Path) -> Image.Image:
                 return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else f"cannot be read as an image: {error}"
+        if isinstance(error, UnidentifiedImageError):  # its message does not name the file
+            reason = "not a JPEG or PNG image, or damaged"
         raise InputError(f"{path}: {reason}") from None
 
 
@@ -130,7 +140,7 @@ def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
             if missing.wavs <= 2:
                 missing.examples.append(wav_path(audio_dir, name))
         crops = list_files(video_dir / name)
-        for row in rows[[crop_name(timestamp) not in crops for timestamp in table.timestamp[rows]]]:
+        for row in rows[[crops.isdisjoint(crop_names(timestamp)) for timestamp in table.timestamp[rows]]]:
             missing.rows[row] = True
             missing.crops += 1
             if missing.crops <= 2:
@@ -138,10 +148,18 @@ def find_missing(table: FaceTable, audio_dir: Path, video_dir: Path) -> Missing:
     return missing
 
 
-def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missing: bool) -> FaceTable:
+def drop_missing(
+    table: FaceTable,
+    audio_dir: Path,
+    video_dir: Path,
+    skip_missing: bool,
+    clip_length: int,
+    may_be_empty: bool = False,
+) -> FaceTable:
     """Return the rows of a table whose crop and wav exist.
 
-    With `skip_missing` the other rows are counted and dropped. Without it they are an InputError.
+    With `skip_missing` the other rows are dropped, and the number of clips with holes is printed. Without it they are
+    an InputError, and so is a result without rows unless it `may_be_empty`.
     """
     distributed.require_same("annotations", table.digest)
     missing = distributed.on_main(find_missing)(table, audio_dir, video_dir)
@@ -151,7 +169,24 @@ def drop_missing(table: FaceTable, audio_dir: Path, video_dir: Path, skip_missin
     counts = f"{missing.crops} of {len(table)} crops and {missing.wavs} wavs are missing, such as {examples}"
     if not skip_missing:
         raise InputError(f"{counts}; create them with the scripts in data/, or skip these rows with --skip-missing")
-    print(f"{counts}: {int(missing.rows.sum())} rows skipped")
-    if missing.rows.all():
+    kept = table.keep(~missing.rows)
+    holes = count_clips_with_holes(table, kept, ~missing.rows, clip_length)
+    print(f"{counts}: {int(missing.rows.sum())} rows skipped; {holes} clips of the other {len(kept)} rows have holes")
+    if not len(kept) and not may_be_empty:
         raise InputError(f"{video_dir}: no row has both a crop and a wav")
-    return table.keep(~missing.rows)
+    return kept
+
+
+def count_clips_with_holes(table: FaceTable, kept: FaceTable, mask: np.ndarray, clip_length: int) -> int:
+    """Count the rows of a table kept[mask] whose clips contain rows that are not neighbours in the full table."""
+    if not len(kept):
+        return 0
+    before, after = table.position[mask], kept.position
+    length = np.diff(kept.track_offsets)[kept.entity]
+    first = np.maximum(after - clip_length // 2, 0) - after
+    last = np.minimum(after + clip_length // 2, length - 1) - after
+    order = kept.track_rows
+    place = np.empty(len(kept), np.int64)
+    place[order] = np.arange(len(kept))
+    span = before[order[place + last]] - before[order[place + first]]
+    return int((span != last - first).sum())

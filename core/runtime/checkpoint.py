@@ -1,9 +1,12 @@
 """A training run on disk: weights of every epoch, the log, and the checkpoint to resume from."""
 
+import os
+import shutil
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -13,16 +16,17 @@ from core.runtime.files import list_files, replacing, write_bytes
 from core.runtime.resume import Manifest, difference
 from core.runtime.weights import load_checkpoint
 
-CHECKPOINT_FILE = "last.ckpt"
+CHECKPOINT_FILE, BEST_FILE = "last.ckpt", "best.pth"
 TRAINING_IDENTITY = ("batch_size", "learning_rate", "step_size", "gamma", "precision", "seed")
 
 
 class TrainingRun:
     """The directory `<models_out>/<name>` of one training run.
 
-    `<epoch>.pth` are bare state_dicts, counted from 1; `<name>_logs.csv` has a row per epoch; `<name>_cfg.json` holds
-    the settings; `last.ckpt` holds everything that resuming needs, including the log. An epoch is finished once it is
-    in `last.ckpt`, so a run that is killed at any time resumes after its last finished epoch, with any number of ranks.
+    `<epoch>.pth` are bare state_dicts, counted from 1; `best.pth` is the one with the highest validation AP;
+    `<name>_logs.csv` has a row per epoch; `<name>_cfg.json` holds the settings; `last.ckpt` holds everything that
+    resuming needs, including the log. An epoch is finished once it is in `last.ckpt`, so a run that is killed at any
+    time resumes after its last finished epoch, with any number of ranks.
 
     Raises InputError if a run exists and `resume` is not set, or if it was started with other settings of `identity`.
     """
@@ -58,6 +62,12 @@ class TrainingRun:
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.log)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest validation AP, the first one in a tie; 0 before the first epoch."""
+        values = [-1.0, *(row["val_ap"] for row in self.log)]
+        return int(np.argmax(np.nan_to_num(values, nan=-1.0))) or self.epoch
 
     def set_data(self, digests: dict[str, str]) -> None:
         """Record digests of the training and validation data, name -> digest.
@@ -101,9 +111,9 @@ class TrainingRun:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             raise self._broken() from None
         if distributed.is_main_process():
-            self._write_log()
             if not (self.directory / f"{self.epoch}.pth").exists():
                 self._save(self.state["model"], f"{self.epoch}.pth")
+            self._write_log()
         self.state = None
 
     def _save(self, value: dict, name: str) -> None:
@@ -112,5 +122,13 @@ class TrainingRun:
         write_bytes(self.directory / name, buffer.getbuffer(), durable=True)
 
     def _write_log(self) -> None:
+        """Write the log, and make best.pth a link to the weights of the best epoch, or a copy of them."""
+        best = self.directory / f"{self.best_epoch}.pth"
+        if best.exists():
+            with replacing(self.directory / BEST_FILE) as temporary:
+                try:
+                    os.link(best, temporary)
+                except OSError:  # the file system has no links
+                    shutil.copyfile(best, temporary)
         with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import signal
 import sys
 import time
@@ -87,6 +88,12 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", help="annotations: augmented file, official file, or directory of official files (default: by split)"
     )
+    add_clip_boxes_argument(parser)
+
+
+def add_clip_boxes_argument(parser: argparse.ArgumentParser) -> None:
+    help_text = "cut off the parts of annotated boxes outside the frame, instead of an error"
+    parser.add_argument("--clip-boxes", action="store_true", help=help_text)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict, models_out: str) -> None:
@@ -99,10 +106,16 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict, mode
     )
     add_workers_argument(parser, defaults["workers"])
     add_precision_argument(parser, defaults["precision"])
+    parser.add_argument("--init-weights", help="start from these weights (fine-tuning)")
     parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
     parser.add_argument(
         "--seed", type=seed, default=defaults["seed"], help="random seed of weights, clips and contexts"
     )
+
+
+def add_mismatch_argument(parser: argparse.ArgumentParser) -> None:
+    help_text = "accept features of another encoder, or another stride, than the context network was trained with"
+    parser.add_argument("--allow-mismatch", action="store_true", help=help_text)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser, default: int) -> None:
@@ -118,6 +131,15 @@ def print_settings(settings: dict) -> None:
     width = max(map(len, settings))
     for name, value in settings.items():
         print(one_line(f"  {name:<{width}}  {value}"))
+
+
+def print_next(*words: object, **options: tuple[object, object]) -> None:
+    """Print the command that comes next. Options, pairs of value and default, are left out if the two are equal."""
+    command = [str(word) for word in words]
+    for name, (value, default) in options.items():
+        if value != default:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    print(f"next: python {shlex.join(command)}")
 
 
 def launch(
