@@ -270,8 +270,12 @@ def expected_scores(files: dict[str, bytes]) -> Expected:
 
 
 def expected_join(rows: list[tuple], truth: list[tuple]) -> Expected:
-    """Rows in the order of the (video, time, entity) of the ground truth."""
-    found = {row[:3]: row for row in rows}
-    if len(found) < len(rows) or found.keys() != set(truth):
+    """Rows in the order of the (video, time, entity) of the ground truth. Times match if their milliseconds do."""
+
+    def key(row: tuple) -> tuple:
+        return row[0], round(row[1] * 1000), row[2]
+
+    found = {key(row): row for row in rows}
+    if len(found) < len(rows) or found.keys() != set(map(key, truth)):
         return Expected(errors={("", 0): "missing, unknown or duplicate rows"})
-    return Expected([(*key, *found[key][3:]) for key in truth])
+    return Expected([(*row, *found[key(row)][3:]) for row in truth])

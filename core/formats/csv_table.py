@@ -80,8 +80,9 @@ def _last_line_is_complete(path: Path) -> bool:
     Some programs do not end the last line. One that was cut off hardly ends with the whole id of another row.
     """
     earlier, _, last = path.read_bytes().replace(b"\r\n", b"\n").rpartition(b"\n")
-    comma, name = last[last.rfind(b",") :][:1], last[last.rfind(b",") + 1 :]
-    return bool(comma and re.search(rb"[^\d.eE+-]", name)) and b"," + name + b"\n" in earlier + b"\n"
+    _, comma, name = last.rpartition(b",")
+    is_number = not re.search(rb"[^\d.eE+-]", name)  # may have lost digits
+    return bool(comma) and not is_number and b"," + name + b"\n" in earlier + b"\n"
 
 
 def _require_regular(path: Path) -> None:
