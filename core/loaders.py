@@ -120,15 +120,17 @@ class BatchLoader:
     def __init__(self, dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device):
         self.batch_sampler = DistributedBatchSampler(sampler, batch_size)
         self.pin_memory = device.type == "cuda" and getattr(dataset, "device_features", None) is None
-        part_size, options = batch_size, {}
+        largest = max(self.batch_sampler.local_sizes(), default=1)
+        part_size, options = largest, {}
         if workers:
-            samples_ahead = max(1, shutil.disk_usage("/dev/shm").free // 3 // dataset.item_bytes)
+            free = shutil.disk_usage("/dev/shm").free // distributed.get_world_size()
+            samples_ahead = max(1, free // 3 // dataset.item_bytes)
             workers = min(workers, samples_ahead)
             options["prefetch_factor"] = min(2, samples_ahead // workers)
-            part_size = min(batch_size, samples_ahead // (workers * options["prefetch_factor"]))
-        self.in_parts = part_size < batch_size
+            part_size = min(largest, samples_ahead // (workers * options["prefetch_factor"]))
+        self.in_parts = part_size < largest
         if self.in_parts:
-            print(f"note: /dev/shm is small: {workers} workers send {part_size} of {batch_size} samples at a time")
+            print(f"note: /dev/shm is small: {workers} workers send {part_size} of {largest} samples at a time")
         self._parts = Loader(
             dataset,
             batch_sampler=_Parts(self.batch_sampler, part_size),

@@ -315,6 +315,12 @@ def test_learning_rate_is_divided_by_ten_every_step_size_epochs(tmp_path, step_s
     assert steps == pytest.approx(expected, rel=0.05)  # with a constant gradient Adam's step is the learning rate
 
 
+def test_last_batch_is_never_a_single_sample():
+    """Batch norm needs two."""
+    loader = BatchLoader(Rows(torch.randn(5, 4)), EpochSampler(5, 0), 2, 0, CPU)
+    assert [len(batch["label"]) for batch in loader] == [2, 3]
+
+
 def test_metrics_are_means_over_samples():
     """Not over batches: here five rows in batches of two."""
 
