@@ -11,6 +11,7 @@ is the peak of the stage's main process.
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import re
@@ -75,16 +76,19 @@ def measure(stage: str, unit: str, size: int, ceilings: dict[str, float], script
 def run_script(script: str, *args: object) -> tuple[float, int]:
     """Run a script of the project. Returns seconds and the peak memory in bytes. Raises RunError if it fails."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
-    start = time.perf_counter()
+    memory, start = 0, time.perf_counter()
     with tempfile.TemporaryFile("w+") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            memory = max([memory, *(1024 * int(size) for size in re.findall(r"VmHWM:\s+(\d+) kB", status))])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
         seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             last_line = (output.read().strip().splitlines() or [""])[-1]
             raise RunError(f"{script}: exit status {process.returncode}: {last_line}")
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, memory
 
 
 # Ceilings

@@ -45,8 +45,7 @@ def number(text: str) -> float | None:
 
 
 def plain(name: str) -> str | None:
-    """Return the name without blanks around it if it is a plain file name, else None."""
-    name = name.strip(" \t")
+    """Return the name if it is a plain file name, else None."""
     bad = (
         name in ("", ".", "..", "#NAME?", "#REF!", "#VALUE!", "#N/A")
         or set("/\\") & set(name)
@@ -59,7 +58,8 @@ def plain(name: str) -> str | None:
 def label_id(text: str) -> int | None:
     """Return the number of a label, -1 for an empty one. None if it is not a label."""
     text = text.strip(" \t").upper()
-    return {"": -1, "0": 0, "1": 1, "2": 2, **{name: index for index, name in enumerate(LABELS)}}.get(text)
+    names = {**{name: index for index, name in enumerate(LABELS)}, "SPEAKING_AND_AUDIBLE": 1}
+    return {"": -1, "0": 0, "1": 1, "2": 2, "SPEAKING_BUT_NOT_AUDIBLE": 2, **names}.get(text)
 
 
 def column(text: str) -> str:
@@ -261,9 +261,9 @@ def expected_scores(files: dict[str, bytes]) -> Expected:
     optional = {**dict.fromkeys(BOX, number), "label": lambda text: text.strip(" \t")}
     lines = split(name, data, expected)
     rows = pick(name, lines, expected, {**wanted, **optional}, (*OFFICIAL, "score"), tuple(optional))
-    lowest = min((row[4] for row in rows if row[-1] == LABELS[1]), default=math.inf)
+    lowest = min((row[4] for row in rows if label_id(row[-1]) == 1), default=math.inf)
     for place, *_, score, _, _, _, _, label in rows:
-        if label not in (LABELS[1], "") and score > lowest:
+        if label_id(label) not in (1, -1) and score > lowest:
             expected.errors[place] = "score of another label"
     expected.rows = [row[1:5] for row in rows]
     return expected

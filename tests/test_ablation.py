@@ -232,8 +232,11 @@ class TestScript:
 
     def test_features_of_two_encoders_are_refused(self, root, tmp_path):
         other = write_store(tmp_path / "other", faces_of(TRACKS), noise_features)
-        (other / "STE_forward_cfg.json").write_text('{"weights_sha256": "0123"}')
-        assert_refused(ablate(root, tmp_path / "out", "--features-train-full", other), "different encoders")
+        others = write_store(tmp_path / "others", faces_of(TRACKS), noise_features)
+        for directory, sha256 in ((other, "0123"), (others, "4567")):
+            (directory / "STE_forward_cfg.json").write_text(json.dumps({"weights_sha256": sha256}))
+        flags = ("--features-train-full", other, "--features-val-full", others)
+        assert_refused(ablate(root, tmp_path / "out", *flags), "two encoders")
 
     @pytest.mark.parametrize("flag", ["--features-train-full", "--csv-val-full"])
     def test_incomplete_arguments_are_refused(self, tmp_path, flag):

@@ -63,7 +63,7 @@ def read_crop(path: Path) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else f"cannot be read as an image: {error}"
         if isinstance(error, UnidentifiedImageError):  # its message does not name the file
-            reason = "not a JPEG or PNG image, or damaged"
+            reason = "cannot be read as an image: damaged, or neither JPEG nor PNG"
         raise InputError(f"{path}: {reason}") from None
 
 

@@ -108,7 +108,7 @@ def read_table(
     """Read columns of a csv file. The index of the result is the line number of each row, from 1.
 
     `columns` maps names to kinds: "number" (finite float64), "id" (plain file names, as categories), "category" or
-    "text" (str). Blanks around ids and categories are removed. A first line that contains the first of these names, or
+    "text" (str). Blanks around categories are removed. A first line that contains the first of these names, or
     usual spellings of all of them, is a header, and columns are found by name; `optional` columns may be missing:
     numbers are NaN then, texts empty. A file without header has exactly the columns `names` (default: those of
     `columns`). Blank lines are skipped. Raises InputError with file and line.
@@ -161,7 +161,7 @@ def read_table(
         if len(line_numbers) == len(table):
             table.index = line_numbers
     for name, kind in columns.items():
-        if kind in ("id", "category"):
+        if kind == "category":
             names = table[name].cat.categories
             if (names != names.str.strip(" \t")).any():
                 table[name] = table[name].astype("str").str.strip(" \t").astype("category")

@@ -126,6 +126,7 @@ class TrainingRun:
         best = self.directory / f"{self.best_epoch}.pth"
         if best.exists():
             with replacing(self.directory / BEST_FILE) as temporary:
+                temporary.unlink(missing_ok=True)  # of a killed process
                 try:
                     os.link(best, temporary)
                 except OSError:  # the file system has no links
