@@ -13,12 +13,15 @@ from core.formats.csv_table import read_table
 from core.runtime.errors import InputError
 
 NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE = 0, 1, 2  # label_id in the augmented files
-NO_LABEL = -1
+NO_LABEL, UNKNOWN_LABEL = -1, -2
 LABELS = ("NOT_SPEAKING", "SPEAKING_AUDIBLE", "SPEAKING_NOT_AUDIBLE")
 OFFICIAL_SUFFIX = "-activespeaker.csv"
 BOX_COLUMNS = ["entity_box_x1", "entity_box_y1", "entity_box_x2", "entity_box_y2"]
-_UNKNOWN_LABEL = -2
-_LABEL_CODES = {**{name: code for code, name in enumerate(LABELS)}, "0": 0, "1": 1, "2": 2, "": NO_LABEL}
+_LABEL_CODES = {
+    **{name: code for code, name in enumerate(LABELS)},
+    **{"SPEAKING_AND_AUDIBLE": 1, "SPEAKING_BUT_NOT_AUDIBLE": 2},  # the names on AVA's web site
+    **{"0": 0, "1": 1, "2": 2, "": NO_LABEL},
+}
 _COLUMNS = {
     "video_id": "id",
     "frame_timestamp": "number",
@@ -219,22 +222,27 @@ def read_annotations(source: str | Path, clip_boxes: bool = False) -> FaceTable:
     return table
 
 
+def label_code(text: str) -> int:
+    """Return the label_id of a label in any of its spellings, NO_LABEL or UNKNOWN_LABEL."""
+    return _LABEL_CODES.get(text.upper(), UNKNOWN_LABEL)
+
+
 def _label_codes(labels: pd.Series, file: Path, line: np.ndarray) -> np.ndarray:
     """Return the label of each row (n,) int8. Raises InputError with the first unknown one."""
-    codes = [_LABEL_CODES.get(text.upper(), _UNKNOWN_LABEL) for text in labels.cat.categories]
-    result = np.array(codes, np.int8)[labels.cat.codes]
+    result = np.array(list(map(label_code, labels.cat.categories)), np.int8)[labels.cat.codes]
     expected = f"expected one of {', '.join(LABELS)}"
-    _refuse(result == _UNKNOWN_LABEL, file, line, lambda row: f"label is {labels.iloc[row]!r}, {expected}")
+    _refuse(result == UNKNOWN_LABEL, file, line, lambda row: f"label is {labels.iloc[row]!r}, {expected}")
     return result
 
 
 def _check_boxes(box: np.ndarray, clip: bool, file: Path, line: np.ndarray) -> np.ndarray:
     """Return boxes (n, 4), cut off at the frame if `clip` is true. Raises InputError with the first bad one."""
-    if clip and (np.abs(box - 0.5) <= 1.5).all():  # others are not fractions
-        box = box.clip(0, 1)
+    is_pixels = (np.abs(box - 0.5) > 1.5).any(axis=1)
+    if clip:
+        box = np.where(is_pixels[:, None], box, box.clip(0, 1))
 
     def cause(row: int) -> str:
-        if np.abs(box[row]).max() > 2:
+        if is_pixels[row]:
             return "are these pixels? divide them by the width and height of the frame"
         return "to cut it off at the edge of the frame, pass --clip-boxes"
 

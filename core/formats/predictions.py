@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.formats.annotations import BOX_COLUMNS, LABELS, SPEAKING_AUDIBLE, FaceTable
+from core.formats.annotations import BOX_COLUMNS, LABELS, NO_LABEL, SPEAKING_AUDIBLE, FaceTable, label_code
 from core.formats.csv_table import first_fields, read_table, write_csv
 from core.formats.features import FEATURE_COLUMNS, TEXT_COLUMNS, list_csv_files
 from core.runtime.errors import InputError
@@ -77,8 +77,9 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     columns = {**kinds, **dict.fromkeys(BOX_COLUMNS, "number"), "label": "category"}
     names = ["video_id", "frame_timestamp", *BOX_COLUMNS, "label", "entity_id", "score"]
     frame = read_table(Path(path), columns, names, optional=(*BOX_COLUMNS, "label"))
-    speaking = frame["label"] == LABELS[SPEAKING_AUDIBLE]
-    above = ~speaking & (frame["label"] != "") & (frame["score"] > frame.loc[speaking, "score"].min())
+    label = frame["label"].map(label_code).astype(int)
+    speaking = label == SPEAKING_AUDIBLE
+    above = ~speaking & (label != NO_LABEL) & (frame["score"] > frame.loc[speaking, "score"].min())
     if above.any():
         line = frame.loc[above, "score"].idxmax()
         row = f"label {frame['label'][line]} with a score of {frame['score'][line]:g}, above rows that speak"
