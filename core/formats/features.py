@@ -52,7 +52,7 @@ def require_same_encoder(
             return
     if first["encoder_sha256"] != second["encoder_sha256"] and not allow:
         uses = (
-            f"{name} is of {record.get('encoder_weights')} ({record['encoder_sha256'][:8]})"
+            f"{record.get('encoder_weights')} ({record['encoder_sha256'][:8]}) for {name}"
             for name, record in records.items()
         )
         raise InputError(f"two encoders: {', but '.join(uses)}; use the same one, or pass --allow-mismatch")

@@ -87,8 +87,8 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
     scores: name -> (N,) in the row order of the table. The result holds
 
     - "mAP" and "auc" of the first prediction, "rows", "positives" and "chance" (the fraction of positive rows),
-    - "predictions": of each its mAP and AUC, its breakdowns (title -> group -> rows, positives, mAP) and the ids of
-      its "worst" videos,
+    - "predictions": of each its mAP and AUC, the number of rows with tied scores and the range of mAP that follows,
+      its breakdowns (title -> group -> rows, positives, mAP) and the ids of its "worst" videos,
     - "videos": rows, positives and AP of each,
     - "left out": breakdown -> reason why it is missing.
 
@@ -112,6 +112,7 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
         auc = roc_auc(values, positive)
         predictions[name] = {
             "mAP": average_precision(values, positive),
+            "tied rows": int(pd.Series(values).duplicated(keep=False).sum()),
             "mAP range of ties": tied_range(values, positive),
             "auc": None if math.isnan(auc) else auc,
             **{title: breakdown(values, table, *group) for title, group in groups.items()},
@@ -196,8 +197,8 @@ def show(numbers: dict) -> None:
     for name, own in predictions.items():
         low, high = own["mAP range of ties"]
         if f"{100 * low:.2f}" != f"{100 * high:.2f}":
-            problem = f"rows share scores, so the official tool gives {100 * low:.2f} to {100 * high:.2f} %"
-            print(one_line(f"note: {name}: {problem}, depending on their order"))
+            result = f"the official tool gives {100 * low:.2f} to {100 * high:.2f} %, depending on their order"
+            print(one_line(f"note: {name}: {own['tied rows']} rows share scores, so {result}"))
     if numbers["chance"] == 1:
         print("note: all rows are SPEAKING_AUDIBLE, so these numbers mean nothing")
     for title in (BY_FACES, BY_WIDTH):
