@@ -82,14 +82,16 @@ def main(args: argparse.Namespace) -> None:
     predict_videos(model, dataset, videos, output_dir, device, batch_size=args.batch_size)
     distributed.wait_for_all()
     print(f"predictions of {len(done)} videos: {output_dir}")
-    csv, skip_missing = (
-        read_setting(args.features_val_full, STE_FORWARD_SETTINGS, key) for key in ("csv", "skip_missing")
+    csv, clip_boxes, skip_missing = (
+        read_setting(args.features_val_full, STE_FORWARD_SETTINGS, key) for key in ("csv", "clip_boxes", "skip_missing")
     )
     ground_truth = postprocessing_params["ground_truth"]
     cli.print_next(
-        *("ASC_prediction_postprocessing.py", *(["--only-predicted"] if skip_missing else [])),
+        "ASC_prediction_postprocessing.py",
         predictions_dir=(args.output_dir, ASC_forward_params["output_dir"]),
         ground_truth=(csv or ground_truth, ground_truth),
+        clip_boxes=(bool(clip_boxes), False),
+        only_predicted=(bool(skip_missing), False),
     )
 
 

@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
     cli.print_next(
         *("ASC_forward.py", *context_shape, args.cuda_device, "--weights", weights),
         features_val_full=(args.features_val_full, ASC_inputs["features_val_full"]),
+        allow_mismatch=(args.allow_mismatch, False),
     )
 
 

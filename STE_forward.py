@@ -26,7 +26,7 @@ from core.models import short_term_encoder
 from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device
 from core.runtime.resume import OutputDirectory
-from core.runtime.weights import load_weights
+from core.runtime.weights import load_weights, training_settings
 
 
 def get_args_parser() -> cli.Parser:
@@ -92,16 +92,23 @@ def main(args: argparse.Namespace) -> None:
     distributed.wait_for_all()
     print(f"features of {settings['videos']} of {len(done)} videos: {output_dir}")
     if args.split == "train":
+        trained = training_settings(args.weights)
+        same = trained.get("csv_train_full") == args.csv
         cli.print_next(
             *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "val", "--weights", args.weights),
+            csv=(trained.get("csv_val_full") if same else annotation_csvs["val"], annotation_csvs["val"]),
             audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
             video_dir=(args.video_dir, STE_inputs["video_dir"]),
+            clip_boxes=(args.clip_boxes, False),
+            skip_missing=(args.skip_missing, False),
         )
     else:
         cli.print_next(
-            *("STE_postprocessing.py", *(["--only-predicted"] if args.skip_missing else [])),
+            "STE_postprocessing.py",
             forward_dir=(args.output_dir, ASC_inputs["features_val_full"]),
             ground_truth=(args.csv, postprocessing_params["ground_truth"]),
+            clip_boxes=(args.clip_boxes, False),
+            only_predicted=(args.skip_missing, False),
         )
 
 

@@ -80,6 +80,8 @@ def main(args: argparse.Namespace) -> None:
         csv=(args.csv_train_full, STE_inputs["csv_train_full"]),
         audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
         video_dir=(args.video_dir, STE_inputs["video_dir"]),
+        clip_boxes=(args.clip_boxes, False),
+        skip_missing=(args.skip_missing, False),
     )
 
 

@@ -159,7 +159,10 @@ def fit(
         print(f"epoch {epoch:3d}  train {_format(train)}  |  val {_format(val)}")
     best = run.log[run.best_epoch - 1]
     print(f"{run.epoch} epochs done: {run.directory}")
-    print(f"best.pth is epoch {best['epoch']}, with the highest validation AP: {best['val_ap']:.4f}")
+    reason = f"with the highest validation AP: {best['val_ap']:.4f}"
+    if np.isnan(best["val_ap"]):
+        reason = "the last one, because there is no validation AP"
+    print(f"best.pth is epoch {best['epoch']}, {reason}")
 
 
 def _format(metrics: dict[str, float]) -> str:

@@ -57,7 +57,11 @@ def main(args: argparse.Namespace) -> int:
 
     with manifest.filling():
         outcome = run_jobs(extract, videos, str, lambda _: 1, "video", args.workers, args.target_audios)
-    return print_outcome(outcome, "wavs", args.target_audios, "python data/slice_audio_tracks.py --split train")
+    status = print_outcome(outcome, "wavs", args.target_audios)
+    if status == 0:
+        default = data_inputs["ava_audio_dir"]
+        cli.print_next("data/slice_audio_tracks.py", "--split", "train", ava_audio_dir=(args.target_audios, default))
+    return status
 
 
 if __name__ == "__main__":

@@ -69,8 +69,17 @@ def main(args: argparse.Namespace) -> int:
         outcome = run_jobs(extract, videos, name, num_rows, "row", args.workers, output_dir)
     if digest != first_digest and outcome.skipped:
         outcome.notes.append("annotations differ from the first run's; if boxes have changed, pass --overwrite")
-    next_stage = "STE_train.py 11 0" if args.split == "train" else f"STE_forward.py 11 0 --split {args.split}"
-    return print_outcome(outcome, "crops", output_dir, f"python {next_stage}")
+    status = print_outcome(outcome, "crops", output_dir)
+    if status == 0:
+        is_train = args.split == "train"
+        next_stage = ("STE_train.py", 11, 0) if is_train else ("STE_forward.py", 11, 0, "--split", args.split)
+        cli.print_next(
+            *next_stage,
+            video_dir=(args.output_dir, STE_inputs["video_dir"]),
+            clip_boxes=(args.clip_boxes, False),
+            **{"csv_train_full" if is_train else "csv": (args.csv, annotation_csvs[args.split])},
+        )
+    return status
 
 
 if __name__ == "__main__":

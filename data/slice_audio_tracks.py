@@ -57,7 +57,14 @@ def main(args: argparse.Namespace) -> int:
     with manifest.filling():
         name, tracks = table.video_ids.__getitem__, np.bincount(table.track_video(), minlength=len(videos))
         outcome = run_jobs(slice_video, videos, name, tracks.__getitem__, "track", args.workers, output_dir)
-    return print_outcome(outcome, "slices", output_dir, f"python data/extract_face_crops_time.py --split {args.split}")
+    status = print_outcome(outcome, "slices", output_dir)
+    if status == 0:
+        cli.print_next(
+            *("data/extract_face_crops_time.py", "--split", args.split),
+            csv=(args.csv, annotation_csvs[args.split]),
+            clip_boxes=(args.clip_boxes, False),
+        )
+    return status
 
 
 if __name__ == "__main__":

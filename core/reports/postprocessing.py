@@ -9,7 +9,7 @@ from core.formats.annotations import NO_LABEL, read_annotations
 from core.formats.predictions import LOGIT_COLUMNS, join, keep_predicted, read_logits, write_scores
 from core.metrics import smooth_tracks, speaking_score
 from core.reports import report
-from core.runtime.cli import Parser, odd_window, print_settings
+from core.runtime.cli import Parser, odd_window, print_next, print_settings
 from core.runtime.errors import InputError
 from core.runtime.files import write_json
 
@@ -69,6 +69,5 @@ def postprocess(args: argparse.Namespace, directory: str) -> None:
     report.show(numbers)
     report.save(numbers, scores, table, args, SETTINGS_FILE)
     print(f"official mAP: {100 * numbers['mAP']:.2f} (chance {100 * numbers['chance']:.2f})")
-    print(
-        f"next: python scripts/evaluate.py --predictions {args.predictions_csv} --ground-truth {args.ground_truth_csv}"
-    )
+    files = ("--predictions", args.predictions_csv, "--ground-truth", args.ground_truth_csv)
+    print_next("scripts/evaluate.py", *files)

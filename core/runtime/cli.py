@@ -138,7 +138,8 @@ def print_next(*words: object, **options: tuple[object, object]) -> None:
     command = [str(word) for word in words]
     for name, (value, default) in options.items():
         if value != default:
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            command.append(f"--{name.replace('_', '-')}")
+            command += [] if value is True else [str(value)]
     print(f"next: python {shlex.join(command)}")
 
 

@@ -107,8 +107,8 @@ def write_list(lines: list[str], path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def print_outcome(outcome: Outcome, unit: str, directory: str | Path, next_command: str) -> int:
-    """Print the outcome of a stage and the next command. Returns the exit status: 1 with failures, else 0."""
+def print_outcome(outcome: Outcome, unit: str, directory: str | Path) -> int:
+    """Print the outcome of a stage. Returns the exit status: 1 with failures, else 0."""
     print(f"{outcome.done} {unit} written, {outcome.skipped} skipped, {len(outcome.failures)} failed: {directory}")
     for note in outcome.notes[:3]:
         print(f"note: {one_line(note)}")
@@ -116,6 +116,4 @@ def print_outcome(outcome: Outcome, unit: str, directory: str | Path, next_comma
         print(f"note: {len(outcome.notes) - 3} more in {Path(directory, NOTES)}")
     if outcome.failures:
         print(f"failures are listed in {Path(directory, FAILURES)}; the first: {one_line(outcome.failures[0])}")
-        return 1
-    print(f"next: {next_command}")
-    return 0
+    return 1 if outcome.failures else 0
