@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
         if wav.name in existing:
             outcome.skipped += 1
         else:
+            wav.unlink(missing_ok=True)  # also if it cannot be extracted again
             # advance(0) does not move the bar, but raises if the run is stopped.
             extract_audio(videos[video_id], wav, args.align, outcome, lambda _: advance(0))
         advance(1)
@@ -58,9 +59,8 @@ def main(args: argparse.Namespace) -> int:
     with manifest.filling():
         outcome = run_jobs(extract, videos, str, lambda _: 1, "video", args.workers, args.target_audios)
     status = print_outcome(outcome, "wavs", args.target_audios)
-    if status == 0:
-        default = data_inputs["ava_audio_dir"]
-        cli.print_next("data/slice_audio_tracks.py", "--split", "train", ava_audio_dir=(args.target_audios, default))
+    default = data_inputs["ava_audio_dir"]
+    cli.print_next("data/slice_audio_tracks.py", "--split", "train", ava_audio_dir=(args.target_audios, default))
     return status
 
 

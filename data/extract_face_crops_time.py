@@ -17,14 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from core.config import STE_inputs, annotation_csvs, data_inputs
-from core.formats.annotations import read_annotations
+from core.formats.annotations import annotations_of, read_annotations
+from core.formats.clips import crop_path
 from core.media.crops import extract_crops, rows_without_crop
 from core.media.ffmpeg import list_videos
 from core.media.reader import VideoReader
 from core.runtime import cli
 from core.runtime.errors import InputError
 from core.runtime.files import require_directory
-from core.runtime.jobs import Outcome, print_outcome, run_jobs
+from core.runtime.jobs import FAILURES, Outcome, print_outcome, run_jobs
 from core.runtime.resume import Manifest
 
 SETTINGS_FILE = "extract_face_crops_time_cfg.json"
@@ -53,6 +54,8 @@ def main(args: argparse.Namespace) -> int:
         todo = rows if args.overwrite else missing
         outcome.skipped += len(rows) - len(todo)
         advance(len(rows) - len(todo))
+        for row in todo if args.overwrite else ():  # also if they cannot be extracted again
+            crop_path(output_dir, table.entity_ids[table.entity[row]], table.timestamp[row]).unlink(missing_ok=True)
         if len(todo):
             path = paths.get(table.video_ids[video])
             if path is None:
@@ -70,15 +73,27 @@ def main(args: argparse.Namespace) -> int:
     if digest != first_digest and outcome.skipped:
         outcome.notes.append("annotations differ from the first run's; if boxes have changed, pass --overwrite")
     status = print_outcome(outcome, "crops", output_dir)
-    if status == 0:
-        is_train = args.split == "train"
-        next_stage = ("STE_train.py", 11, 0) if is_train else ("STE_forward.py", 11, 0, "--split", args.split)
+    crops, clip_boxes = (args.output_dir, STE_inputs["video_dir"]), (args.clip_boxes, False)
+    failed = any(Path(args.output_dir, split, FAILURES).exists() for split in annotation_csvs)
+    options = {"video_dir": crops, "clip_boxes": clip_boxes, "skip_missing": (failed, False)}
+    if args.split == "train":
         cli.print_next(
-            *next_stage,
-            video_dir=(args.output_dir, STE_inputs["video_dir"]),
-            clip_boxes=(args.clip_boxes, False),
-            **{"csv_train_full" if is_train else "csv": (args.csv, annotation_csvs[args.split])},
+            *("data/extract_face_crops_time.py", "--split", "val"),
+            csv=(annotations_of("val", args.csv, args.split), annotation_csvs["val"]),
+            ava_video_dir=(args.ava_video_dir, data_inputs["ava_video_dir"]),
+            output_dir=crops,
+            clip_boxes=clip_boxes,
         )
+    elif args.split == "val" and Path(args.output_dir, "train").is_dir():
+        cli.print_next(
+            *("STE_train.py", 11, 0),
+            csv_train_full=(annotations_of("train", args.csv, args.split), annotation_csvs["train"]),
+            csv_val_full=(args.csv, annotation_csvs["val"]),
+            **options,
+        )
+    else:  # with the published weights
+        csv = (args.csv, annotation_csvs[args.split])
+        cli.print_next("STE_forward.py", 11, 0, "--split", args.split, csv=csv, **options)
     return status
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from core.config import STE_inputs, annotation_csvs, data_inputs
-from core.formats.annotations import read_annotations
+from core.formats.annotations import annotations_of, read_annotations
 from core.formats.clips import wav_path
 from core.media.audio import slice_track_audio
 from core.runtime import cli
@@ -26,6 +26,7 @@ from core.runtime.jobs import Outcome, print_outcome, run_jobs
 from core.runtime.resume import Manifest
 
 SETTINGS_FILE = "slice_audio_tracks_cfg.json"
+AUDIO_SETTINGS = "extract_audio_tracks_cfg.json"  # of stage 1
 
 
 def get_args_parser() -> cli.Parser:
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     audio_dir = require_directory(args.ava_audio_dir, "the wavs of stage 1: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv, args.clip_boxes)
     output_dir = Path(args.output_dir, args.split)
-    align = read_setting(audio_dir, "extract_audio_tracks_cfg.json", "align")
+    align = read_setting(audio_dir, AUDIO_SETTINGS, "align")
     manifest = Manifest(output_dir / SETTINGS_FILE, {**vars(args), "align": align}, ("align",), args.overwrite)
     manifest.require_same()
     existing = set() if args.overwrite else list_files(output_dir)
@@ -58,12 +59,23 @@ def main(args: argparse.Namespace) -> int:
         name, tracks = table.video_ids.__getitem__, np.bincount(table.track_video(), minlength=len(videos))
         outcome = run_jobs(slice_video, videos, name, tracks.__getitem__, "track", args.workers, output_dir)
     status = print_outcome(outcome, "slices", output_dir)
-    if status == 0:
+    if args.split == "train":
         cli.print_next(
-            *("data/extract_face_crops_time.py", "--split", args.split),
-            csv=(args.csv, annotation_csvs[args.split]),
+            *("data/slice_audio_tracks.py", "--split", "val"),
+            csv=(annotations_of("val", args.csv, args.split), annotation_csvs["val"]),
+            ava_audio_dir=(args.ava_audio_dir, data_inputs["ava_audio_dir"]),
+            output_dir=(args.output_dir, STE_inputs["audio_dir"]),
             clip_boxes=(args.clip_boxes, False),
         )
+        return status
+    split = "train" if args.split == "val" and Path(args.output_dir, "train").is_dir() else args.split
+    video_dir = data_inputs["ava_video_dir"]
+    cli.print_next(
+        *("data/extract_face_crops_time.py", "--split", split),
+        csv=(annotations_of(split, args.csv, args.split), annotation_csvs[split]),
+        ava_video_dir=(read_setting(audio_dir, AUDIO_SETTINGS, "ava_video_dir") or video_dir, video_dir),
+        clip_boxes=(args.clip_boxes, False),
+    )
     return status
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from core.config import annotation_csvs
 from core.formats.csv_table import read_table
 from core.runtime.errors import InputError
 
@@ -183,6 +184,19 @@ def find_annotations(source: str | Path) -> list[Path]:
     if not files:
         raise InputError(f"{source}: no files named <video_id>{OFFICIAL_SUFFIX} in this directory")
     return files
+
+
+def annotations_of(other: str, csv: str, split: str) -> str:
+    """Return the likely annotations of another split, given those of one: the same path with the other name at its end.
+
+    A path without the name of the split has no such counterpart; the result is then a placeholder.
+    """
+    if csv == annotation_csvs[split]:
+        return annotation_csvs[other]
+    path = Path(csv)
+    if other != split and split not in path.name:
+        return f"<annotations of {other}>"
+    return str(path.with_name(path.name.replace(split, other)))
 
 
 def read_annotations(source: str | Path, clip_boxes: bool = False) -> FaceTable:

@@ -68,12 +68,18 @@ def slice_track_audio(
 ) -> None:
     """Cut the audio of each track of a video from the video's wav. A track that the wav does not cover is a failure.
 
-    Slices named in `existing` are kept if their length is right.
+    Slices named in `existing` are kept if their length is right. Others are removed, also if they cannot be cut again.
     """
+    outputs = {
+        track: wav_path(output_dir, table.entity_ids[track])
+        for track in np.unique(table.entity[table.rows_of_video(video)])
+    }
+    for output in outputs.values():
+        if output.name not in existing:
+            output.unlink(missing_ok=True)
     length = wav_length(wav)
-    for track in np.unique(table.entity[table.rows_of_video(video)]):
+    for track, output in outputs.items():
         entity_id = table.entity_ids[track]
-        output = wav_path(output_dir, entity_id)
         first, last = table.timestamp[table.rows_of_track(track)[[0, -1]]]
         start, stop = slice_bounds(first, last)
         size = 44 + 2 * (min(stop, length) - start)  # bytes of header and samples

@@ -116,4 +116,5 @@ def print_outcome(outcome: Outcome, unit: str, directory: str | Path) -> int:
         print(f"note: {len(outcome.notes) - 3} more in {Path(directory, NOTES)}")
     if outcome.failures:
         print(f"failures are listed in {Path(directory, FAILURES)}; the first: {one_line(outcome.failures[0])}")
+        print("fix them and run this again, or continue without them: stages 4 and 5 need --skip-missing then")
     return 1 if outcome.failures else 0
