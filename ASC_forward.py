@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
 
     def is_current(csv_file: Path, video: int) -> bool:
         same_features = saved_features.get(table.video_ids[video], store.digests[video]) == store.digests[video]
-        return same_features and holds_rows(csv_file, table, table.rows_of_video(video))
+        return same_features and holds_rows(csv_file, table, table, video)
 
     done = np.array(results.done(table.video_ids, is_current))
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {done.sum()} videos already done")
@@ -89,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
     cli.print_next(
         "ASC_prediction_postprocessing.py",
         predictions_dir=(args.output_dir, ASC_forward_params["output_dir"]),
-        ground_truth=(csv or ground_truth, ground_truth),
+        ground_truth=(csv if csv and Path(csv).exists() else ground_truth, ground_truth),  # it may have been moved
         clip_boxes=(bool(clip_boxes), False),
         only_predicted=(bool(skip_missing), False),
     )

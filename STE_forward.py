@@ -25,6 +25,7 @@ from core.inference import encode_videos
 from core.models import short_term_encoder
 from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device
+from core.runtime.errors import InputError
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights, training_settings
 
@@ -69,17 +70,21 @@ def main(args: argparse.Namespace) -> None:
     table = read_annotations(args.csv, args.clip_boxes)
     distributed.require_same("annotations", table.digest)
 
+    audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
+    usable = table
+    if args.skip_missing:
+        usable = drop_missing(table, audio_dir, video_dir, True, args.clip_length, may_be_empty=True)
+
     def is_current(csv_file: Path, video: int) -> bool:
-        return holds_rows(csv_file, table, table.rows_of_video(video), some=args.skip_missing)
+        return holds_rows(csv_file, table, usable, video)
 
     done = np.array(results.done(table.video_ids, is_current))
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {done.sum()} videos already done")
-    audio_dir, video_dir = Path(args.audio_dir, args.split), Path(args.video_dir, args.split)
-    usable = table.keep(~done[table.video])
-    if len(usable):
-        usable = drop_missing(
-            usable, audio_dir, video_dir, args.skip_missing, args.clip_length, may_be_empty=done.any()
-        )
+    usable = usable.keep(~done[usable.video])
+    if not args.skip_missing:
+        drop_missing(usable, audio_dir, video_dir, False, args.clip_length)  # raises an error if a file is missing
+    elif not len(usable) and not done.any():
+        raise InputError(f"{args.csv}: no row has both a crop and a wav")
     settings["videos"] = int(done.sum()) + len(np.unique(usable.video))  # FeatureStore checks that none is missing
     results.begin(table.video_ids, done)
 
@@ -99,6 +104,8 @@ def main(args: argparse.Namespace) -> None:
             csv=(trained.get("csv_val_full") if same else annotation_csvs["val"], annotation_csvs["val"]),
             audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
             video_dir=(args.video_dir, STE_inputs["video_dir"]),
+            output_dir=(str(output_dir.with_name("val")), ASC_inputs["features_val_full"]),
+            precision=(args.precision, STE_forward_params["precision"]),
             clip_boxes=(args.clip_boxes, False),
             skip_missing=(args.skip_missing, False),
         )

@@ -46,16 +46,22 @@ def _read_rows(path: Path) -> pd.DataFrame:
     return frame.astype({"video_id": object, "entity_id": object})
 
 
-def holds_rows(path: Path, table: FaceTable, rows: np.ndarray, some: bool = False) -> bool:
-    """Return True if a file of features or predictions has these rows (n,) and labels, or with `some` a part of them.
+def holds_rows(path: Path, table: FaceTable, usable: FaceTable, video: int) -> bool:
+    """Return True if a file of features or predictions has all usable rows of a video with their labels.
 
-    Raises InputError if the file is invalid.
+    It may have other rows of the table too. Raises InputError if the file is invalid.
     """
-    found, wanted = _read_rows(path), table.keys(rows)
-    wanted["label_id"] = table.target[rows].astype(float)
-    columns = [name for name in wanted if name in found]
-    have, want = (set(frame[columns].itertuples(index=False, name=None)) for frame in (found, wanted))
-    return have == want or (some and have < want)
+    found = _read_rows(path)
+
+    def rows_of(frame: pd.DataFrame) -> set[tuple]:
+        columns = [name for name in ("video_id", "frame_timestamp", "entity_id", "label_id") if name in found]
+        return set(frame[columns].itertuples(index=False, name=None))
+
+    def rows_in(table: FaceTable) -> set[tuple]:
+        rows = table.rows_of_video(video)
+        return rows_of(table.keys(rows).assign(label_id=table.target[rows].astype(float)))
+
+    return rows_in(usable) <= rows_of(found) <= rows_in(table)
 
 
 def write_scores(path: str | Path, ground_truth: str | Path, table: FaceTable, scores: np.ndarray) -> None:

@@ -4,14 +4,15 @@ import argparse
 import os
 from pathlib import Path
 
-from core.config import postprocessing_params
+from core.config import ASC_inputs, postprocessing_params
 from core.formats.annotations import NO_LABEL, read_annotations
+from core.formats.features import STE_FORWARD_SETTINGS
 from core.formats.predictions import LOGIT_COLUMNS, join, keep_predicted, read_logits, write_scores
 from core.metrics import smooth_tracks, speaking_score
 from core.reports import report
 from core.runtime.cli import Parser, odd_window, print_next, print_settings
 from core.runtime.errors import InputError
-from core.runtime.files import write_json
+from core.runtime.files import read_setting, write_json
 
 SETTINGS_FILE = "postprocessing_cfg.json"  # in the directory of --plots
 
@@ -69,5 +70,14 @@ def postprocess(args: argparse.Namespace, directory: str) -> None:
     report.show(numbers)
     report.save(numbers, scores, table, args, SETTINGS_FILE)
     print(f"official mAP: {100 * numbers['mAP']:.2f} (chance {100 * numbers['chance']:.2f})")
-    files = ("--predictions", args.predictions_csv, "--ground-truth", args.ground_truth_csv)
-    print_next("scripts/evaluate.py", *files)
+    train = str(Path(directory).with_name("train"))
+    device = read_setting(train, STE_FORWARD_SETTINGS, "cuda_device")
+    if device is None:
+        files = ("--predictions", args.predictions_csv, "--ground-truth", args.ground_truth_csv)
+        print_next("scripts/evaluate.py", *files)
+    else:  # features of the training videos: stage 7 is next
+        print_next(
+            *("ASC_train.py", 11, 4, 3, device),
+            features_train_full=(train, ASC_inputs["features_train_full"]),
+            features_val_full=(directory, ASC_inputs["features_val_full"]),
+        )
