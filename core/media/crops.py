@@ -8,7 +8,7 @@ import numpy as np
 
 from core.config import JPEG_QUALITY, SEEK_GAP_SECONDS
 from core.formats.annotations import FaceTable
-from core.formats.clips import crop_name, crop_path
+from core.formats.clips import crop_names, crop_path
 from core.media.reader import VideoReader
 from core.runtime.files import list_files, write_bytes
 from core.runtime.jobs import Outcome
@@ -18,8 +18,8 @@ def rows_without_crop(table: FaceTable, rows: np.ndarray, output_dir: Path) -> n
     """Return those of the rows (n,) whose crop does not exist in the output directory."""
     tracks = table.entity[rows]
     existing = {track: list_files(output_dir / table.entity_ids[track]) for track in np.unique(tracks)}
-    names = map(crop_name, table.timestamp[rows])
-    return rows[[name not in existing[track] for name, track in zip(names, tracks, strict=True)]]
+    names = map(crop_names, table.timestamp[rows])
+    return rows[[existing[track].isdisjoint(some) for some, track in zip(names, tracks, strict=True)]]
 
 
 def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
