@@ -18,8 +18,8 @@ import numpy as np
 
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import read_annotations
+from core.media.container import list_videos
 from core.media.crops import extract_crops, rows_without_crop
-from core.media.ffmpeg import list_videos
 from core.media.reader import VideoReader
 from core.runtime.cli import Parser, add_split_arguments, launch, positive_int, print_settings
 from core.runtime.errors import InputError

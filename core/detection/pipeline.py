@@ -23,10 +23,10 @@ from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
-from core.media.audio import extract_audio, slice_track_audio
+from core.media.audio import audio_frames, extract_audio, has_audio, slice_track_audio
 from core.media.crops import extract_crops, rows_without_crop
-from core.media.ffmpeg import aligned_audio_args, encode_video, has_audio
 from core.media.reader import VideoReader
+from core.media.writer import encode_video
 from core.metrics import smooth_tracks, speaking_score
 from core.runtime.device import sha256
 from core.runtime.errors import InputError, RunError, one_line
@@ -38,9 +38,7 @@ from core.runtime.resume import StepCache
 SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"
 MAX_PRINTED_TRACKS = 10
-FAST_START = ("-movflags", "+faststart")  # index first, so that playback starts before the file is complete
-# Tags that tell players to convert colours as OpenCV does (BT.601).
-BT601_TAGS = "h264_metadata=matrix_coefficients=6:colour_primaries=6:transfer_characteristics=6:video_full_range_flag=0"
+MARKED_AUDIO_RATE = 48_000  # Hz
 
 
 class SpeakerDetection:
@@ -117,7 +115,7 @@ class SpeakerDetection:
         """Detect faces and link them into tracks."""
 
         def work() -> None:
-            with VideoReader(self.video) as reader:
+            with VideoReader(self.video, enhance=True) as reader:
                 table = face_table(self.video_id, detect_tracks(reader, self.shots, detector))
             write_csv(self.csv, table.official_columns(), header=False)
 
@@ -170,7 +168,7 @@ class SpeakerDetection:
                 slice_track_audio(table, 0, self.wav, self.track_wavs, existing, outcome, bar.update)
             todo = rows_without_crop(table, rows, self.crops)
             bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
-            with bar, VideoReader(self.video) as reader:
+            with bar, VideoReader(self.video, enhance=True) as reader:
                 extract_crops(table, todo, reader, self.crops, outcome, bar.update)
             write_list(outcome.failures, self.failures)
 
@@ -264,14 +262,21 @@ class SpeakerDetection:
 
         def work() -> None:
             times = self.shots.times
-            source, shift = aligned_audio_args(self.video)
-            width, height = self._pixel_aspect
-            tags = ("-bsf:v", f"{BT601_TAGS}:sample_aspect_ratio={width}/{height}")
-            with VideoReader(self.video) as reader:
+            form = "sample_fmts=fltp:channel_layouts=stereo"
+            with VideoReader(self.video, enhance=True) as reader:
                 frames = reader.frames(times, float("inf"))
                 images = progress(frames, total=len(times), desc="marked video", unit="frame")
                 marked = marked_frames(images, self.size, times, self.usable_rows, scores)
-                encode_video(self.marked_video, marked, self.size, self.shots.rate, source, *shift, *FAST_START, *tags)
+                audio = audio_frames(self.video, [], reader.start_offset, form=form, rate=MARKED_AUDIO_RATE)
+                encode_video(
+                    self.marked_video,
+                    marked,
+                    self.size,
+                    self.shots.rate,
+                    audio,
+                    MARKED_AUDIO_RATE,
+                    pixel_aspect=self._pixel_aspect,
+                )
                 seconds = images.n / self.shots.rate
             if seconds < self.shots.seconds - 1:
                 print(f"note: only {seconds:.1f} of {self.shots.seconds:.1f} s of the video can be decoded")
