@@ -27,7 +27,6 @@ from tiny_inputs import (
 )
 
 
-
 def some(*fast: str, slow: tuple[str, ...]) -> list:
     """Parameters of a test; those in `slow` are marked."""
     return [*fast, *(pytest.param(script, marks=pytest.mark.slow) for script in slow)]

@@ -1,6 +1,7 @@
 """Opening videos with PyAV: files, streams, decoding and filters."""
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ MAX_FRAME_PIXELS = 100_000_000  # three times 8K
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "max_pixels": str(MAX_FRAME_PIXELS)}
 _RESTARTING = ("mpegts", "mpeg")  # containers whose clock may restart within the file
 _MAX_JUMP = 10.0  # seconds; a longer jump of such a clock is a restart
+logging.getLogger("libav").addHandler(logging.NullHandler())
 _MAX_GAP = 4 * 3600.0  # seconds; a longer gap in any container is damage
 
 
@@ -101,8 +103,11 @@ def choose_stream(
 
 
 def _codec_name(container: av.container.InputContainer, stream: av.stream.Stream) -> str:
-    """Return the name of a codec for which there is no decoder."""
-    found = re.search(rf"Stream #\d+:{stream.index}\b.*?: \w+: ([^,\n]*)", container.dumps_format())
+    """Return the name of a codec for which there is no decoder. PyAV only logs it."""
+    av.logging.set_level(av.logging.INFO)
+    text = container.dumps_format()
+    av.logging.set_level(None)
+    found = re.search(rf"Stream #\d+:{stream.index}\b.*?: \w+: ([^,\n]*)", text)
     return found[1] if found else "unknown codec"
 
 

@@ -57,7 +57,7 @@ class VideoReader:
             raise ValueError(f"frames of {stream.width} x {stream.height} pixels are too large")
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         stream.thread_type, stream.thread_count = "AUTO", _THREADS
-        self._seekable = self._container.format.name in _SEEKABLE
+        self._seekable, self._constant = self._container.format.name in _SEEKABLE, True
         self._reformatter = VideoReformatter()
         self.start = None  # time of the first frame in the container, in seconds
         self._timeline = self._read()
@@ -150,7 +150,7 @@ class VideoReader:
     def _read(self) -> Iterator[tuple[float, float, av.VideoFrame]]:
         """Yield frames with the position from which each is shown and its own, in frames at the declared rate.
 
-        Positions near a whole number are rounded to it, so that frames at a constant rate are counted exactly.
+        As long as the rate is constant, positions are whole numbers: frames are counted.
         """
         tolerance = max(0.1, _TIME_TOLERANCE * self.fps)
         previous = None
@@ -159,8 +159,13 @@ class VideoReader:
             if self.start is None:
                 self.start = time or 0.0
             position = (0.0 if previous is None else previous + 1) if time is None else (time - self.start) * self.fps
-            if abs(position - round(position)) <= tolerance:
-                position = float(round(position))
+            index = round(position)
+            if previous is not None and index != previous + 1:
+                self._constant = False
+            if self._constant and abs(position - index) <= tolerance:
+                position = float(index)
+            else:
+                self._constant = False
             position = position if previous is None else max(position, previous)
             half = 0.5 if previous is None else min(0.5, (position - previous) / 2)
             yield position + 0.5 - half, position, frame
