@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ def open_container(path: Path) -> Iterator[av.container.InputContainer]:
             container = av.open(file, options=_OPTIONS, buffer_size=1 << 18, metadata_errors="replace")
         except (av.FFmpegError, OverflowError) as error:
             raise ValueError(f"cannot be opened as a video ({getattr(error, 'strerror', error)})") from None
+        container.flags &= ~av.container.Flags.gen_pts.value  # it invents wrong times in AVI
         with container:
             yield container
 
@@ -124,6 +126,7 @@ def decode(
     """
     limit = (container.start_time or 0) / av.time_base + (container.duration or 0) / av.time_base + _MAX_JUMP
     restarting, shift, expected, damage = container.format.name in _RESTARTING, 0.0, None, None
+    wrong, last = [0, 0], [-math.inf, -math.inf]  # number of wrong presentation and decoding times, and the last ones
     packets = container.demux(stream)
     ended = False
     while not ended:
@@ -139,7 +142,12 @@ def decode(
             damage = damage or getattr(error, "strerror", None) or "out of memory"
         for frame in frames:
             frame.time_base = stream.time_base
-            time = None if frame.pts is None else float(frame.pts * stream.time_base) + shift
+            # As in FFmpeg: where presentation times are missing or go back, as in AVI, those of decoding are used.
+            for index, value in enumerate((frame.pts, frame.dts)):
+                wrong[index] += value is None or value <= last[index]
+                last[index] = last[index] if value is None else value
+            pts = frame.pts if wrong[0] <= wrong[1] else frame.dts
+            time = None if pts is None else float(pts * stream.time_base) + shift
             if time is not None and expected is not None:
                 jump = time - expected
                 impossible = restarting or (container.duration and time > limit) or jump > _MAX_GAP

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -34,8 +34,8 @@ class VideoReader:
     """
 
     def __init__(self, path: Path, stream: int | None = None, enhance: bool = False):
-        self.path, self._enhance = path, enhance
-        self._arguments = stream
+        self.path, self._number, self._enhance = path, stream, enhance
+        self.poll: Callable[[], None] = lambda: None  # called for every decoded frame; may raise to stop
         self._files = contextlib.ExitStack()
         try:
             self._open()
@@ -48,11 +48,11 @@ class VideoReader:
         self._files.close()
         self.notes: list[str] = []
         self._container = self._files.enter_context(open_container(self.path))
-        self._stream = stream = choose_stream(self._container, "video", self._arguments, self.notes)
+        self._stream = stream = choose_stream(self._container, "video", self._number, self.notes)
         rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
-        self.fps = float(next((rate for rate in rates if rate), 0))
-        if not 0 < self.fps <= MAX_FRAME_RATE:
-            raise ValueError(f"cannot be opened as a video ({self.fps:g} frames per second)")
+        self.fps = float(next((rate for rate in rates if rate and 0 < rate <= MAX_FRAME_RATE), 0))
+        if not self.fps:
+            raise ValueError("cannot be opened as a video (no frame rate)")
         if stream.width * stream.height > MAX_FRAME_PIXELS:
             raise ValueError(f"frames of {stream.width} x {stream.height} pixels are too large")
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
@@ -156,6 +156,7 @@ class VideoReader:
         previous = None
         frames = decode(self._container, self._stream, lambda _: 1 / self.fps, self.notes)
         for time, frame in self._deinterlace(frames) if self._enhance else frames:
+            self.poll()
             if self.start is None:
                 self.start = time or 0.0
             position = (0.0 if previous is None else previous + 1) if time is None else (time - self.start) * self.fps
