@@ -10,13 +10,14 @@ import numpy as np
 from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE
 from core.formats.annotations import FaceTable
 from core.formats.clips import read_wav, slice_bounds, wav_length, wav_path, write_wav
-from core.media.container import build_graph, choose_stream, decode, open_container, run_graph
+from core.media.container import build_graph, choose_stream, decode, open_container, pull_all, run_graph
 from core.media.reader import VideoReader
 from core.runtime.jobs import Outcome
 
 MONO = "sample_fmts=s16:channel_layouts=mono"
 _BLOCK_SAMPLES = 1 << 14
 _SILENCE = 8  # of 32768; the peak of digital silence, possibly with dither
+_BATCH = 64  # frames; pulling less often takes less time
 _CHECKED = 16  # of so many decoded frames, one is checked for inverted channels
 
 
@@ -53,20 +54,23 @@ def audio_frames(
                     produced += block.samples
                     yield block
                 layout, graph = found, _resampler(*found, form, rate, produced, left_only)
+                unit = Fraction(1, frame.sample_rate)
+                tolerance = float(chosen.time_base / unit) / 2 + 1  # samples; timestamps are rounded
             if energy is not None and frame.layout.nb_channels == 2 and count % _CHECKED == 0:
                 channels = frame.to_ndarray().astype(np.float32)
                 left, right = channels if frame.format.is_planar else channels.reshape(-1, 2).T
                 energy += [left @ left, right @ right, np.square((left + right) / 2).sum()]
-            # Rounded timestamps, as of Matroska, must not move samples that follow each other.
             exact = expected if time is None else (time - start - offset) * frame.sample_rate
-            if abs(exact - expected) > frame.sample_rate * frame.time_base / 2 + 1 or count == 0:
+            if abs(exact - expected) > tolerance or count == 0:
                 expected = round(exact)
-            frame.pts, frame.time_base = expected, Fraction(1, frame.sample_rate)
+            frame.pts, frame.time_base = expected, unit
             expected += frame.samples
             end = expected / frame.sample_rate
-            for block in run_graph(graph, frame):
-                produced += block.samples
-                yield block
+            graph.push(frame)
+            if count % _BATCH == 0:
+                for block in pull_all(graph):
+                    produced += block.samples
+                    yield block
         if graph is None:
             raise ValueError(f"the audio stream is empty, or its {chosen.name} audio cannot be decoded")
         yield from run_graph(graph, None)

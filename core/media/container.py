@@ -127,7 +127,7 @@ def decode(
     limit = (container.start_time or 0) / av.time_base + (container.duration or 0) / av.time_base + _MAX_JUMP
     restarting, shift, expected, damage = container.format.name in _RESTARTING, 0.0, None, None
     wrong, last = [0, 0], [-math.inf, -math.inf]  # number of wrong presentation and decoding times, and the last ones
-    packets = container.demux(stream)
+    packets, unit = container.demux(stream), stream.time_base
     ended = False
     while not ended:
         frames = []
@@ -141,13 +141,12 @@ def decode(
         except (av.FFmpegError, MemoryError) as error:
             damage = damage or getattr(error, "strerror", None) or "out of memory"
         for frame in frames:
-            frame.time_base = stream.time_base
             # As in FFmpeg: where presentation times are missing or go back, as in AVI, those of decoding are used.
             for index, value in enumerate((frame.pts, frame.dts)):
                 wrong[index] += value is None or value <= last[index]
                 last[index] = last[index] if value is None else value
             pts = frame.pts if wrong[0] <= wrong[1] else frame.dts
-            time = None if pts is None else float(pts * stream.time_base) + shift
+            time = None if pts is None else pts * unit.numerator / unit.denominator + shift
             if time is not None and expected is not None:
                 jump = time - expected
                 impossible = restarting or (container.duration and time > limit) or jump > _MAX_GAP
@@ -176,7 +175,7 @@ def video_graph(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Gr
     arguments = {
         "video_size": f"{frame.width}x{frame.height}",
         "pix_fmt": frame.format.name,
-        "time_base": frame.time_base,
+        "time_base": "1/1000",  # not used
         "colorspace": int(frame.colorspace),
         "range": int(frame.color_range),
     }
@@ -186,6 +185,10 @@ def video_graph(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Gr
 def run_graph(graph: av.filter.Graph, frame: av.frame.Frame | None) -> Iterator[av.VideoFrame | av.AudioFrame]:
     """Push a frame into a graph, or None at the end, and yield the frames that come out."""
     graph.push(frame)
+    return pull_all(graph)
+
+
+def pull_all(graph):
     with contextlib.suppress(av.BlockingIOError, av.EOFError):
         while True:
             yield graph.pull()
