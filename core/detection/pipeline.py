@@ -23,7 +23,7 @@ from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
-from core.media.audio import audio_frames, extract_audio, has_audio, slice_track_audio
+from core.media.audio import audio_frames, extract_audio, slice_track_audio
 from core.media.crops import extract_crops, rows_without_crop
 from core.media.reader import VideoReader
 from core.media.writer import encode_video
@@ -55,8 +55,7 @@ class SpeakerDetection:
         check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(video))
         try:
             with VideoReader(video) as reader:
-                self.size, self._pixel_aspect = reader.size, reader.pixel_aspect
-            audio = has_audio(video)
+                self.size, self._pixel_aspect, audio = reader.size, reader.pixel_aspect, reader.has_audio
         except ValueError as error:
             raise InputError(f"{video}: {error}") from None
         if not audio:

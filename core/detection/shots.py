@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from core.config import tracking_params
-from core.media.container import run_graph, video_graph
+from core.media.container import FilterChain
 from core.media.reader import VideoReader
 from core.runtime.progress import progress
 
@@ -82,11 +82,8 @@ def scene_scores(reader: VideoReader) -> Iterator[tuple[float, float, float]]:
 
     The score is the difference from the previous frame, 0 to 1.
     """
-    graph, layout = None, None
+    scale = ("scale", f"{_SCENE_WIDTH}:-2:flags=fast_bilinear")
+    chain = FilterChain(lambda: [scale, ("select", "gte(scene,0)")])
     for start, time, frame in reader.timeline():
-        if layout != (frame.width, frame.height, frame.format.name):
-            layout = (frame.width, frame.height, frame.format.name)
-            scale = ("scale", f"{_SCENE_WIDTH}:-2:flags=fast_bilinear")
-            graph = video_graph(frame, scale, ("select", "gte(scene,0)"))
-        for scored in run_graph(graph, frame):
+        for scored in chain.run(frame):
             yield start, time, float(scored.metadata["lavfi.scene_score"])

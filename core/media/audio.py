@@ -1,5 +1,6 @@
 """Audio of videos and of face tracks, written as wavs."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,15 +11,15 @@ import numpy as np
 from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE
 from core.formats.annotations import FaceTable
 from core.formats.clips import read_wav, slice_bounds, wav_length, wav_path, write_wav
-from core.media.container import build_graph, choose_stream, decode, open_container, pull_all, run_graph
+from core.media.container import FilterChain, choose_stream, decode, open_container
 from core.media.reader import VideoReader
 from core.runtime.jobs import Outcome
 
 MONO = "sample_fmts=s16:channel_layouts=mono"
 _BLOCK_SAMPLES = 1 << 14
 _SILENCE = 8  # of 32768; the peak of digital silence, possibly with dither
-_BATCH = 64  # frames; pulling less often takes less time
-_CHECKED = 16  # of so many decoded frames, one is checked for inverted channels
+_BATCH = 64  # decoded frames; filters that are asked less often take less time
+_CHECKED = 8  # one in this many decoded frames is checked for inverted channels
 
 
 def audio_frames(
@@ -45,38 +46,38 @@ def audio_frames(
         frames = decode(container, chosen, lambda frame: frame.samples / frame.sample_rate, notes)
         if declared and container.format.name.startswith("mov"):
             frames = _without_padding(frames, declared)
-        graph, layout, expected, end, produced = None, None, 0, 0.0, 0
-        for count, (time, frame) in enumerate(frames):
-            found = frame.format.name, frame.layout.name, frame.sample_rate
-            if found != layout:
-                blocks = run_graph(graph, None) if graph else ()
-                for block in blocks:
-                    produced += block.samples
-                    yield block
-                layout, graph = found, _resampler(*found, form, rate, produced, left_only)
-                unit = Fraction(1, frame.sample_rate)
-                tolerance = float(chosen.time_base / unit) / 2 + 1  # samples; timestamps are rounded
-            if energy is not None and frame.layout.nb_channels == 2 and count % _CHECKED == 0:
-                channels = frame.to_ndarray().astype(np.float32)
-                left, right = channels if frame.format.is_planar else channels.reshape(-1, 2).T
-                energy += [left @ left, right @ right, np.square((left + right) / 2).sum()]
-            exact = expected if time is None else (time - start - offset) * frame.sample_rate
-            if abs(exact - expected) > tolerance or count == 0:
-                expected = round(exact)
-            frame.pts, frame.time_base = expected, unit
-            expected += frame.samples
-            end = expected / frame.sample_rate
-            graph.push(frame)
-            if count % _BATCH == 0:
-                for block in pull_all(graph):
-                    produced += block.samples
-                    yield block
-        if graph is None:
+        unit, expected, produced = float(chosen.time_base), None, 0
+
+        def filters() -> list[tuple[str, str]]:
+            return [
+                *([("pan", "mono|c0=c0")] if left_only else []),
+                # Gaps of 0.03 s are filled with silence, smaller drifts are stretched away.
+                ("aresample", f"async=1000:min_hard_comp=0.03:first_pts={produced}"),
+                ("aformat", f"{form}:sample_rates={rate}"),
+                ("asetnsamples", f"n={_BLOCK_SAMPLES}:p=0"),
+            ]
+
+        chain = FilterChain(filters, _BATCH)
+        for count, (time, frame) in enumerate(itertools.chain(frames, [(None, None)])):
+            if frame is not None:
+                if energy is not None and frame.layout.nb_channels == 2 and count % _CHECKED == 0:
+                    channels = frame.to_ndarray().astype(np.float32)
+                    left, right = channels if frame.format.is_planar else channels.reshape(-1, 2).T
+                    energy += [left @ left, right @ right, np.square((left + right) / 2).sum()]
+                exact = (expected or 0) if time is None else (time - start - offset) * frame.sample_rate
+                # Rounded timestamps must not move samples that follow each other.
+                if expected is None or abs(exact - expected) > unit * frame.sample_rate / 2 + 1:
+                    expected = round(exact)
+                frame.pts, frame.time_base = expected, Fraction(1, frame.sample_rate)
+                expected += frame.samples
+            for block in chain.run(frame):
+                produced += block.samples
+                yield block
+        if expected is None:
             raise ValueError(f"the audio stream is empty, or its {chosen.name} audio cannot be decoded")
-        yield from run_graph(graph, None)
         declared = declared or (container.duration or 0) / av.time_base
-        if offset + end < declared - MAX_MISSING_SECONDS:
-            notes.append(f"audio ends at {offset + end:.1f} s of {declared:.1f} s")
+        if offset + produced / rate < declared - MAX_MISSING_SECONDS:
+            notes.append(f"audio ends at {offset + produced / rate:.1f} s of {declared:.1f} s")
 
 
 def _without_padding(
@@ -97,36 +98,10 @@ def _without_padding(
         yield time, last
 
 
-def _resampler(
-    sample_format: str, layout: str, source_rate: int, form: str, rate: int, first: int, left_only: bool
-) -> av.filter.Graph:
-    """Return a graph whose output begins with sample `first`."""
-    source = {"sample_fmt": sample_format, "channel_layout": layout, "sample_rate": source_rate}
-    left = [("pan", "mono|c0=c0")] if left_only else []
-    filters = [
-        *left,
-        # Gaps of 0.03 s are filled with silence, smaller drifts are stretched away.
-        ("aresample", f"async=1000:min_hard_comp=0.03:first_pts={first}"),
-        ("aformat", f"{form}:sample_rates={rate}"),
-        ("asetnsamples", f"n={_BLOCK_SAMPLES}:p=0"),
-    ]
-    return build_graph("abuffer", {**source, "time_base": Fraction(1, source_rate)}, filters)
-
-
 def iter_audio(video: Path, notes: list[str] | None = None, **options) -> Iterator[np.ndarray]:
     """Yield the audio of a video in chunks (n,) int16, 16 kHz mono. Takes the options of `audio_frames`."""
     for frame in audio_frames(video, [] if notes is None else notes, **options):
         yield frame.to_ndarray().ravel()
-
-
-def has_audio(video: Path, stream: int | None = None) -> bool:
-    """Return True if the video has audio that can be decoded. Raises ValueError if the file is not a video."""
-    with open_container(video) as container:
-        try:
-            choose_stream(container, "audio", stream, [])
-        except ValueError:
-            return False
-    return True
 
 
 def extract_audio(

@@ -5,7 +5,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,10 +18,12 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,dv"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 MAX_FRAME_PIXELS = 100_000_000  # three times 8K
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "max_pixels": str(MAX_FRAME_PIXELS)}
-_RESTARTING = ("mpegts", "mpeg")  # containers whose clock may restart within the file
-_MAX_JUMP = 10.0  # seconds; a longer jump of such a clock is a restart
+_RESTARTING = ("mpegts", "mpeg")  # containers whose clock may start again within the file
+_MAX_JUMP = 10.0  # seconds; a longer jump of such a clock is a new start
+_MAX_DURATION = 4 * 3600 * 1_000_000  # microseconds, of a video that does not tell it
+_PICTURE = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_DEFAULT = av.stream.Disposition.default
 logging.getLogger("libav").addHandler(logging.NullHandler())
-_MAX_GAP = 4 * 3600.0  # seconds; a longer gap in any container is damage
 
 
 @contextlib.contextmanager
@@ -32,8 +35,9 @@ def open_container(path: Path) -> Iterator[av.container.InputContainer]:
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb", buffering=0) as file:
         try:
             container = av.open(file, options=_OPTIONS, buffer_size=1 << 18, metadata_errors="replace")
-        except (av.FFmpegError, OverflowError) as error:
-            raise ValueError(f"cannot be opened as a video ({getattr(error, 'strerror', error)})") from None
+        except (av.FFmpegError, OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", error)
+            raise ValueError(f"cannot be opened as a video ({reason})") from None
         container.flags &= ~av.container.Flags.gen_pts.value  # it invents wrong times in AVI
         with container:
             yield container
@@ -56,22 +60,16 @@ def list_videos(directory: Path) -> dict[str, Path]:
         else:
             videos[path.stem] = path
     if ignored:
-        others = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-        print(f"note: not videos, ignored: {', '.join(ignored[:3])}{others}")
+        print(f"note: {len(ignored)} files that are not videos are ignored: {', '.join(ignored[:5])}")
     return videos
 
 
 def _has_video(path: Path) -> bool:
     try:
         with open_container(path) as container:
-            return any(not _is_picture(stream) for stream in container.streams.video)
+            return any(not stream.disposition & _PICTURE for stream in container.streams.video)
     except (ValueError, OSError):
         return False
-
-
-def _is_picture(stream: av.VideoStream) -> bool:
-    picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-    return bool(stream.disposition & picture)
 
 
 def choose_stream(
@@ -79,38 +77,31 @@ def choose_stream(
 ) -> av.VideoStream | av.AudioStream:
     """Return the stream of a kind, "video" or "audio", with this number (from 0), or the one that players choose.
 
-    That is the stream flagged as default, else the largest video or the first audio, of those that can be decoded. The
-    others are named in `notes`, and disabled. Raises ValueError if there is none.
+    Of those that can be decoded, that is the default one, else the largest video or the first audio. The others are
+    disabled, and named in `notes`. Raises ValueError if there is none.
     """
-    streams = [s for s in container.streams if s.type == kind and not (kind == "video" and _is_picture(s))]
-    decodable = [stream for stream in streams if stream.codec_context is not None]
-    if not streams or (number is not None and number >= len(streams)):
+    streams = [stream for stream in container.streams if stream.type == kind and not stream.disposition & _PICTURE]
+    if (number or 0) >= len(streams):
         raise ValueError(f"no {kind} stream" if number is None else f"no {kind} stream {number}")
 
     def rank(stream: av.VideoStream | av.AudioStream) -> tuple:
-        pixels = stream.width * stream.height if kind == "video" else 0
-        return stream.frames != 1, bool(stream.disposition & av.stream.Disposition.default), pixels
+        decodable = stream.codec_context is not None
+        pixels = stream.width * stream.height if decodable and kind == "video" else 0
+        return decodable, stream.frames != 1, bool(stream.disposition & _DEFAULT), pixels
 
-    chosen = streams[number] if number is not None else max(decodable, key=rank, default=streams[0])
+    chosen = max(streams, key=rank) if number is None else streams[number]
     if chosen.codec_context is None:
-        raise ValueError(f"its {kind} codec cannot be decoded: {_codec_name(container, chosen)}")
+        av.logging.set_level(av.logging.INFO)
+        text = container.dumps_format()  # PyAV does not give the name of a codec that it cannot decode
+        av.logging.set_level(None)
+        name = re.search(rf"Stream #\d+:{chosen.index}\b.*?: \w+: ([^,\n]*)", text)
+        raise ValueError(f"its {kind} codec cannot be decoded: {name[1] if name else 'unknown'}")
     for stream in container.streams:
         if stream is not chosen:
             stream.discard = av.stream.Discard.all
     if len(streams) > 1 and number is None:
-        names = [f"{i} ({'no decoder' if s not in decodable else s.name})" for i, s in enumerate(streams)]
-        used = streams.index(chosen)
-        notes.append(f"{len(streams)} {kind} streams: {names.pop(used)} is used, not {', '.join(names)}")
+        notes.append(f"{len(streams)} {kind} streams, of which number {streams.index(chosen)} is used (from 0)")
     return chosen
-
-
-def _codec_name(container: av.container.InputContainer, stream: av.stream.Stream) -> str:
-    """Return the name of a codec for which there is no decoder. PyAV only logs it."""
-    av.logging.set_level(av.logging.INFO)
-    text = container.dumps_format()
-    av.logging.set_level(None)
-    found = re.search(rf"Stream #\d+:{stream.index}\b.*?: \w+: ([^,\n]*)", text)
-    return found[1] if found else "unknown codec"
 
 
 def decode(
@@ -121,14 +112,14 @@ def decode(
 ) -> Iterator[tuple[float | None, av.VideoFrame | av.AudioFrame]]:
     """Yield presentation time in seconds (None if unknown) and content of each frame of a stream.
 
-    Damaged parts are skipped with a note. Where the clock of the container restarts, times continue: a frame follows
-    the previous one, which lasts `duration(frame)` seconds.
+    Damaged parts are skipped with a note. Where the clock of the container starts again, times continue: a frame
+    follows the previous one, which lasts `duration(frame)` seconds.
     """
-    limit = (container.start_time or 0) / av.time_base + (container.duration or 0) / av.time_base + _MAX_JUMP
-    restarting, shift, expected, damage = container.format.name in _RESTARTING, 0.0, None, None
     wrong, last = [0, 0], [-math.inf, -math.inf]  # number of wrong presentation and decoding times, and the last ones
+    shift, expected = 0.0, (container.start_time or 0) / av.time_base
+    longest_gap = (container.duration or _MAX_DURATION) / av.time_base + _MAX_JUMP
     packets, unit = container.demux(stream), stream.time_base
-    ended = False
+    ended, damage = False, None
     while not ended:
         frames = []
         try:
@@ -138,8 +129,8 @@ def decode(
                 frames = stream.codec_context.decode(packet)
         except av.EOFError:
             ended = True
-        except (av.FFmpegError, MemoryError) as error:
-            damage = damage or getattr(error, "strerror", None) or "out of memory"
+        except (av.FFmpegError, OSError, MemoryError) as error:
+            damage = damage or getattr(error, "strerror", "out of memory")
         for frame in frames:
             # As in FFmpeg: where presentation times are missing or go back, as in AVI, those of decoding are used.
             for index, value in enumerate((frame.pts, frame.dts)):
@@ -147,48 +138,53 @@ def decode(
                 last[index] = last[index] if value is None else value
             pts = frame.pts if wrong[0] <= wrong[1] else frame.dts
             time = None if pts is None else pts * unit.numerator / unit.denominator + shift
-            if time is not None and expected is not None:
-                jump = time - expected
-                impossible = restarting or (container.duration and time > limit) or jump > _MAX_GAP
-                if jump < -1 or (jump > _MAX_JUMP and impossible):
-                    shift -= jump
-                    time = expected
-            if time is not None or expected is not None:
-                expected = (expected if time is None else time) + duration(frame)
+            if time is not None and not -1 <= time - expected <= longest_gap:
+                shift += expected - time
+                time = expected
+            expected = (expected if time is None else time) + duration(frame)
+            if container.format.name in _RESTARTING:
+                longest_gap = _MAX_JUMP
             yield time, frame
     if damage:
         notes.append(f"damaged {stream.type} ({damage})")
 
 
-def build_graph(source: str, arguments: dict[str, object], filters: Iterable[tuple[str, str]]) -> av.filter.Graph:
-    """Return a chain of filters, from a source ("buffer" or "abuffer") to its sink."""
-    graph = av.filter.Graph()
-    graph.threads = 1
-    nodes = [graph.add(source, **{name: str(value) for name, value in arguments.items()})]
-    nodes += [graph.add(*each) for each in filters]
-    graph.link_nodes(*nodes, graph.add(f"{source}sink")).configure()
-    return graph
+class FilterChain:
+    """Filters for frames, set up again whenever the format of the frames changes.
 
+    `filters` returns their names and arguments. Output is pulled after each `batch` frames.
+    """
 
-def video_graph(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Graph:
-    """Return a chain of filters for frames like this one."""
-    arguments = {
-        "video_size": f"{frame.width}x{frame.height}",
-        "pix_fmt": frame.format.name,
-        "time_base": "1/1000",  # not used
-        "colorspace": int(frame.colorspace),
-        "range": int(frame.color_range),
-    }
-    return build_graph("buffer", arguments, filters)
+    def __init__(self, filters: Callable[[], list[tuple[str, str]]], batch: int = 1):
+        self._filters, self._batch = filters, batch
+        self._graph, self._format, self._count = None, None, 0
 
+    def run(self, frame: av.VideoFrame | av.AudioFrame | None) -> Iterator[av.VideoFrame | av.AudioFrame]:
+        """Filter a frame, or None at the end, and yield the frames that come out."""
+        if isinstance(frame, av.AudioFrame):
+            found = {"format": frame.format.name, "layout": frame.layout.name, "sample_rate": frame.sample_rate}
+        else:
+            found = frame and {"format": frame.format.name, "width": frame.width, "height": frame.height}
+        if self._graph and found != self._format:
+            self._graph.push(None)
+            yield from self._pull()
+            self._graph = None
+        if frame is None:
+            return
+        if self._graph is None:
+            self._graph, self._format = av.filter.Graph(), found
+            if isinstance(frame, av.AudioFrame):
+                source, sink = self._graph.add_abuffer(**found), "abuffersink"
+            else:
+                source, sink = self._graph.add_buffer(**found, time_base=Fraction(1, 1000)), "buffersink"
+            nodes = [self._graph.add(*each) for each in (*self._filters(), (sink,))]
+            self._graph.link_nodes(source, *nodes).configure()
+        self._graph.push(frame)
+        self._count += 1
+        if self._count % self._batch == 0:
+            yield from self._pull()
 
-def run_graph(graph: av.filter.Graph, frame: av.frame.Frame | None) -> Iterator[av.VideoFrame | av.AudioFrame]:
-    """Push a frame into a graph, or None at the end, and yield the frames that come out."""
-    graph.push(frame)
-    return pull_all(graph)
-
-
-def pull_all(graph):
-    with contextlib.suppress(av.BlockingIOError, av.EOFError):
-        while True:
-            yield graph.pull()
+    def _pull(self) -> Iterator[av.VideoFrame | av.AudioFrame]:
+        with contextlib.suppress(av.BlockingIOError, av.EOFError):
+            while True:
+                yield self._graph.pull()

@@ -1,6 +1,7 @@
 """Frame-accurate reading of videos."""
 
 import contextlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorTrc, VideoReformatter
 
-from core.media.container import MAX_FRAME_PIXELS, choose_stream, decode, open_container, run_graph, video_graph
+from core.media.container import MAX_FRAME_PIXELS, FilterChain, choose_stream, decode, open_container
+from core.tone_mapping import tone_map
 
 MAX_FRAME_RATE = 1000  # frames per second; written by recorders with a millisecond clock and an unknown rate
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers with an exact index
@@ -19,9 +21,6 @@ _TIME_TOLERANCE = 0.002  # seconds; Matroska rounds timestamps to 0.001 s
 _MAX_FRAME_SECONDS = 60.0  # seconds; a frame is shown for at most this long
 _THREADS = min(8, os.cpu_count() or 1)  # of a decoder
 _HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
-_SDR_WHITE = 203  # cd/m2 of white in videos of high dynamic range (ITU-R BT.2408)
-# BT.2020 to BT.709, RGB to BGR
-_PRIMARIES = np.array([[-0.0182, -0.1006, 1.1187], [-0.1246, 1.1329, -0.0083], [1.6605, -0.5876, -0.0728]], np.float32)
 
 
 class VideoReader:
@@ -78,11 +77,9 @@ class VideoReader:
         self.pixel_aspect = aspect.as_integer_ratio()[::step]
         self._transfer = frame.color_trc if frame.color_trc in _HDR else None
         if not self._enhance and self._transfer:
-            self.notes.append(
-                f"high dynamic range ({_HDR[self._transfer]}): crops are grey; it is not tone-mapped here"
-            )
+            self.notes.append(f"high dynamic range ({_HDR[self._transfer]}): crops are grey")
         if not self._enhance and frame.interlaced_frame:
-            self.notes.append("interlaced: moving faces have combed edges; it is not deinterlaced here")
+            self.notes.append("interlaced: moving faces have combed edges")
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -94,6 +91,11 @@ class VideoReader:
     def start_offset(self) -> float:
         """Seconds from the start of the container, where audio begins, to the first frame."""
         return self.start - (self._container.start_time or 0) / av.time_base
+
+    @property
+    def has_audio(self) -> bool:
+        """True if there is an audio stream."""
+        return bool(self._container.streams.audio)
 
     @property
     def frame_count(self) -> int | None:
@@ -141,7 +143,7 @@ class VideoReader:
             self._container.seek(int(time / self._stream.time_base), stream=self._stream)
             self._timeline = self._read()
             self._next = next(self._timeline, None)
-        except av.FFmpegError:
+        except (av.FFmpegError, OSError):
             self._next = None
         if self._next is None or self._next[0] > position:
             self._open()
@@ -176,56 +178,31 @@ class VideoReader:
         self, frames: Iterator[tuple[float | None, av.VideoFrame]]
     ) -> Iterator[tuple[float | None, av.VideoFrame]]:
         """Pass frames through a filter from the first interlaced one on. It leaves progressive frames as they are."""
-        graph, layout, times = None, None, deque()
-        for time, frame in frames:
-            if graph is not None and layout != (frame.width, frame.height, frame.format.name):
-                yield from ((times.popleft(), each) for each in run_graph(graph, None))
-                graph = None
-            if graph is None and not frame.interlaced_frame:
+        chain, times = FilterChain(lambda: [("bwdif", "mode=send_frame:deint=interlaced")]), deque()
+        active = False
+        for time, frame in itertools.chain(frames, [(None, None)]):
+            active = active or (frame is not None and frame.interlaced_frame)
+            if not active and frame is not None:
                 yield time, frame
                 continue
-            if graph is None:
-                layout = (frame.width, frame.height, frame.format.name)
-                graph = video_graph(frame, ("bwdif", "mode=send_frame:deint=interlaced"))
             times.append(time)
-            yield from ((times.popleft(), each) for each in run_graph(graph, frame))
-        if graph is not None:
-            yield from ((times.popleft(), each) for each in run_graph(graph, None))
+            for each in chain.run(frame):
+                yield times.popleft(), each
 
     def _convert(self, frame: av.VideoFrame) -> np.ndarray | None:
         """Return a frame as displayed, in BGR; None if it is broken."""
-        tone_map = self._enhance and self._transfer
-        pixels = "rgb48le" if tone_map else "bgr24"
+        is_hdr = self._enhance and self._transfer
+        pixels = "rgb48le" if is_hdr else "bgr24"
         try:
             # Bicubic, as in OpenCV: it only matters for chroma of more than 8 bits.
             frame = self._reformatter.reformat(frame, format=pixels, interpolation="BICUBIC", threads=1)
         except av.FFmpegError:
             return None
         image = frame.to_ndarray()
-        if tone_map:
-            image = tone_map_to_bgr(image, self._transfer)
+        if is_hdr:
+            image = tone_map(image, _HDR[self._transfer])
         if self._transposed:
             image = cv2.transpose(image)
         if any(self._flips):
             image = cv2.flip(image, -1 if all(self._flips) else 1 if self._flips[0] else 0)
         return image
-
-
-def tone_map_to_bgr(image: np.ndarray, transfer: int) -> np.ndarray:
-    """Return an image (H, W, 3) uint16 of BT.2020 and this transfer (PQ or HLG) as BGR (H, W, 3) uint8 of BT.709.
-
-    Up to three quarters of the white of standard videos, light is kept; highlights are compressed.
-    """
-    code = np.linspace(0, 1, 1 << 16)
-    if transfer == ColorTrc.SMPTE2084:  # ITU-R BT.2100
-        power = code ** (32 / 2523)
-        light = 10_000 * (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (8192 / 1305)
-    else:
-        scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12)
-        light = 1000 * scene**1.2
-    linear = cv2.transform((light / _SDR_WHITE).astype(np.float32)[image], _PRIMARIES)
-    steps = 1 << 14  # per unit of light
-    levels = np.arange(4 * steps) / steps
-    levels = np.where(levels <= 0.75, levels, 1 - 0.25 * np.exp(3 - 4 * levels))
-    table = np.rint(255 * levels ** (1 / 2.4)).astype(np.uint8)
-    return table[(linear * steps).clip(0, len(table) - 1).astype(np.uint16)]
