@@ -129,6 +129,8 @@ def decode(
                 frames = stream.codec_context.decode(packet)
         except av.EOFError:
             ended = True
+        except IndexError:  # PyAV stops at a stream that appears later, as in FLV
+            packets = container.demux(stream)
         except (av.FFmpegError, OSError, MemoryError) as error:
             damage = damage or getattr(error, "strerror", "out of memory")
         for frame in frames:
