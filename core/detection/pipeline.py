@@ -54,7 +54,9 @@ class SpeakerDetection:
         self.video_id = video.stem
         check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(video))
         try:
-            with VideoReader(video) as reader:
+            with VideoReader(video, enhance=True) as reader:
+                for note in reader.notes:
+                    print(one_line(f"note: {note}"))
                 self.size, self._pixel_aspect, audio = reader.size, reader.pixel_aspect, reader.has_audio
         except ValueError as error:
             raise InputError(f"{video}: {error}") from None
@@ -99,7 +101,8 @@ class SpeakerDetection:
 
     def detect_shots(self) -> None:
         """Find cuts and length of the video."""
-        inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"]]
+        # The last one tells the shots of this version from those of versions without presentation times.
+        inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"], "presentation times"]
 
         def work() -> None:
             write_json(self._shots_json, detect_shots(self.video).to_dict())
@@ -267,15 +270,7 @@ class SpeakerDetection:
                 images = progress(frames, total=len(times), desc="marked video", unit="frame")
                 marked = marked_frames(images, self.size, times, self.usable_rows, scores)
                 audio = audio_frames(self.video, [], reader.start_offset, form=form, rate=MARKED_AUDIO_RATE)
-                encode_video(
-                    self.marked_video,
-                    marked,
-                    self.size,
-                    self.shots.rate,
-                    audio,
-                    MARKED_AUDIO_RATE,
-                    pixel_aspect=self._pixel_aspect,
-                )
+                encode_video(self.marked_video, marked, self.size, self.shots.rate, audio, self._pixel_aspect)
                 seconds = images.n / self.shots.rate
             if seconds < self.shots.seconds - 1:
                 print(f"note: only {seconds:.1f} of {self.shots.seconds:.1f} s of the video can be decoded")

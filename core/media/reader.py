@@ -85,7 +85,9 @@ class VideoReader:
         return self
 
     def __exit__(self, *_) -> None:
+        self._timeline.close()
         self._files.close()
+        self._timeline = self._next = self._stream = self._container = None  # frees the memory of the decoder
 
     @property
     def start_offset(self) -> float:

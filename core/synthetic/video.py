@@ -33,17 +33,8 @@ def write_video(path: Path, csv: Path, video: VideoPlan) -> None:
     audio = synthesise_audio(video, sample_rate)
     samples = np.rint(audio * 32767).astype(np.int16)
     try:
-        encode_video(
-            path,
-            draw_frames(video),
-            video.scenario.size,
-            FPS,
-            audio_seconds(samples, sample_rate),
-            sample_rate,
-            layout="mono",
-            audio_bit_rate=AUDIO_BIT_RATE,
-            threads=1,
-        )
+        seconds = audio_seconds(samples, sample_rate)
+        encode_video(path, draw_frames(video), video.scenario.size, FPS, seconds, bit_rate=AUDIO_BIT_RATE, threads=1)
     except ValueError as error:
         raise RunError(f"{path}: {error}") from None
     write_bytes(csv, "".join(annotation_lines(path.stem, video)).encode())
