@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import ColorTrc, VideoReformatter
 
 from core.media.container import MAX_FRAME_PIXELS, FilterChain, choose_stream, decode, open_container
-from core.tone_mapping import tone_map
+from core.media.tone_mapping import tone_map
 
 MAX_FRAME_RATE = 1000  # frames per second; written by recorders with a millisecond clock and an unknown rate
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers with an exact index
