@@ -58,6 +58,7 @@ class VideoReader:
         stream.thread_type, stream.thread_count = "AUTO", _THREADS
         self._seekable, self._constant = self._container.format.name in _SEEKABLE, True
         self._reformatter = VideoReformatter()
+        self._progressive = FilterChain(lambda: [("setfield", "mode=prog")])
         self.start = None  # time of the first frame in the container, in seconds
         self._timeline = self._read()
         self._next = next(self._timeline, None)
@@ -196,6 +197,8 @@ class VideoReader:
         is_hdr = self._enhance and self._transfer
         pixels = "rgb48le" if is_hdr else "bgr24"
         try:
+            if frame.interlaced_frame:  # else chroma is converted by fields, which OpenCV does not do
+                (frame,) = self._progressive.run(frame)
             # Bicubic, as in OpenCV: it only matters for chroma of more than 8 bits.
             frame = self._reformatter.reformat(frame, format=pixels, interpolation="BICUBIC", threads=1)
         except av.FFmpegError:
