@@ -391,14 +391,11 @@ def test_interlaced_video(tmp_path, codec):
     path = tmp_path / "video.mkv"
     options = ("-vf", "tinterlace=interleave_top,setfield=tff", *codec, "-flags", "+ilme+ildct", "-pix_fmt", "yuv420p")
     ffmpeg(*raw, *options, path, data=b"".join(images))
-    capture = cv2.VideoCapture(str(path))
     combed, counts = [], []
     for enhance in (False, True):
         with VideoReader(path, enhance=enhance) as reader:
             frames = list(reader.frames(np.arange(50) / 25, 60.0))
             assert bool(reader.notes) != enhance
-        if not enhance:  # as in the released code
-            assert all((capture.read()[1] == image).all() for image in frames)
         rows = np.array([image[60:100, :, 0] for image in frames[5:45]]).astype(int)
         combed.append((np.abs(rows[:, 1:-1] - (rows[:, :-2] + rows[:, 2:]) / 2) > 40).mean())
         counts.append(len(frames))

@@ -197,7 +197,7 @@ class VideoReader:
         is_hdr = self._enhance and self._transfer
         pixels = "rgb48le" if is_hdr else "bgr24"
         try:
-            if frame.interlaced_frame:  # else chroma is converted by fields, which OpenCV does not do
+            if frame.interlaced_frame:  # else chroma is converted by fields, which the released code does not do
                 (frame,) = self._progressive.run(frame)
             # Bicubic, as in OpenCV: it only matters for chroma of more than 8 bits.
             frame = self._reformatter.reformat(frame, format=pixels, interpolation="BICUBIC", threads=1)
