@@ -103,7 +103,7 @@ ASC_forward_params = {
 
 # Videos without annotations (scripts/detect_speakers.py)
 tracking_params = {
-    "cut_score": 0.15,  # minimum of ffmpeg's scene score, 0 to 1, for a cut
+    "cut_score": 0.15,  # minimum of FFmpeg's scene score, 0 to 1, for a cut
     "detector_max_side": 640,  # pixels; frames are downscaled to this longer side before face detection
     "detect_every": 3,  # rows; boxes in between are interpolated
     "min_detection_score": 0.5,  # 0 to 1; weaker detections are ignored

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.config import data_inputs
 from core.formats.clips import wav_path
 from core.media.audio import extract_audio
-from core.media.ffmpeg import list_videos
+from core.media.container import list_videos
 from core.runtime import cli
 from core.runtime.errors import InputError
 from core.runtime.files import list_files, require_directory

@@ -19,8 +19,8 @@ import numpy as np
 from core.config import STE_inputs, annotation_csvs, data_inputs
 from core.formats.annotations import annotations_of, read_annotations
 from core.formats.clips import crop_path
+from core.media.container import list_videos
 from core.media.crops import extract_crops, rows_without_crop
-from core.media.ffmpeg import list_videos
 from core.media.reader import VideoReader
 from core.runtime import cli
 from core.runtime.errors import InputError

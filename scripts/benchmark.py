@@ -12,6 +12,7 @@ is the peak of the stage's main process.
 
 import argparse
 import contextlib
+import math
 import os
 import platform
 import re
@@ -25,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import av
 import cv2
 import numpy as np
 import pandas as pd
@@ -35,7 +37,7 @@ from core.config import SAMPLE_RATE
 from core.formats.annotations import LABELS, OFFICIAL_SUFFIX, read_annotations
 from core.formats.features import feature_writer
 from core.formats.predictions import write_predictions
-from core.media.ffmpeg import run_ffmpeg
+from core.media.writer import encode_video
 from core.runtime import cli
 from core.runtime.device import device_label, get_device, input_dtype
 from core.runtime.errors import RunError
@@ -102,6 +104,12 @@ def rate(function: Callable, items: Sequence, threads: int = CORES) -> float:
     return len(items) / (time.perf_counter() - start)
 
 
+def decode_audio(path: Path) -> None:
+    with av.open(str(path)) as container:
+        for _ in container.decode(audio=0):
+            pass
+
+
 def decode_frames(path: Path, count: int) -> None:
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     for _ in range(count):
@@ -134,12 +142,32 @@ def make_videos(directory: Path, seconds: int) -> list[Path]:
     part, paths = directory.with_name("part.mp4"), [directory / f"{name}.mp4" for name in VIDEOS]
     video = f"testsrc2=size=1280x720:rate={FPS}:duration={seconds},noise=alls=4:allf=t"
     audio = f"anoisesrc=amplitude=0.3:sample_rate=44100:duration={seconds}:seed=0"
-    codecs = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-c:a", "aac")
-    run_ffmpeg("-f", "lavfi", "-i", video, "-f", "lavfi", "-i", audio, *codecs, f"file:{part}")
-    run_ffmpeg("-stream_loop", str(LOOPS - 1), "-i", f"file:{part}", "-c", "copy", f"file:{paths[0]}")
+    try:
+        with av.open(video, format="lavfi") as images, av.open(audio, format="lavfi") as noise:
+            frames = (frame.to_ndarray(format="bgr24") for frame in images.decode(video=0))
+            encode_video(part, frames, (1280, 720), FPS, noise.decode(audio=0))
+        repeat_video(part, paths[0], seconds)
+    except (av.FFmpegError, ValueError) as error:
+        raise RunError(str(error)) from None
     for path in paths[1:]:
         os.link(paths[0], path)
     return paths
+
+
+def repeat_video(part: Path, path: Path, seconds: int) -> None:
+    """Write a video LOOPS times into one file, without encoding it again."""
+    with av.open(str(path), "w") as output:
+        streams, last = [], [-math.inf, -math.inf]  # of video and audio
+        for loop in range(LOOPS):
+            with av.open(str(part)) as source:
+                streams = streams or [output.add_stream_from_template(stream) for stream in source.streams]
+                for packet in source.demux():
+                    index, shift = packet.stream.index, round(loop * seconds / packet.time_base)
+                    # The last packets are empty, and audio frames overlap at the seams.
+                    if packet.dts is not None and packet.dts + shift > last[index]:
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream, last[index] = streams[index], packet.dts
+                        output.mux(packet)
 
 
 def write_annotations(directory: Path, videos: list[str], rows: int) -> Path:
@@ -180,8 +208,7 @@ def measure_data(work: Path, args: argparse.Namespace) -> Iterator[dict]:
     csv_audio = write_annotations(work / "csv_audio", VIDEOS, LOOPS * rows)
     csv_faces = write_annotations(work / "csv_faces", VIDEOS, rows)
 
-    decoded = rate(lambda path: run_ffmpeg("-i", f"file:{path}", "-vn", "-f", "null", "-"), videos)
-    ceilings = {"ffmpeg decoding the audio": decoded * LOOPS * seconds}
+    ceilings = {"FFmpeg decoding the audio": rate(decode_audio, videos) * LOOPS * seconds}
     command = ("data/extract_audio_tracks.py", "--ava-video-dir", work / "videos", "--target-audios", work / "audio")
     yield measure("audio of videos", "s of video", len(VIDEOS) * LOOPS * seconds, ceilings, *command)
 

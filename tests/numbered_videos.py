@@ -4,8 +4,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-
-from core.media.ffmpeg import ffmpeg_path
+from imageio_ffmpeg import get_ffmpeg_exe
 
 WIDTH, HEIGHT = 128, 96
 H264 = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-x264-params", "bframes=3:b-adapt=0:keyint=50")
@@ -29,7 +28,7 @@ def frame_number(image: np.ndarray) -> int:
 
 def ffmpeg(*arguments: object, data: bytes | None = None) -> None:
     """Run ffmpeg with `data` as its stdin; raises if it fails."""
-    command = [ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-y", *map(str, arguments)]
+    command = [get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y", *map(str, arguments)]
     subprocess.run(command, input=data, check=True)
 
 

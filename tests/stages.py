@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from imageio_ffmpeg import get_ffmpeg_exe
 from tiny_inputs import (
     RATE,
     SmallEncoder,
@@ -20,7 +21,6 @@ from tiny_inputs import (
     write_wav,
 )
 
-from core.media.ffmpeg import ffmpeg_path
 from core.models import active_speakers_context
 
 TRACKS = [
@@ -46,7 +46,7 @@ def make_inputs(root: Path, tracks: list[Track] = TRACKS) -> Path:
         audio = f"anoisesrc=duration={seconds}:sample_rate=44100:seed={number}"
         sources = ("-f", "lavfi", "-i", images, "-f", "lavfi", "-i", audio)
         codecs = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-c:a", "aac")
-        command = [ffmpeg_path(), "-loglevel", "error", *sources, *codecs, str(root / "videos" / f"{video}.mp4")]
+        command = [get_ffmpeg_exe(), "-loglevel", "error", *sources, *codecs, str(root / "videos" / f"{video}.mp4")]
         subprocess.run(command, check=True)
         samples = np.random.default_rng(number).normal(0, 1000, int(seconds * RATE))
         write_wav(root / "audio" / f"{video}.wav", samples)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_refused
 from golden import fill
+from imageio_ffmpeg import get_ffmpeg_exe
 from numbered_videos import ffmpeg, rate
 from processes import Fault, Running, kill, run, samples
 from square_videos import H264_AAC, Square, SquareDetector, make_video
@@ -40,7 +41,7 @@ from core.config import tracking_params
 from core.detection.shots import row_rate
 from core.formats.annotations import read_annotations
 from core.formats.predictions import read_scores
-from core.media.ffmpeg import ffmpeg_path, iter_audio
+from core.media.audio import iter_audio
 from core.media.reader import VideoReader
 
 SCRIPT = "scripts/detect_speakers.py"
@@ -200,7 +201,7 @@ def test_json_matches_its_schema_the_csv_and_the_rttm(base):
 
 
 def ffmpeg_info(video: Path) -> str:
-    command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-i", f"file:{video}"]
+    command = [get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", f"file:{video}"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 

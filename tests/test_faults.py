@@ -26,8 +26,6 @@ from tiny_inputs import (
     write_text,
 )
 
-from core.media.ffmpeg import ffmpeg_path
-
 
 def some(*fast: str, slow: tuple[str, ...]) -> list:
     """Parameters of a test; those in `slow` are marked."""
@@ -321,16 +319,6 @@ def test_worker_that_dies_is_an_error(inputs, tmp_path):
     assert_fails(running.wait(60), "worker died", "--workers")
     assert not running.children()
     assert_no_partial_files(tmp_path / "out")
-
-
-def test_ffmpeg_that_dies_fails_only_its_video(inputs, tmp_path):
-    fake = f'#!/bin/sh\ncase "$*" in *one.mp4*) kill -9 $$ ;; esac\nexec {ffmpeg_path()} "$@"\n'
-    write_text(tmp_path / "bin" / "ffmpeg", fake).chmod(0o755)
-    fault = Fault(environment=(("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"),))
-    result = run(tmp_path / "printed", *command(DATA[0], inputs, tmp_path / "out"), fault=fault)
-    assert result.returncode == 1, result
-    assert (tmp_path / "out" / "failures.txt").read_text() == "one: ffmpeg: killed by signal 9\n"
-    assert sorted(path.stem for path in (tmp_path / "out").glob("*.wav")) == ["four", "three", "two"]
 
 
 @pytest.mark.parametrize("script", some("STE_train.py", DATA[0], slow=("STE_forward.py", *DATA[1:])))

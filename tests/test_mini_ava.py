@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_refused
+from imageio_ffmpeg import get_ffmpeg_exe
 from tiny_inputs import digests, run_here
 
 from core.ablation import single_cue_ap
 from core.formats.annotations import LABELS, read_annotations
-from core.media.ffmpeg import ffmpeg_path, iter_audio
+from core.media.audio import iter_audio
 from core.media.reader import VideoReader
 from core.synthetic.drawing import Canvas, draw_cover, draw_face, draw_frames
 from core.synthetic.plan import HARD, Scenario, plan_cast, plan_video
@@ -118,7 +119,7 @@ def test_tracks_are_contiguous_and_last_two_to_five_seconds(rows):
 
 def test_videos_are_h264_and_aac(root, frames):
     for path in videos_of(root):
-        command = [ffmpeg_path(), "-hide_banner", "-i", f"file:{path}"]
+        command = [get_ffmpeg_exe(), "-hide_banner", "-i", f"file:{path}"]
         probe = subprocess.run(command, capture_output=True, text=True, check=False).stderr
         assert re.search(r"Video: h264.*yuv420p.*640x360.*25 fps", probe), probe
         assert re.search(r"Audio: aac.*(16000|44100|48000) Hz, mono", probe), probe

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shutil
 import socket
 import subprocess
@@ -14,12 +13,14 @@ import cv2
 import numpy as np
 import pytest
 from conftest import row, write_lines
+from imageio_ffmpeg import get_ffmpeg_exe
 from numbered_videos import H264, HEIGHT, WIDTH, frame_number, make_video, rate
 from PIL import Image
 from tiny_inputs import run_here
 
 from core.config import SEEK_GAP_SECONDS
-from core.media.ffmpeg import ffmpeg_path, iter_audio, list_videos
+from core.media.audio import iter_audio
+from core.media.container import list_videos
 from core.media.reader import VideoReader
 from core.runtime.errors import InputError
 
@@ -175,7 +176,7 @@ def test_playlists_are_opened_by_an_unrestricted_ffmpeg(tmp_path, listener):
         options = ("-protocol_whitelist", "file,http,tcp")
         if "hls" in kind:
             options = (*options, "-allowed_extensions", "ALL")
-        command = [ffmpeg_path(), "-loglevel", "error", *options, "-i", str(path), "-f", "null", "-"]
+        command = [get_ffmpeg_exe(), "-loglevel", "error", *options, "-i", str(path), "-f", "null", "-"]
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
         assert kind == "hls of an address" or result.returncode == 0, result.stderr
     assert listener.connections > 0
@@ -222,15 +223,6 @@ def test_videos_of_a_directory(tmp_path):
     (tmp_path / "one.mkv").write_bytes(b"")
     with pytest.raises(InputError, match=r"one\."):
         list_videos(tmp_path)
-
-
-def test_ffmpeg_on_path_takes_precedence(tmp_path, monkeypatch):
-    program = tmp_path / "ffmpeg"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    assert os.access(ffmpeg_path(), os.X_OK)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert ffmpeg_path() == str(program)
 
 
 # Crops

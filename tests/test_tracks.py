@@ -25,7 +25,7 @@ NO_SEEK = float("inf")
 
 def constant_rate_shots(seconds: float, fps: float, cuts: tuple[float, ...] = ()) -> Shots:
     half = 0.5 / fps
-    return Shots(seconds, seconds - half, fps, list(cuts), [cut - half for cut in cuts], fps, True)
+    return Shots(seconds, seconds - half, fps, list(cuts), [cut - half for cut in cuts], fps)
 
 
 # Rows

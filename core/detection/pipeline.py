@@ -23,10 +23,10 @@ from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
-from core.media.audio import extract_audio, slice_track_audio
+from core.media.audio import audio_frames, extract_audio, slice_track_audio
 from core.media.crops import extract_crops, rows_without_crop
-from core.media.ffmpeg import aligned_audio_args, encode_video, has_audio
 from core.media.reader import VideoReader
+from core.media.writer import encode_video
 from core.metrics import smooth_tracks, speaking_score
 from core.runtime.errors import InputError, RunError, one_line
 from core.runtime.files import list_files, read_setting, write_bytes, write_json
@@ -37,9 +37,7 @@ from core.runtime.weights import sha256
 
 SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"
-FAST_START = ("-movflags", "+faststart")  # index first, so that playback starts before the file is complete
-# Tags that tell players to convert colours as OpenCV does (BT.601).
-BT601_TAGS = "h264_metadata=matrix_coefficients=6:colour_primaries=6:transfer_characteristics=6:video_full_range_flag=0"
+MARKED_AUDIO_RATE = 48_000  # Hz
 
 
 class SpeakerDetection:
@@ -55,9 +53,10 @@ class SpeakerDetection:
         self.video_id, self._clip_length = video.stem, settings["clip_length"]
         check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(video))
         try:
-            with VideoReader(video) as reader:
-                self.size, self._pixel_aspect = reader.size, reader.pixel_aspect
-            audio = has_audio(video)
+            with VideoReader(video, enhance=True) as reader:
+                for note in reader.notes:
+                    print(one_line(f"note: {note}"))
+                self.size, self._pixel_aspect, audio = reader.size, reader.pixel_aspect, reader.has_audio
         except ValueError as error:
             raise InputError(f"{video}: {error}") from None
         if not audio:
@@ -101,7 +100,8 @@ class SpeakerDetection:
 
     def detect_shots(self) -> None:
         """Find cuts and length of the video."""
-        inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"]]
+        # The last one tells the shots of this version from those of versions without presentation times.
+        inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"], "presentation times"]
 
         def work() -> None:
             write_json(self._shots_json, detect_shots(self.video).to_dict())
@@ -116,7 +116,7 @@ class SpeakerDetection:
         """Detect faces and link them into tracks."""
 
         def work() -> None:
-            with VideoReader(self.video) as reader:
+            with VideoReader(self.video, enhance=True) as reader:
                 table = face_table(self.video_id, detect_tracks(reader, self.shots, detector))
             write_csv(self.csv, table.official_columns(), header=False)
 
@@ -163,7 +163,7 @@ class SpeakerDetection:
                 slice_track_audio(table, 0, self.wav, self.track_wavs, existing, outcome, bar.update)
             todo = rows_without_crop(table, rows, self.crops)
             bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
-            with bar, VideoReader(self.video) as reader:
+            with bar, VideoReader(self.video, enhance=True) as reader:
                 extract_crops(table, todo, reader, self.crops, outcome, bar.update)
             write_list(outcome.failures, self.failures)
 
@@ -252,14 +252,13 @@ class SpeakerDetection:
 
         def work() -> None:
             times = self.shots.times
-            source, shift = aligned_audio_args(self.video)
-            width, height = self._pixel_aspect
-            tags = ("-bsf:v", f"{BT601_TAGS}:sample_aspect_ratio={width}/{height}")
-            with VideoReader(self.video) as reader:
+            form = "sample_fmts=fltp:channel_layouts=stereo"
+            with VideoReader(self.video, enhance=True) as reader:
                 frames = reader.frames(times, float("inf"))
                 images = progress(frames, total=len(times), desc="marked video", unit="frame")
                 marked = marked_frames(images, self.size, times, self.usable_rows, scores)
-                encode_video(self.marked_video, marked, self.size, self.shots.rate, source, *shift, *FAST_START, *tags)
+                audio = audio_frames(self.video, [], reader.start_offset, form=form, rate=MARKED_AUDIO_RATE)
+                encode_video(self.marked_video, marked, self.size, self.shots.rate, audio, self._pixel_aspect)
                 seconds = images.n / self.shots.rate
             if seconds < self.shots.seconds - 1:
                 print(f"note: only {seconds:.1f} of {self.shots.seconds:.1f} s of the video can be decoded")

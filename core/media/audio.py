@@ -1,60 +1,154 @@
 """Audio of videos and of face tracks, written as wavs."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
 from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE
 from core.formats.annotations import FaceTable
 from core.formats.clips import read_wav, slice_bounds, wav_length, wav_path, write_wav
-from core.media.ffmpeg import iter_audio, video_start_offset
+from core.media.container import FilterChain, choose_stream, decode, open_container
+from core.media.reader import VideoReader
 from core.runtime.jobs import Outcome
 
+MONO = "sample_fmts=s16:channel_layouts=mono"
+_BLOCK_SAMPLES = 1 << 14
+_SILENCE = 8  # of 32768; the peak of digital silence, possibly with dither
+_BATCH = 64  # decoded frames; filters that are asked less often take less time
+_CHECKED = 8  # one in this many decoded frames is checked for inverted channels
 
-def shift_audio(chunks: Iterable[np.ndarray], offset: float, min_seconds: float = 0.0) -> Iterator[np.ndarray]:
-    """Yield audio chunks (n,) int16 from `offset` seconds on; a negative offset adds silence before them.
 
-    An output of less than `min_seconds` is padded with silence.
+def audio_frames(
+    video: Path,
+    notes: list[str],
+    offset: float = 0.0,
+    stream: int | None = None,
+    form: str = MONO,
+    rate: int = SAMPLE_RATE,
+    energy: np.ndarray | None = None,
+    left_only: bool = False,
+) -> Iterator[av.AudioFrame]:
+    """Yield the audio of a video from `offset` on, in seconds from the start of the container.
+
+    Late starts and gaps are filled with silence. Samples follow the timestamps, also where the clock of the audio
+    drifts. `stream` is the number of the audio stream; `form` and `rate` describe the samples. Damage is added to
+    `notes`, and the energy of the left and the right channel and their mean to `energy` (3,) if there are two.
+    Raises ValueError if the file is not a video or has no audio.
     """
-    to_skip = round(offset * SAMPLE_RATE)
-    missing = round(min_seconds * SAMPLE_RATE) - max(-to_skip, 0)
-    if to_skip < 0:
-        yield np.zeros(-to_skip, np.int16)
-    for chunk in chunks:
-        skipped = min(max(to_skip, 0), len(chunk))
-        to_skip -= skipped
-        missing -= len(chunk) - skipped
-        yield chunk[skipped:]
-    while missing > 0:
-        yield np.zeros(min(missing, 60 * SAMPLE_RATE), np.int16)
-        missing -= 60 * SAMPLE_RATE
+    with open_container(video) as container:
+        chosen = choose_stream(container, "audio", stream, notes)
+        start = (container.start_time or 0) / av.time_base
+        declared = float(chosen.duration * chosen.time_base) if chosen.duration else None
+        frames = decode(container, chosen, lambda frame: frame.samples / frame.sample_rate, notes)
+        if declared and container.format.name.startswith("mov"):
+            frames = _without_padding(frames, declared)
+        unit, expected, produced = float(chosen.time_base), None, 0
+
+        def filters() -> list[tuple[str, str]]:
+            return [
+                *([("pan", "mono|c0=c0")] if left_only else []),
+                # Gaps of 0.03 s are filled with silence, smaller drifts are stretched away.
+                ("aresample", f"async=1000:min_hard_comp=0.03:first_pts={produced}"),
+                ("aformat", f"{form}:sample_rates={rate}"),
+                ("asetnsamples", f"n={_BLOCK_SAMPLES}:p=0"),
+            ]
+
+        chain = FilterChain(filters, _BATCH)
+        for count, (time, frame) in enumerate(itertools.chain(frames, [(None, None)])):
+            if frame is not None:
+                if energy is not None and frame.layout.nb_channels == 2 and count % _CHECKED == 0:
+                    channels = frame.to_ndarray().astype(np.float32)
+                    left, right = channels if frame.format.is_planar else channels.reshape(-1, 2).T
+                    energy += [left @ left, right @ right, np.square((left + right) / 2).sum()]
+                exact = (expected or 0) if time is None else (time - start - offset) * frame.sample_rate
+                # Rounded timestamps must not move samples that follow each other.
+                if expected is None or abs(exact - expected) > unit * frame.sample_rate / 2 + 1:
+                    expected = round(exact)
+                frame.pts, frame.time_base = expected, Fraction(1, frame.sample_rate)
+                expected += frame.samples
+            for block in chain.run(frame):
+                produced += block.samples
+                yield block
+        if expected is None:
+            raise ValueError(f"the audio stream is empty, or its {chosen.name} audio cannot be decoded")
+        declared = declared or (container.duration or 0) / av.time_base
+        if offset + produced / rate < declared - MAX_MISSING_SECONDS:
+            notes.append(f"audio ends at {offset + produced / rate:.1f} s of {declared:.1f} s")
+
+
+def _without_padding(
+    frames: Iterator[tuple[float | None, av.AudioFrame]], end: float
+) -> Iterator[tuple[float | None, av.AudioFrame]]:
+    """Cut the last frame at `end` seconds. The encoder filled it up, and FFmpeg before version 9 keeps the padding."""
+    time, last = next(frames, (None, None))
+    for following in frames:
+        yield time, last
+        time, last = following
+    kept = 0 if time is None else round((end - time) * last.sample_rate)
+    if 0 < kept < last.samples:
+        samples = last.to_ndarray()[:, : kept if last.format.is_planar else kept * last.layout.nb_channels]
+        cut = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), last.format.name, last.layout.name)
+        cut.sample_rate, cut.time_base = last.sample_rate, last.time_base
+        last = cut
+    if last is not None:
+        yield time, last
+
+
+def iter_audio(video: Path, notes: list[str] | None = None, **options) -> Iterator[np.ndarray]:
+    """Yield the audio of a video in chunks (n,) int16, 16 kHz mono. Takes the options of `audio_frames`."""
+    for frame in audio_frames(video, [] if notes is None else notes, **options):
+        yield frame.to_ndarray().ravel()
 
 
 def extract_audio(
-    video: Path, wav: Path, align: bool, outcome: Outcome, on_samples: Callable[[int], None], min_seconds: float = 0.0
+    video: Path,
+    wav: Path,
+    align: bool,
+    outcome: Outcome,
+    on_samples: Callable[[int], None],
+    min_seconds: float = 0.0,
+    stream: int | None = None,
 ) -> None:
     """Write the audio of a video as a wav of at least `min_seconds`; with `align` it starts at the first frame.
 
-    `on_samples` is called with the length of each decoded chunk and may raise to stop. An unaligned start and damaged
-    audio are added to the notes of the outcome. Raises ValueError if the file is not a video or has no audio.
+    `on_samples` is called with the length of each decoded chunk and may raise to stop. An unaligned start, damage and
+    missing audio are added to the notes of the outcome. Raises ValueError if the file is not a video or has no audio.
     """
-
-    def report_samples(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        for chunk in chunks:
-            on_samples(len(chunk))
-            yield chunk
-
-    offset = video_start_offset(video)
+    try:
+        with VideoReader(video) as reader:
+            offset = reader.start_offset
+    except ValueError:  # only audio
+        offset = 0.0
+    notes: list[str] = []
     if abs(offset) >= MAX_START_OFFSET_SECONDS and not align:
         order = "after" if offset > 0 else "before"
-        outcome.notes.append(f"{video.name}: video starts {abs(offset):.2f} s {order} the audio; --align aligns them")
-    decoder_warnings: list[str] = []
-    with closing(iter_audio(video, decoder_warnings)) as audio:  # ends ffmpeg in any case
-        write_wav(wav, report_samples(shift_audio(audio, offset if align else 0.0, min_seconds)))
+        notes.append(f"video starts {abs(offset):.2f} s {order} the audio; --align aligns them")
+    peak, energy = 0, np.zeros(3)
+
+    def chunks(**options) -> Iterator[np.ndarray]:
+        nonlocal peak
+        missing = round(min_seconds * SAMPLE_RATE)
+        for samples in iter_audio(video, offset=offset if align else 0.0, stream=stream, **options):
+            on_samples(len(samples))
+            peak = max(peak, int(samples.max()), -int(samples.min()))
+            missing -= len(samples)
+            yield samples
+        while missing > 0:  # silence
+            yield np.zeros(min(missing, 60 * SAMPLE_RATE), np.int16)
+            missing -= 60 * SAMPLE_RATE
+
+    write_wav(wav, chunks(notes=notes, energy=energy))
+    if energy[2] < 0.01 * energy[:2].max():
+        write_wav(wav, chunks(left_only=True))
+        notes.append("the channels cancel each other (one is inverted): the left one is used")
+    if peak <= _SILENCE:
+        notes.append("no audible audio, only digital silence")
     outcome.done += 1
-    outcome.notes += [f"{video.name}: damaged audio ({warning})" for warning in decoder_warnings]
+    outcome.notes += [f"{video.name}: {note}" for note in notes]
 
 
 def slice_track_audio(

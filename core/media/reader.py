@@ -1,162 +1,213 @@
-"""Frame-accurate reading of videos with OpenCV."""
+"""Frame-accurate reading of videos."""
 
+import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
+from av.video.reformatter import ColorTrc, VideoReformatter
 
-from core.media.ffmpeg import CONTAINERS, PROTOCOLS, require_regular_file
+from core.media.container import MAX_FRAME_PIXELS, FilterChain, choose_stream, decode, open_container
+from core.media.tone_mapping import tone_map
 
-# OpenCV reads this variable when it opens a video.
-os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;{PROTOCOLS}|format_whitelist;{CONTAINERS}"
-# Containers with exact seeking. In the others, a seek can land some frames off.
-SEEKABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-# Containers that store the timestamp of each frame.
-TIMESTAMPED_SUFFIXES = (*SEEKABLE_SUFFIXES, ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".3g2")
 MAX_FRAME_RATE = 1000  # frames per second; written by recorders with a millisecond clock and an unknown rate
-MAX_FRAME_PIXELS = 100_000_000  # three times 8K
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers with an exact index
 _TIME_TOLERANCE = 0.002  # seconds; Matroska rounds timestamps to 0.001 s
 _MAX_FRAME_SECONDS = 60.0  # seconds; a frame is shown for at most this long
-
-
-def has_frame_timestamps(video: Path) -> bool:
-    """Return True if the video's container stores frame timestamps. In the others, frames are counted."""
-    return video.suffix.lower() in TIMESTAMPED_SUFFIXES
-
-
-def is_constant_rate_time(time: float, index: int, fps: float) -> bool:
-    """Return True if `time`, in seconds from the first frame, is that of frame `index` at a constant rate."""
-    return abs(time - index / fps) <= max(0.1 / fps, _TIME_TOLERANCE)
+_THREADS = min(8, os.cpu_count() or 1)  # of a decoder
+_HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 
 
 class VideoReader:
     """A video opened for reading frames in order; a context manager. Timestamps count from the first frame.
 
+    `stream` is the number of the video stream, by default the one that players choose. With `enhance`, interlaced
+    frames are deinterlaced and those of high dynamic range (HLG, PQ) are tone-mapped. `notes` are remarks on the video.
+
     Raises ValueError if the file is not a video.
     """
 
-    def __init__(self, path: Path):
-        require_regular_file(path)
-        self.path = path
-        self._has_timestamps = has_frame_timestamps(path)
-        self._seekable = path.suffix.lower() in SEEKABLE_SUFFIXES
-        self._open()
-        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS))
-        width, height = self.size
-        problem = None
-        if not self._capture.isOpened() or not 0 < self.fps <= MAX_FRAME_RATE:
-            problem = "cannot be opened as a video"
-        elif width * height > MAX_FRAME_PIXELS:
-            problem = f"frames of {width} x {height} pixels are too large"
-        if problem:
-            self._capture.release()
-            raise ValueError(problem)
+    def __init__(self, path: Path, stream: int | None = None, enhance: bool = False):
+        self.path, self._number, self._enhance = path, stream, enhance
+        self.poll: Callable[[], None] = lambda: None  # called for every decoded frame; may raise to stop
+        self._files = contextlib.ExitStack()
+        try:
+            self._open()
+        except BaseException:
+            self._files.close()
+            raise
 
     def _open(self) -> None:
-        # The path is absolute: OpenCV would read some names as a protocol, an option or an image sequence.
-        self._capture = cv2.VideoCapture(os.path.abspath(self.path), cv2.CAP_FFMPEG)
-        self._next = 0  # index of the next frame
-        self._first_msec = 0.0  # timestamp of the first frame in the container, in milliseconds
+        """Open the file and decode the first frame."""
+        self._files.close()
+        self.notes: list[str] = []
+        self._container = self._files.enter_context(open_container(self.path))
+        self._stream = stream = choose_stream(self._container, "video", self._number, self.notes)
+        rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+        self.fps = float(next((rate for rate in rates if rate and 0 < rate <= MAX_FRAME_RATE), 0))
+        if not self.fps:
+            raise ValueError("cannot be opened as a video (no frame rate)")
+        if stream.width * stream.height > MAX_FRAME_PIXELS:
+            raise ValueError(f"frames of {stream.width} x {stream.height} pixels are too large")
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+        stream.thread_type, stream.thread_count = "AUTO", _THREADS
+        self._seekable, self._constant = self._container.format.name in _SEEKABLE, True
+        self._reformatter = VideoReformatter()
+        self._progressive = FilterChain(lambda: [("setfield", "mode=prog")])
+        self.start = None  # time of the first frame in the container, in seconds
+        self._timeline = self._read()
+        self._next = next(self._timeline, None)
+        if self._next is None:
+            raise ValueError(f"no frame of its {stream.name} video can be decoded")
+        self._describe(self._next[2])
+
+    def _describe(self, frame: av.VideoFrame) -> None:
+        """Set size, pixel aspect and notes from the first frame."""
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        a, b, _, c, d = np.frombuffer(bytes(matrix), "<i4")[:5] if matrix else (1, 0, 0, 0, 1)
+        self._transposed = abs(b) + abs(c) > abs(a) + abs(d)
+        self._flips = (c < 0, b < 0) if self._transposed else (a < 0, d < 0)  # horizontal, vertical
+        step = -1 if self._transposed else 1
+        self.size = (frame.width, frame.height)[::step]
+        aspect = self._stream.sample_aspect_ratio or 1
+        self.pixel_aspect = aspect.as_integer_ratio()[::step]
+        self._transfer = frame.color_trc if frame.color_trc in _HDR else None
+        if not self._enhance and self._transfer:
+            self.notes.append(f"high dynamic range ({_HDR[self._transfer]}): crops are grey")
+        if not self._enhance and frame.interlaced_frame:
+            self.notes.append("interlaced: moving faces have combed edges")
 
     def __enter__(self) -> "VideoReader":
         return self
 
     def __exit__(self, *_) -> None:
-        self._capture.release()
+        self._timeline.close()
+        self._files.close()
+        self._timeline = self._next = self._stream = self._container = None  # frees the memory of the decoder
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, after the rotation given in the metadata."""
-        return int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    def start_offset(self) -> float:
+        """Seconds from the start of the container, where audio begins, to the first frame."""
+        return self.start - (self._container.start_time or 0) / av.time_base
 
     @property
-    def pixel_aspect(self) -> tuple[int, int]:
-        """Sample aspect ratio: width and height of a displayed pixel."""
-        width, height = (int(self._capture.get(key)) for key in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
-        return (width, height) if width > 0 and height > 0 else (1, 1)
+    def has_audio(self) -> bool:
+        """True if there is an audio stream."""
+        return bool(self._container.streams.audio)
 
     @property
     def frame_count(self) -> int | None:
         """Number of frames according to the container, None if unknown."""
-        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        return count if count > 0 else None
+        return self._stream.frames or round((self._container.duration or 0) / av.time_base * self.fps) or None
 
     def frames(self, timestamps: np.ndarray, seek_gap: float) -> Iterator[np.ndarray | None]:
         """Yield the BGR frame (H, W, 3) uint8 shown at each of the increasing timestamps (n,) in seconds.
 
-        - At a constant rate this is frame `floor(t * fps + 0.5)`, as in the released code, found by counting.
+        - At a constant rate this is frame `floor(t * fps + 0.5)`, as in the released code.
+        - Otherwise a frame is shown from the middle between its time in the container and the previous one's, but at
+          most half a frame (of the mean rate) before its time.
         - Gaps of more than `seek_gap` seconds are skipped by seeking if the container allows it. After a seek to the
-          wrong frame, the video is counted from the beginning, without seeking.
-        - If a frame's timestamp is not that of a constant rate, the video is read again from the beginning, by
-          timestamps.
+          wrong frame, the video is read from the beginning, without seeking.
         - Frames that are broken are None. Iteration ends where the video ends.
         """
-        if self._next == 0 and not self._grab():
-            return
-        for position, timestamp in enumerate(timestamps):
-            index = int(np.floor(timestamp * self.fps + 0.5))
-            if self._seekable and index - self._next > seek_gap * self.fps:
-                self._seek(index)
-            while self._next <= index:
-                if not self._grab():
-                    return
-            if self._has_timestamps and not is_constant_rate_time(self._time(), index, self.fps):
-                yield from self._frames_by_time(timestamps[position:])
+        shown, image, converted = None, None, False
+        for position in np.asarray(timestamps) * self.fps + 0.5:
+            if self._seekable and self._next and position - self._next[0] > seek_gap * self.fps:
+                self._seek(position)
+            while self._next and position >= self._next[0]:
+                shown, converted = self._next, False
+                self._next = next(self._timeline, None)
+            if self._next is None and (shown is None or position >= shown[1] + 1):
                 return
-            yield self._retrieve()
-
-    def _seek(self, index: int) -> None:
-        """Grab this frame by seeking. If the seek fails, reopen the video and disable seeking."""
-        self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)
-        # OpenCV seeks by time, which is wrong at a variable frame rate.
-        if self._capture.grab() and abs(self._time() * self.fps - index) < 0.5:
-            self._next = index + 1
-        else:
-            self._seekable = False
-            self._capture.release()
-            self._open()
-
-    def _frames_by_time(self, timestamps: np.ndarray) -> Iterator[np.ndarray | None]:
-        """`frames` of a video with a variable frame rate.
-
-        A frame is shown from the middle between its timestamp and the previous one, but at most half a frame (of the
-        mean rate) before its timestamp.
-        """
-        self._capture.release()
-        self._open()
-        half = 0.5 / self.fps
-        shown_time, image, ended = -np.inf, None, not self._grab()
-        for timestamp in timestamps:
-            while not ended:
-                next_time = self._time()
-                if timestamp < next_time - min(half, (next_time - shown_time) / 2):
-                    break
-                shown_time = next_time
-                image = self._retrieve() if shown_time > timestamp - _MAX_FRAME_SECONDS else None
-                ended = not self._grab()
-            if ended and timestamp >= shown_time + half:
-                return
+            if shown is None or position - shown[1] > _MAX_FRAME_SECONDS * self.fps:
+                yield None
+                continue
+            if not converted:
+                image, converted = self._convert(shown[2]), True
             yield image
 
-    def _grab(self) -> bool:
-        """Decode the next frame. Returns False at the end of the video."""
-        if not self._capture.grab():
-            return False
-        if self._next == 0:
-            self._first_msec = self._capture.get(cv2.CAP_PROP_POS_MSEC)
-        self._next += 1
-        return True
+    def timeline(self) -> Iterator[tuple[float, float, av.VideoFrame]]:
+        """Yield all frames, each with the timestamp from which it is shown and its own, in seconds."""
+        while self._next is not None:
+            start, position, frame = self._next
+            yield (start - 0.5) / self.fps, position / self.fps, frame
+            self._next = next(self._timeline, None)
 
-    def _time(self) -> float:
-        """Timestamp of the last grabbed frame, in seconds from the first frame."""
-        return (self._capture.get(cv2.CAP_PROP_POS_MSEC) - self._first_msec) / 1000
-
-    def _retrieve(self) -> np.ndarray | None:
-        """Return the last grabbed frame as BGR, None if it is broken."""
+    def _seek(self, position: float) -> None:
+        """Continue with a frame shortly before this position, or if the seek fails, with the first one."""
+        time = self.start + position / self.fps - 1
+        self._timeline.close()
         try:
-            decoded, image = self._capture.retrieve()
-        except cv2.error:
+            self._container.seek(int(time / self._stream.time_base), stream=self._stream)
+            self._timeline = self._read()
+            self._next = next(self._timeline, None)
+        except (av.FFmpegError, OSError):
+            self._next = None
+        if self._next is None or self._next[0] > position:
+            self._open()
+            self._seekable = False
+
+    def _read(self) -> Iterator[tuple[float, float, av.VideoFrame]]:
+        """Yield frames with the position from which each is shown and its own, in frames at the declared rate.
+
+        As long as the rate is constant, positions are whole numbers: frames are counted.
+        """
+        tolerance = max(0.1, _TIME_TOLERANCE * self.fps)
+        previous = None
+        frames = decode(self._container, self._stream, lambda _: 1 / self.fps, self.notes)
+        for time, frame in self._deinterlace(frames) if self._enhance else frames:
+            self.poll()
+            if self.start is None:
+                self.start = time or 0.0
+            position = (0.0 if previous is None else previous + 1) if time is None else (time - self.start) * self.fps
+            index = round(position)
+            if previous is not None and index != previous + 1:
+                self._constant = False
+            if self._constant and abs(position - index) <= tolerance:
+                position = float(index)
+            else:
+                self._constant = False
+            position = position if previous is None else max(position, previous)
+            half = 0.5 if previous is None else min(0.5, (position - previous) / 2)
+            yield position + 0.5 - half, position, frame
+            previous = position
+
+    def _deinterlace(
+        self, frames: Iterator[tuple[float | None, av.VideoFrame]]
+    ) -> Iterator[tuple[float | None, av.VideoFrame]]:
+        """Pass frames through a filter from the first interlaced one on. It leaves progressive frames as they are."""
+        chain, times = FilterChain(lambda: [("bwdif", "mode=send_frame:deint=interlaced")]), deque()
+        active = False
+        for time, frame in itertools.chain(frames, [(None, None)]):
+            active = active or (frame is not None and frame.interlaced_frame)
+            if not active and frame is not None:
+                yield time, frame
+                continue
+            times.append(time)
+            for each in chain.run(frame):
+                yield times.popleft(), each
+
+    def _convert(self, frame: av.VideoFrame) -> np.ndarray | None:
+        """Return a frame as displayed, in BGR; None if it is broken."""
+        is_hdr = self._enhance and self._transfer
+        pixels = "rgb48le" if is_hdr else "bgr24"
+        try:
+            if frame.interlaced_frame:  # else chroma is converted by fields, which the released code does not do
+                (frame,) = self._progressive.run(frame)
+            # Bicubic, as in OpenCV: it only matters for chroma of more than 8 bits.
+            frame = self._reformatter.reformat(frame, format=pixels, interpolation="BICUBIC", threads=1)
+        except av.FFmpegError:
             return None
-        return image if decoded else None
+        image = frame.to_ndarray()
+        if is_hdr:
+            image = tone_map(image, _HDR[self._transfer])
+        if self._transposed:
+            image = cv2.transpose(image)
+        if any(self._flips):
+            image = cv2.flip(image, -1 if all(self._flips) else 1 if self._flips[0] else 0)
+        return image

@@ -15,7 +15,7 @@ import pandas as pd
 
 from core.config import data_inputs
 from core.formats.annotations import FaceTable, find_annotations
-from core.media.ffmpeg import list_videos
+from core.media.container import list_videos
 from core.media.reader import VideoReader
 from core.metrics import average_precision, roc_auc, tied_range
 from core.runtime.cli import add_clip_boxes_argument

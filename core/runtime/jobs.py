@@ -1,6 +1,6 @@
 """Parallel processing of many videos, on ranks and threads, with a progress bar and a list of failures.
 
-Threads suffice, because decoding, encoding and ffmpeg release the GIL.
+Threads suffice, because decoding and encoding release the GIL.
 """
 
 import threading

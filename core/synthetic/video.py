@@ -1,15 +1,14 @@
 """Writing synthetic videos and their official annotations."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
-from scipy.io import wavfile
 
 from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE
-from core.media.ffmpeg import encode_video
+from core.media.writer import encode_video
 from core.runtime.errors import RunError
 from core.runtime.files import write_bytes
 from core.synthetic.drawing import draw_frames, head_poses
@@ -19,8 +18,7 @@ from core.synthetic.voice import synthesise_audio
 SEGMENT_SECONDS = 60  # AVA numbers tracks within segments of this length: <video_id>_0900_0960:3
 SAMPLE_RATES = (16000, 44100, 48000)  # Hz
 ID_LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
-# One thread and no version strings: the same arguments give the same bytes.
-BITEXACT = ("-threads", "1", "-flags:v", "+bitexact", "-b:a", "96k", "-flags:a", "+bitexact", "-fflags", "+bitexact")
+AUDIO_BIT_RATE = 96_000
 
 
 def draw_video_id(rng: np.random.Generator, index: int) -> str:
@@ -33,14 +31,22 @@ def write_video(path: Path, csv: Path, video: VideoPlan) -> None:
     """Write a video, then its annotations: if the csv exists, the video is complete."""
     sample_rate = int(video.rng.choice(SAMPLE_RATES))
     audio = synthesise_audio(video, sample_rate)
-    with tempfile.TemporaryDirectory() as directory:
-        wav = Path(directory, "audio.wav")
-        wavfile.write(wav, sample_rate, np.rint(audio * 32767).astype(np.int16))
-        try:
-            encode_video(path, draw_frames(video), video.scenario.size, FPS, ("-i", f"file:{wav}"), *BITEXACT)
-        except ValueError as error:
-            raise RunError(f"{path}: {error}") from None
+    samples = np.rint(audio * 32767).astype(np.int16)
+    try:
+        seconds = audio_seconds(samples, sample_rate)
+        encode_video(path, draw_frames(video), video.scenario.size, FPS, seconds, bit_rate=AUDIO_BIT_RATE, threads=1)
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from None
     write_bytes(csv, "".join(annotation_lines(path.stem, video)).encode())
+
+
+def audio_seconds(samples: np.ndarray, sample_rate: int) -> Iterator[av.AudioFrame]:
+    """Yield samples (n,) int16 as frames of one second."""
+    for start in range(0, len(samples), sample_rate):
+        frame = av.AudioFrame.from_ndarray(samples[None, start : start + sample_rate], "s16", "mono")
+        frame.sample_rate = sample_rate
+        frame.pts = start
+        yield frame
 
 
 def annotation_lines(video_id: str, video: VideoPlan) -> Iterator[str]:
