@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import nn
 from core.runtime.errors import InputError, first_line
 from core.runtime.files import require_file
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network")  # keys of weights in a larger dictionary
-_PREFIXES = ("module.", "_orig_mod.")  # added to parameter names by DataParallel and torch.compile
+# Keys of weights in a larger dictionary
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "weights", "net", "network")
+_PREFIX = re.compile(r"(module\.|_orig_mod\.|model\.)+")  # of DataParallel, torch.compile and Lightning
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -29,7 +31,7 @@ def load_checkpoint(path: Path) -> dict:
         raise InputError(f"{path}: reading this file needs a package: pip install safetensors") from None
     except Exception as error:  # parsing arbitrary bytes can raise anything
         reason = first_line(error)[:100]
-        if "Weights only load failed" in reason:
+        if "Weights only load failed" in reason or "PytorchStreamReader" in reason:
             reason = "damaged, or not written by torch.save"
         if "Unsupported global" in str(error):
             reason = "it holds Python objects; save model.state_dict() instead of the model"
@@ -47,10 +49,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             state = state[key]
             print(f"note: {path}: the weights are its entry {key!r}")
             break
-    for prefix in _PREFIXES:
-        if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-            print(f"note: {path}: the prefix {prefix!r} of its parameter names is ignored")
+    prefix = _PREFIX.match(str(next(iter(state), "")))
+    if prefix and all(str(name).startswith(prefix[0]) for name in state):
+        state = {str(name).removeprefix(prefix[0]): value for name, value in state.items()}
+        print(f"note: {path}: the prefix {prefix[0]!r} of its parameter names is ignored")
     return state
 
 
@@ -69,7 +71,8 @@ def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
     for name, value in own.items():
         found = state.get(name)
         if not isinstance(found, torch.Tensor):
-            raise InputError(f"{path}: parameter {name} is missing; these are weights of another network")
+            other = "".join(f", with {str(name)[:40]}" for name in [name for name in state if name not in own][:1])
+            raise InputError(f"{path}: parameter {name} is missing; these are weights of another network{other}")
         if found.shape != value.shape:
             shapes = f"{tuple(found.shape)}, expected {tuple(value.shape)}"
             raise InputError(f"{path}: {name} has shape {shapes}: {hint}")
