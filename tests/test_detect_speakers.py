@@ -76,7 +76,7 @@ def square_detector():
     """Detect bright squares as faces, and accept tracks as short as the test videos."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core.detection.tracks, "FaceDetector", SquareDetector)
-        patch.setitem(tracking_params, "min_track_seconds", 0.3)
+        patch.setitem(tracking_params, "min_track", 0.3)
         yield
 
 
