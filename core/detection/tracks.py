@@ -75,14 +75,15 @@ class Track:
         return box + np.tile(np.clip(shift, -limit, limit), 2)
 
 
-def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
+def link_detections(detections: list[tuple[float, np.ndarray]], min_track: float | None = None) -> list[Track]:
     """Link the detections of one shot into tracks. `detections` are timestamps in seconds and faces (n, 5).
 
     At each timestamp, faces are assigned to tracks by the greatest total overlap with the tracks' predicted boxes. A
-    track continues after a gap of up to `max_gap` seconds. Tracks that are too short or never reach `min_track_score`
-    are dropped.
+    track continues after a gap of up to `max_gap` seconds. Tracks that are shorter than `min_track` seconds or never
+    reach `min_track_score` are dropped.
     """
     params = tracking_params
+    min_track = params["min_track_seconds"] if min_track is None else min_track
     tracks: list[Track] = []
     active: list[Track] = []
     for time, faces in detections:
@@ -103,8 +104,7 @@ def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
     return [
         track
         for track in tracks
-        if track.times[-1] - track.times[0] >= params["min_track_seconds"]
-        and max(track.scores) >= params["min_track_score"]
+        if track.times[-1] - track.times[0] >= min_track and max(track.scores) >= params["min_track_score"]
     ]
 
 
@@ -113,12 +113,22 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return torchvision.ops.box_iou(torch.tensor(first), torch.tensor(second)).numpy()
 
 
-def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def detect_tracks(
+    reader: VideoReader,
+    shots: Shots,
+    detector: FaceDetector,
+    min_track: float | None = None,
+    min_face: float = 0.0,
+    notes: list[str] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the tracks of a video, shot by shot: timestamps (n,) in seconds, boxes (n, 4) as fractions of the frame.
 
     Faces are detected in every `detect_every`-th row of a shot and in its last row; boxes in between are interpolated.
-    Only the detections of one shot are kept in memory.
+    Tracks shorter than `min_track` seconds or with a median height below `min_face` pixels are dropped; `notes` get
+    their number. Only the detections of one shot are kept in memory.
     """
+    min_track = tracking_params["min_track_seconds"] if min_track is None else min_track
+    short, small = 0, 0
     shot_rows = np.split(np.arange(len(shots.times)), np.flatnonzero(np.diff(shots.shot)) + 1)
     shot_rows = [np.union1d(rows[:: tracking_params["detect_every"]], rows[-1:]) for rows in shot_rows]
     detected_rows = np.concatenate(shot_rows)
@@ -128,7 +138,12 @@ def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> 
         # After the last frame of a truncated video, `images` is exhausted.
         pairs = zip(shots.times[rows], images, strict=False)
         detections = [(time, detector.detect(image)) for time, image in pairs if image is not None]
-        for track in link_detections(detections):
+        for track in link_detections(detections, 0.0):
+            is_short = track.times[-1] - track.times[0] < min_track
+            is_small = np.median([box[3] - box[1] for box in track.boxes]) * reader.size[1] < min_face
+            short, small = short + is_short, small + (is_small and not is_short)
+            if is_short or is_small:
+                continue
             start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
             times = shots.times[start : end + 1]
             boxes = track.boxes_at(times).clip(0, 1).round(6)
@@ -137,6 +152,10 @@ def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> 
             )  # else it left the frame
             if inside.any():
                 yield times[inside], boxes[inside]
+    if notes is not None and short:
+        notes.append(f"{short} tracks shorter than {min_track:g} s are dropped (--min-track)")
+    if notes is not None and small:
+        notes.append(f"{small} tracks of faces below {min_face:g} pixels are dropped (--min-face)")
 
 
 def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -> FaceTable:
