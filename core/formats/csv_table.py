@@ -132,6 +132,7 @@ def read_table(
         "header": None,
         "names": names,
         "skiprows": int(header),
+        "index_col": False,
         # Other columns are read too, one byte per field, because pandas then checks the number of columns.
         "dtype": {name: _DTYPES[columns[name]] if name in columns else "S1" for name in names},
         "keep_default_na": False,
@@ -143,7 +144,7 @@ def read_table(
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = _read(path, options)
-        if not isinstance(table.index, pd.RangeIndex):  # pandas takes an additional first column as index
+        if not header and len(fields) > len(names):  # pandas drops an empty last column
             raise ValueError("additional columns")
     except (ValueError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError are ValueErrors
         raise InputError(_inspect(path, columns, names, header, error)[0]) from None
