@@ -268,6 +268,15 @@ def test_small_shared_memory_is_enough(script, inputs, tmp_path):
     assert results(tmp_path / "out") == results(tmp_path / "ample")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a full /dev/shm")
+@pytest.mark.parametrize("script", ["STE_train.py", "STE_forward.py"])
+def test_full_shared_memory_needs_no_workers(script, inputs, tmp_path):
+    arguments = [*command(script, inputs, tmp_path / "out"), "--workers", 2]
+    result = run(tmp_path / "printed", *arguments, fault=Fault(shared_memory=4096))
+    assert result.returncode == 0, result.stderr
+    assert "note: /dev/shm is full" in result.stdout
+
+
 # Two processes
 
 
