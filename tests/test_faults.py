@@ -330,6 +330,14 @@ def test_worker_that_dies_is_an_error(inputs, tmp_path):
     assert_no_partial_files(tmp_path / "out")
 
 
+def test_decoder_that_crashes_fails_only_its_video(inputs, tmp_path):
+    fault = Fault(crash_on=("decode audio", "one.mp4"))
+    result = run(tmp_path / "printed", *command(DATA[0], inputs, tmp_path / "out"), fault=fault)
+    assert result.returncode == 1, result
+    assert (tmp_path / "out" / "failures.txt").read_text() == "one: its process died (killed by signal 11)\n"
+    assert sorted(path.stem for path in (tmp_path / "out").glob("[!.]*.wav")) == ["four", "three", "two"]
+
+
 @pytest.mark.parametrize("script", some("STE_train.py", DATA[0], slow=("STE_forward.py", *DATA[1:])))
 def test_no_process_is_left_after_an_error(script, inputs, tmp_path):
     """A crop, video or wav in the middle of the run is broken."""

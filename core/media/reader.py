@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -34,7 +34,6 @@ class VideoReader:
 
     def __init__(self, path: Path, stream: int | None = None, enhance: bool = False):
         self.path, self._number, self._enhance = path, stream, enhance
-        self.poll: Callable[[], None] = lambda: None  # called for every decoded frame; may raise to stop
         self._files = contextlib.ExitStack()
         try:
             self._open()
@@ -161,7 +160,6 @@ class VideoReader:
         previous = None
         frames = decode(self._container, self._stream, lambda _: 1 / self.fps, self.notes)
         for time, frame in self._deinterlace(frames) if self._enhance else frames:
-            self.poll()
             if self.start is None:
                 self.start = time or 0.0
             position = (0.0 if previous is None else previous + 1) if time is None else (time - self.start) * self.fps
