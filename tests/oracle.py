@@ -273,7 +273,7 @@ def expected_join(rows: list[tuple], truth: list[tuple]) -> Expected:
     """Rows in the order of the (video, time, entity) of the ground truth. Times match if their milliseconds do."""
 
     def key(row: tuple) -> tuple:
-        return row[0], round(row[1] * 1000), row[2]
+        return row[0], f"{row[1] * 1000:.0f}", row[2]
 
     found = {key(row): row for row in rows}
     if len(found) < len(rows) or found.keys() != set(map(key, truth)):

@@ -90,6 +90,8 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         line = frame.loc[above, "score"].idxmax()
         row = f"label {frame['label'][line]} with a score of {frame['score'][line]:g}, above rows that speak"
         raise InputError(f"{path}, line {line}: {row}; scores must be those of {LABELS[SPEAKING_AUDIBLE]} in every row")
+    if (label != NO_LABEL).all() and not speaking.any():
+        print(f"note: {path}: no row is labelled {LABELS[SPEAKING_AUDIBLE]}; scores must be those of this label")
     return frame.drop(columns="label").astype({"video_id": object, "entity_id": object})
 
 
@@ -107,17 +109,19 @@ def join(predictions: pd.DataFrame, table: FaceTable, source: str | Path, allow_
     predictions, truth = _with_milliseconds(predictions), _with_milliseconds(table.keys())
     duplicates = predictions[predictions.duplicated(_KEY)]
     if len(duplicates):
-        raise InputError(f"{source}: {len(duplicates)} rows are duplicates, such as {_row_names(duplicates)}")
+        advice = "; were timestamps rounded?"
+        raise InputError(f"{source}: {len(duplicates)} rows are duplicates, such as {_row_names(duplicates)}{advice}")
     joined = truth.merge(predictions.drop(columns="frame_timestamp"), on=_KEY, how="left", sort=False, indicator=True)
     found = joined.pop("_merge") == "both"
+    extra = _without_row(predictions, truth)
     if not found.all():
-        examples = "; ".join(map(table.row_name, np.flatnonzero(~found)[:3]))
-        problem = "rows of the ground truth have no prediction (unfinished stage, or --skip-missing?)"
-        advice = "--only-predicted leaves them out"
-        raise InputError(f"{source}: {int((~found).sum())} {problem}: {examples}; {advice}")
-    if len(predictions) > len(truth) and not allow_more:
-        both = predictions.merge(truth[_KEY], on=_KEY, how="left", sort=False, indicator=True)
-        extra = both[both["_merge"] == "left_only"]
+        example = table.row_name(int(np.argmin(found)))
+        advice = "finish the stage, or pass --only-predicted to leave them out"
+        if len(extra):
+            advice = f"{len(extra)} predictions are of other rows, such as {_row_names(extra.head(1))}"
+        problem = f"{int((~found).sum())} rows of the ground truth have no prediction, such as {example}"
+        raise InputError(f"{source}: {problem}; {advice}")
+    if len(extra) and not allow_more:
         raise InputError(f"{source}: {len(extra)} predictions have no row in the ground truth: {_row_names(extra)}")
     if BOX_COLUMNS[0] in joined and table.box is not None:
         other = np.abs(joined[BOX_COLUMNS].to_numpy() - table.box).max(axis=1) > _MAX_BOX_DIFFERENCE
@@ -132,10 +136,17 @@ def keep_predicted(table: FaceTable, predictions: pd.DataFrame) -> FaceTable:
     truth, keys = _with_milliseconds(table.keys())[_KEY], _with_milliseconds(predictions)[_KEY]
     predicted = truth.merge(keys.drop_duplicates(), on=_KEY, how="left", sort=False, indicator=True)["_merge"] == "both"
     if not predicted.any():
-        raise InputError("no row of the ground truth has a prediction")
+        rows = f"{table.row_name(0)}, and of the predictions {_row_names(predictions.head(1))}"
+        raise InputError(f"no row of the ground truth has a prediction: its first row is {rows}")
     if not predicted.all():
         print(f"note: {int(predicted.sum())} of {len(table)} rows have a prediction; the others do not count")
     return table.keep(predicted.to_numpy())
+
+
+def _without_row(predictions: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions that have no row in the ground truth."""
+    both = predictions.merge(truth[_KEY].drop_duplicates(), on=_KEY, how="left", sort=False, indicator=True)
+    return both[both["_merge"] == "left_only"]
 
 
 def _with_milliseconds(rows: pd.DataFrame) -> pd.DataFrame:

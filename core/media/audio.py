@@ -122,9 +122,7 @@ def extract_audio(
     """Write the audio of a video as a wav of at least `min_seconds`; with `align` it starts at the first frame.
 
     `stream` and `video_stream` are numbers of streams. The wav is silent before the `part`, in seconds, and ends
-    shortly after it.
-
-    `on_samples` is called with the length of each decoded chunk and may raise to stop. An unaligned start, damage and
+    shortly after it. `on_samples` is called with the length of each decoded chunk. An unaligned start, damage and
     missing audio are added to the notes of the outcome. Raises ValueError if the file is not a video or has no audio.
     """
     try:

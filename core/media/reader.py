@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -37,7 +37,6 @@ class VideoReader:
 
     def __init__(self, path: Path, stream: int | None = None, enhance: bool = False, part: tuple[float, float] = WHOLE):
         self.path, self._number, self._enhance, self._part = path, stream, enhance, part
-        self.poll: Callable[[], None] = lambda: None  # called for every decoded frame; may raise to stop
         self._files = contextlib.ExitStack()
         try:
             self._open()
@@ -166,7 +165,6 @@ class VideoReader:
         previous = None
         frames = decode(self._container, self._stream, lambda _: 1 / self.fps, self.notes)
         for time, frame in self._deinterlace(frames) if self._enhance else frames:
-            self.poll()
             if self.start is None:
                 self.start = time or 0.0
             position = (0.0 if previous is None else previous + 1) if time is None else (time - self.start) * self.fps
