@@ -57,12 +57,12 @@ def get_args_parser() -> cli.Parser:
     stream_help = "number of the {} stream, from 0 (default: the one that players choose)"
     for kind in ("video", "audio"):
         parser.add_argument(f"--{kind}-stream", type=cli.integer(0), help=stream_help.format(kind))
-    start_help = "start in seconds of the part to analyse; times in all output remain those of the whole video"
+    start_help = "start of the part to analyse, in seconds; times in all output remain those of the whole video"
     parser.add_argument("--start", type=cli.seconds, default=0.0, help=start_help)
-    duration_help = "length in seconds of the part to analyse (default: up to the end)"
+    duration_help = "length of the part to analyse, in seconds (default: up to the end)"
     parser.add_argument("--duration", type=cli.positive_float, help=duration_help)
     min_track = tracking_params["min_track_seconds"]
-    parser.add_argument("--min-track", type=cli.seconds, default=min_track, help="minimum length of a track in seconds")
+    parser.add_argument("--min-track", type=cli.seconds, default=min_track, help="minimum seconds of a track")
     parser.add_argument("--min-face", type=cli.integer(0), default=0, help="minimum height of a face in pixels")
     parser.add_argument("--clip-length", type=cli.odd_positive, default=defaults["clip_length"], help="crops in a clip")
     parser.add_argument("--clips", type=cli.odd_positive, default=defaults["clips"], help="steps in a context")

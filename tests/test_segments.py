@@ -380,7 +380,7 @@ def test_timeline_has_as_many_pages_as_needed(tmp_path, count):
             table,
             np.zeros(len(table)),
             0.5,
-            130.0,
+            (0.0, 130.0),
             lambda n: faces.append(n) or thumbnail(n),
         )
     names = ["timeline.png", "timeline_2.png"] if count > LANES else ["timeline.png"]
@@ -393,6 +393,6 @@ def test_timeline_shows_speech(tmp_path):
     table = make_table(("video:1", timestamps(100)))
     plots = []
     for number, scores in enumerate((np.zeros(100), np.ones(100))):
-        (path,) = plot_timeline(tmp_path / f"{number}.png", table, scores, 0.5, 4.0, thumbnail)
+        (path,) = plot_timeline(tmp_path / f"{number}.png", table, scores, 0.5, (0.0, 4.0), thumbnail)
         plots.append(cv2.imread(str(path)).astype(int))
     assert (np.abs(plots[1] - plots[0]).max(axis=2) > 20).mean() > 0.1

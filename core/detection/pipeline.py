@@ -270,7 +270,8 @@ class SpeakerDetection:
             write_segments(self.segments, tracks)
             for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # from a run with more tracks
                 page.unlink()
-            plot_timeline(self.timeline, self.usable_rows, scores, threshold, self.shots.seconds, self.thumbnail)
+            span = self.shots.start, self.shots.seconds
+            plot_timeline(self.timeline, self.usable_rows, scores, threshold, span, self.thumbnail)
 
         outputs = [self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.timeline]
         self._steps.run("results", settings, outputs, work, invalidates_later=False)
