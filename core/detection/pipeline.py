@@ -17,7 +17,7 @@ from core.detection.segments import SCHEMA_VERSION, describe_tracks, write_rttm,
 from core.detection.shots import Shots, detect_shots
 from core.detection.timeline import plot_timeline
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
-from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
+from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations, unusual_rows
 from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
 from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
@@ -128,6 +128,8 @@ class SpeakerDetection:
         if self.video_id not in table.video_ids:
             raise InputError(f"{source}: no rows of {self.video_id} (the name of the video file)")
         table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
+        if problem := unusual_rows(table):
+            print(f"note: {source}: {problem}")
 
         def work() -> None:
             write_csv(self.csv, table.official_columns(), header=False)
