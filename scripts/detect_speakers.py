@@ -61,9 +61,10 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--start", type=cli.seconds, default=0.0, help=start_help)
     duration_help = "length of the part to analyse, in seconds (default: up to the end)"
     parser.add_argument("--duration", type=cli.positive_float, help=duration_help)
-    min_track = tracking_params["min_track_seconds"]
+    min_track, min_face = tracking_params["min_track"], tracking_params["min_face"]
     parser.add_argument("--min-track", type=cli.seconds, default=min_track, help="minimum seconds of a track")
-    parser.add_argument("--min-face", type=cli.integer(0), default=0, help="minimum height of a face in pixels")
+    face_help = "minimum width and height of a face, in pixels"
+    parser.add_argument("--min-face", type=cli.integer(0), default=min_face, help=face_help)
     parser.add_argument("--clip-length", type=cli.odd_positive, default=defaults["clip_length"], help="crops in a clip")
     parser.add_argument("--clips", type=cli.odd_positive, default=defaults["clips"], help="steps in a context")
     stride = defaults["time_stride"]

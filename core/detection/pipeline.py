@@ -13,14 +13,13 @@ from PIL import Image
 from torch import nn
 
 from core.config import SAMPLE_RATE, tracking_params
-from core.contexts import row_interval
 from core.datasets import ASCDataset, ClipReader
 from core.detection.overlay import marked_frames
 from core.detection.segments import SCHEMA_VERSION, describe_tracks, write_rttm, write_segments, write_tracks
-from core.detection.shots import MAX_ROWS_PER_SECOND, MIN_ROWS_PER_SECOND, TIME_EPS, Shots, detect_shots
+from core.detection.shots import TIME_EPS, Shots, detect_shots
 from core.detection.timeline import plot_timeline
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
-from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
+from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations, unusual_rows
 from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
 from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
@@ -147,11 +146,8 @@ class SpeakerDetection:
         rows = table.rows_of_video(table.video_ids.index(self.video_id))
         times, (start, stop) = table.timestamp[rows], self._part
         table = table.keep(rows[(times > start - TIME_EPS) & (times < stop - TIME_EPS)])
-        intervals = [row_interval(table.timestamp[table.rows_of_track(track)]) for track in np.unique(table.entity)]
-        rate = 1 / float(np.median(intervals)) if intervals else MIN_ROWS_PER_SECOND
-        if not MIN_ROWS_PER_SECOND * 0.99 <= rate <= MAX_ROWS_PER_SECOND * 1.01:
-            trained = f"the networks were trained on {MIN_ROWS_PER_SECOND:.0f} to {MAX_ROWS_PER_SECOND:.0f}"
-            print(f"note: {source} has {rate:.0f} rows per second; {trained}")
+        if len(table) and (problem := unusual_rows(table)):
+            print(f"note: {source}: {problem}")
 
         def work() -> None:
             write_list([], self._track_notes)

@@ -83,7 +83,7 @@ def link_detections(detections: list[tuple[float, np.ndarray]], min_track: float
     reach `min_track_score` are dropped.
     """
     params = tracking_params
-    min_track = params["min_track_seconds"] if min_track is None else min_track
+    min_track = params["min_track"] if min_track is None else min_track
     tracks: list[Track] = []
     active: list[Track] = []
     for time, faces in detections:
@@ -118,16 +118,18 @@ def detect_tracks(
     shots: Shots,
     detector: FaceDetector,
     min_track: float | None = None,
-    min_face: float = 0.0,
+    min_face: float | None = None,
     notes: list[str] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the tracks of a video, shot by shot: timestamps (n,) in seconds, boxes (n, 4) as fractions of the frame.
 
     Faces are detected in every `detect_every`-th row of a shot and in its last row; boxes in between are interpolated.
-    Tracks shorter than `min_track` seconds or with a median height below `min_face` pixels are dropped; `notes` get
-    their number. Only the detections of one shot are kept in memory.
+    Tracks of less than `min_track` seconds are dropped, as are those whose boxes have a shorter side of less than
+    `min_face` pixels (median). Defaults are in `core.config`. `notes` get the number of dropped tracks. Only the
+    detections of one shot are kept in memory.
     """
-    min_track = tracking_params["min_track_seconds"] if min_track is None else min_track
+    min_track = tracking_params["min_track"] if min_track is None else min_track
+    min_face = tracking_params["min_face"] if min_face is None else min_face
     short, small = 0, 0
     shot_rows = np.split(np.arange(len(shots.times)), np.flatnonzero(np.diff(shots.shot)) + 1)
     shot_rows = [np.union1d(rows[:: tracking_params["detect_every"]], rows[-1:]) for rows in shot_rows]
@@ -140,7 +142,8 @@ def detect_tracks(
         detections = [(time, detector.detect(image)) for time, image in pairs if image is not None]
         for track in link_detections(detections, 0.0):
             is_short = track.times[-1] - track.times[0] < min_track
-            is_small = np.median([box[3] - box[1] for box in track.boxes]) * reader.size[1] < min_face
+            sides = [(box[2:] - box[:2]) * reader.size for box in track.boxes]
+            is_small = np.median(np.min(sides, axis=1)) < min_face
             short, small = short + is_short, small + (is_small and not is_short)
             if is_short or is_small:
                 continue
@@ -153,9 +156,9 @@ def detect_tracks(
             if inside.any():
                 yield times[inside], boxes[inside]
     if notes is not None and short:
-        notes.append(f"{short} tracks shorter than {min_track:g} s are dropped (--min-track)")
+        notes.append(f"{short} tracks shorter than {min_track:g} s were dropped (--min-track)")
     if notes is not None and small:
-        notes.append(f"{small} tracks of faces below {min_face:g} pixels are dropped (--min-face)")
+        notes.append(f"{small} tracks of faces below {min_face:g} pixels were dropped (--min-face)")
 
 
 def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -> FaceTable:
