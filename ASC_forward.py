@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.config import ASC_forward_params, ASC_inputs_forward, postprocessing_params
+from core.config import ASC_forward_params, ASC_inputs_forward, postprocessing_params, result_options
 from core.datasets import ASCDataset
 from core.formats.annotations import find_annotations
 from core.formats.features import STE_FORWARD_SETTINGS, FeatureStore, encoder_of, require_trained_on
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
         ground_truth=(csv, ground_truth),
         clip_boxes=(bool(encoding["clip_boxes"]), False),
         only_predicted=(bool(encoding["skip_missing"]), False),
-        **cli.result_options(encoding["split"] or "val", postprocessing_params["asc_predictions_csv"]),
+        **result_options(encoding["split"] or "val", postprocessing_params["asc_predictions_csv"]),
     )
 
 

@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.config import ASC_inputs, STE_forward_params, STE_inputs, annotation_csvs, postprocessing_params
+from core.config import (
+    ASC_inputs,
+    STE_forward_params,
+    STE_inputs,
+    annotation_csvs,
+    postprocessing_params,
+    result_options,
+)
 from core.datasets import ClipReader
 from core.formats.annotations import annotations_of, read_annotations
 from core.formats.clips import drop_missing
@@ -116,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
             ground_truth=(args.csv, postprocessing_params["ground_truth"]),
             clip_boxes=(args.clip_boxes, False),
             only_predicted=(args.skip_missing, False),
-            **cli.result_options(args.split, postprocessing_params["ste_predictions_csv"]),
+            **result_options(args.split, postprocessing_params["ste_predictions_csv"]),
         )
 
 

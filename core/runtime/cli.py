@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from core.config import postprocessing_params
 from core.runtime import distributed
 from core.runtime.errors import InputError, RunError, first_line, one_line
 
@@ -143,12 +142,6 @@ def print_next(*words: object, **options: tuple[object, object]) -> None:
             command.append(f"--{name.replace('_', '-')}")
             command += [] if value is True else [str(value)]
     print(f"next: python {shlex.join(command)}")
-
-
-def result_options(split: str, predictions_csv: str) -> dict[str, tuple[str, str]]:
-    """Options of a post-processing stage that name its files after the split, for `print_next`."""
-    paths = {"predictions_csv": predictions_csv, "ground_truth_csv": postprocessing_params["ground_truth_csv"]}
-    return {name: (f"{path.removesuffix('_val.csv')}_{split}.csv", path) for name, path in paths.items()}
 
 
 def launch(
