@@ -17,6 +17,8 @@ from core.runtime import distributed
 from core.runtime.errors import InputError, RunError
 from core.transforms import to_input
 
+_QUEUE_BYTES = 1 << 17  # of /dev/shm, more than the queues of a worker take
+
 
 class EpochSampler(Sampler):
     """Yields (epoch, index) once for every index, shuffled by (seed, epoch)."""
@@ -122,10 +124,9 @@ class BatchLoader:
         self.pin_memory = device.type == "cuda" and getattr(dataset, "device_features", None) is None
         largest = max(self.batch_sampler.local_sizes(), default=1)
         part_size, options = largest, {}
+        samples_ahead = _free_shared_memory() // 3 // dataset.item_bytes if workers else 0
+        workers = _limited(workers, samples_ahead)
         if workers:
-            free = shutil.disk_usage("/dev/shm").free // distributed.get_world_size()
-            samples_ahead = max(1, free // 3 // dataset.item_bytes)
-            workers = min(workers, samples_ahead)
             options["prefetch_factor"] = min(2, samples_ahead // workers)
             part_size = min(largest, samples_ahead // (workers * options["prefetch_factor"]))
         self.in_parts = part_size < largest
@@ -200,7 +201,20 @@ def item_loader(dataset: Dataset, workers: int) -> Loader:
 
     Tracks are too large for a small /dev/shm, so tensors are sent as arrays, which pass through a pipe.
     """
+    workers = _limited(workers, _free_shared_memory() // _QUEUE_BYTES)
     return Loader(dataset, num_workers=workers, batch_size=None, collate_fn=_to_arrays)
+
+
+def _free_shared_memory() -> int:
+    """Return this rank's share of the free space of /dev/shm in bytes."""
+    return shutil.disk_usage("/dev/shm").free // distributed.get_world_size()
+
+
+def _limited(workers: int, limit: int) -> int:
+    """Return the number of workers that /dev/shm has room for, and print a note if it is 0."""
+    if workers and not limit:
+        print("note: /dev/shm is full: no worker processes read data")
+    return min(workers, limit)
 
 
 def _to_arrays(item: tuple[torch.Tensor, ...]) -> list[np.ndarray]:

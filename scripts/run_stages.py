@@ -42,6 +42,9 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--stages", type=stage_range, default="1-9", help="stage, or range of stages, to run")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=[*SPLITS], help="splits to process")
     parser.add_argument("--published-weights", action="store_true", help="use STE.pth and ASC.pth instead of training")
+    cli.add_clip_boxes_argument(parser)
+    help_text = "leave out videos, wavs and crops that are missing or fail, and evaluate the other rows"
+    parser.add_argument("--skip-missing", action="store_true", help=help_text)
     parser.add_argument("--clip-length", type=cli.odd_positive, default=11, help="number of crops in a clip")
     parser.add_argument("--no-pretrained", action="store_true", help="stage 4: start from random weights")
     parser.add_argument("--ste-epochs", type=cli.positive_int, default=ste["epochs"], help="stage 4: number of epochs")
@@ -69,22 +72,26 @@ def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[ob
     suffix = "_published" if published else ""
     features, predictions = root / f"ste_features{suffix}", root / f"asc_predictions{suffix}"
     results, precision = root / "results", ["--precision", args.precision]
+    boxes = ["--clip-boxes"] if args.clip_boxes else []
+    inputs = [*boxes, *(["--skip-missing"] if args.skip_missing else [])]
+    evaluated = [*boxes, *(["--only-predicted"] if args.skip_missing else [])]
 
     yield 1, "Audio tracks", ["data/extract_audio_tracks.py"]
     for split in args.splits:
-        yield 2, f"Audio slices, {split}", ["data/slice_audio_tracks.py", "--split", split]
-        yield 3, f"Face crops, {split}", ["data/extract_face_crops_time.py", "--split", split]
+        yield 2, f"Audio slices, {split}", ["data/slice_audio_tracks.py", "--split", split, *boxes]
+        yield 3, f"Face crops, {split}", ["data/extract_face_crops_time.py", "--split", split, *boxes]
     if not published:
         options = ["--no-pretrained"] if args.no_pretrained else []
-        options += ["--epochs", args.ste_epochs, "--batch-size", args.ste_batch_size, *precision]
+        options += ["--epochs", args.ste_epochs, "--batch-size", args.ste_batch_size, *precision, *inputs]
         command = ["STE_train.py", args.clip_length, device, *options, "--seed", args.seed, "--resume"]
         yield 4, "Train the short-term encoder", command
     for split in args.splits:
         options = ["--split", split, *precision, "--batch-size", args.forward_batch_size, "--weights", ste_weights]
+        options += inputs
         command = ["STE_forward.py", args.clip_length, device, *options, "--output-dir", features / split]
         yield 5, f"Features, {split}", command
     options = ["--forward-dir", features / "val", "--predictions-csv", results / f"ste_predictions_val{suffix}.csv"]
-    yield 6, "mAP of the short-term encoder", ["STE_postprocessing.py", *options]
+    yield 6, "mAP of the short-term encoder", ["STE_postprocessing.py", *evaluated, *options]
     if not published:
         options = ["--epochs", args.asc_epochs, "--learning-rate", args.asc_learning_rate, "--seed", args.seed]
         yield 7, "Train the context network", ["ASC_train.py", *CONTEXT, device, *options, "--resume"]
@@ -92,7 +99,7 @@ def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[ob
     options += ["--features-val-full", features / "val", "--output-dir", predictions]
     yield 8, "Predictions in context", ["ASC_forward.py", *CONTEXT, device, *options]
     options = ["--predictions-dir", predictions, "--predictions-csv", results / f"asc_predictions_val{suffix}.csv"]
-    yield 9, "mAP of the context network", ["ASC_prediction_postprocessing.py", *options]
+    yield 9, "mAP of the context network", ["ASC_prediction_postprocessing.py", *evaluated, *options]
 
 
 def run(command: list[str]) -> int:
@@ -112,8 +119,13 @@ def main(args: argparse.Namespace) -> int:
         words = [str(word) for word in command]
         print(f"\n== {stage} {title}\n$ ASC_DATA_ROOT={shlex.quote(config.DATA_ROOT)} python {shlex.join(words)}")
         status = run(words)
-        if status and status != INTERRUPTED:
+        if status == 1 and stage <= 3:  # some items failed
+            if args.skip_missing:
+                continue
+            advice = "fix the failures above and run the same command again, or pass --skip-missing to continue"
+        else:
             advice = "fix the error above and run the same command again"
+        if status and status != INTERRUPTED:
             print(f"error: stage {stage} ({title}) ended with exit status {status}: {advice}", file=sys.stderr)
         if status:
             return status

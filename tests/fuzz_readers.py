@@ -71,7 +71,7 @@ _NASTY = (  # separated by |
     "-0.0|-0|1e23|9007199254740993|123456789.123456789|5.|.5|.|-|1e308|-1e308|1e39|0.1e1|00012|1 2|1,2|True|False|true|"
     '../x|a/b|a\\b|..|~|a\0b|"|""|"""|"a\nb"|"a\r\nb"|"a,b"|"a""b"|a"b|"a"b|None|NULL|NA|null|""1""|=1+1|-a|a:b| |\t|'
     "a |talk|speaking_audible|0|1|2|0.0|1.0|0.3|1.01|-0.1|\ufeff|\x1b[2J|\u2028|\x0c|\x85|"
-    "'|#|%s%n|{}|[]|[1.0]|(1,)|;|1;2|0,5|é|e\u0301|\u202ea|@f|$HOME|`ls`|other|SPEAKING_AUDIBLE|NOT_SPEAKING"
+    "'|#|#NAME?|%s%n|{}|[]|[1.0]|(1,)|;|1;2|0,5|é|e\u0301|\u202ea|@f|$HOME|`ls`|other|SPEAKING_AUDIBLE|NOT_SPEAKING"
 )
 _LONG = ("1" * 30, "1" * 400, "0." + "1" * 40, "x" * 240, "x" * 300, "字" * 80)
 _BYTES = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1a", b"\r", b"\n", b",", b",,,,,,,,")
@@ -168,14 +168,20 @@ def change_fields(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_all(data: bytes, rng: random.Random) -> bytes:
-    """Change the encoding or the line ends, add a byte order mark, quote all fields, truncate or compress the file."""
+    """Change the encoding, line ends or spellings, add a byte order mark, quote all fields, truncate or compress."""
     mixed = b"".join(line + rng.choice((b"\n", b"\r\n", b"\r")) for line in data.split(b"\n"))
     quoted = b"".join(b'"' + line.replace(b",", b'","') + b'"\n' for line in data.split(b"\n")[:-1])
     text = data.decode("utf-8", "replace")
     coded = text.encode(rng.choice(("utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7")), "replace")
     ends = data.replace(b"\n", rng.choice((b"\r\n", b"\r")))
     part, packed = data[: rng.randrange(len(data) + 1)], gzip.compress(data, mtime=0)
-    return rng.choice((mixed, quoted, coded, ends, ends, b"\xef\xbb\xbf" + data, packed, part, part))
+    head, spelled = data.partition(b"\n")[0], data.replace(b",", b", ").lower()
+    short = head.replace(b"frame_timestamp", b"Time").replace(b"entity_box_", b"").replace(b"video_id", b"video")
+    whole = data.removesuffix(b"\n")
+    marked = b"\xef\xbb\xbf" + data
+    return rng.choice(
+        (mixed, quoted, coded, ends, ends, marked, packed, part, part, whole, spelled, short + data[len(head) :])
+    )
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -238,7 +244,7 @@ class Trial:
         handler, start = signal.signal(signal.SIGALRM, stop), perf_counter()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("always")
                 result = read()
         except Timeout:

@@ -43,6 +43,13 @@ def test_published_weights():
     assert all("_published" in path for path in written)
 
 
+def test_missing_files_and_boxes_outside_the_frame():
+    *data, training, _, features, encoder, _, _, context = commands("--skip-missing", "--clip-boxes")
+    assert [command for command in data if "--clip-boxes" in command] == data[1:]
+    assert all({"--skip-missing", "--clip-boxes"} <= set(command) for command in (training, features))
+    assert all({"--only-predicted", "--clip-boxes"} <= set(command) for command in (encoder, context))
+
+
 def test_a_failed_stage_ends_the_script_with_its_exit_status(tmp_path):
     result = run_script("scripts/run_stages.py", "cpu", "--stages", "1-2", ASC_DATA_ROOT=str(tmp_path))
     assert result.returncode == 2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core.detection.overlay import SILENT, SPEAKING, mark_face, marked_frames, score_colour, visible_rows
-from core.detection.segments import describe_tracks, segments, short_name, write_rttm, write_tracks
+from core.detection.segments import describe_tracks, segments, short_name, write_rttm, write_segments, write_tracks
 from core.detection.timeline import LANES, plot_timeline
 from core.formats.annotations import FaceTable, read_annotations
 from core.formats.predictions import read_scores
@@ -103,7 +103,7 @@ def test_short_names(video, entity, short):
 SETTINGS = {
     **{"threshold": 0.5, "smoothing": 11, "clip_length": 11, "clips": 11, "time_stride": 4, "speakers": 3},
     **{"precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64, "asc_weights_sha256": "a" * 64},
-    "face_detector_sha256": "f" * 64,
+    **{"face_detector_sha256": "f" * 64, "video_stream": None, "audio_stream": 1, "start": 0.0, "duration": None},
 }
 VIDEO = {
     **{"id": "video", "file": "video.mp4", "seconds": 6.04, "frame_rate": 29.97, "width": 640, "height": 360},
@@ -207,6 +207,19 @@ def test_rttm(tmp_path):
     )
 
 
+# speakers.csv
+
+
+def test_segments_as_a_table(tmp_path):
+    table = make_table(("a, b:1", timestamps(5, 2)), ("2", timestamps(5)), video="a, b")
+    scores = np.array([0.9, 0.1, 0.9, 0.8, 0.9, 0.1, 0.1, 0.1, 0.6, 0.6])
+    write_segments(tmp_path / "x.csv", describe_tracks(table, scores, 0.5, FRAME))
+    lines = ["track,start,end,mean_score", "2,0.12,0.2,0.6", '"a, b:1",2.0,2.04,0.9', '"a, b:1",2.08,2.2,0.866667']
+    assert (tmp_path / "x.csv").read_text().splitlines() == lines
+    write_segments(tmp_path / "x.csv", [])
+    assert (tmp_path / "x.csv").read_text().splitlines() == lines[:1]
+
+
 # tracks.csv
 
 
@@ -250,7 +263,7 @@ def test_colours_range_from_red_to_green():
 def test_boxes_are_drawn_at_their_place(size, score):
     width, height = size
     image = np.zeros((height, width, 3), np.uint8)
-    mark_face(image, np.array(BOX), score, "1")
+    mark_face(image, np.array(BOX), score, "1", threshold=1.5)
     left, top, right, bottom = width // 4, height // 4, width // 2, height * 3 // 4
     middle = (top + bottom) // 2
     for y, x in ((middle, left), (middle, right), (bottom, (left + right) // 2), (top, right - 3)):
@@ -271,7 +284,7 @@ def test_scores_are_within_the_frame_wherever_the_face_is(size, name):
     white_pixels = []
     for x, y in [(0.4, 0.5), *CORNERS]:
         image = np.zeros((size[1], size[0], 3), np.uint8)
-        mark_face(image, np.array([x, y, x + 0.1, y + 0.1]), 0.25, name)
+        mark_face(image, np.array([x, y, x + 0.1, y + 0.1]), 0.25, name, 0.5)
         white_pixels.append(int((image.min(axis=2) > 200).sum()))
     assert white_pixels[0] > 20
     assert white_pixels == [white_pixels[0]] * len(white_pixels)
@@ -280,9 +293,16 @@ def test_scores_are_within_the_frame_wherever_the_face_is(size, name):
 def test_long_names_are_not_drawn():
     short, long, other = (np.zeros((360, 640, 3), np.uint8) for _ in range(3))
     for image, name in ((short, "12"), (long, "somebody"), (other, "somebody else")):
-        mark_face(image, np.array(BOX), 0.5, name)
+        mark_face(image, np.array(BOX), 0.5, name, 0.5)
     assert (long == other).all()
     assert (short != long).any()
+
+
+def test_boxes_that_reach_the_threshold_are_thicker():
+    silent, speaking = (np.zeros((720, 1280, 3), np.uint8) for _ in range(2))
+    for image, threshold in ((silent, 0.6), (speaking, 0.5)):
+        mark_face(image, np.array(BOX), 0.5, "1", threshold)
+    assert speaking.any(axis=2).sum() > 1.1 * silent.any(axis=2).sum()
 
 
 def visible_at(table: FaceTable, times: list[float]) -> dict[float, list[float]]:
@@ -326,7 +346,7 @@ def test_frames_are_marked_in_copies_and_broken_ones_replaced():
     images = [np.full((360, 640, 3), 10 * index, np.uint8) for index in range(4)]
     frames = [images[0], None, images[2], images[3]]
     scores = np.array([0.1, 0.9, 0.5])
-    marked = list(marked_frames(iter(frames), FRAME, np.array(timestamps(4)), table, scores))
+    marked = list(marked_frames(iter(frames), FRAME, np.array(timestamps(4)), table, scores, 0.7))
     assert len(marked) == 4
     assert all((image == 10 * index).all() for index, image in enumerate(images))
     assert [tuple(image[180, 160]) for image in marked[:3]] == [score_colour(score) for score in scores]
@@ -335,7 +355,7 @@ def test_frames_are_marked_in_copies_and_broken_ones_replaced():
 
 
 def test_broken_first_frame_is_black():
-    (image,) = marked_frames(iter([None]), (64, 48), np.array([0.0]), make_table(), np.empty(0))
+    (image,) = marked_frames(iter([None]), (64, 48), np.array([0.0]), make_table(), np.empty(0), 0.5)
     assert image.shape == (48, 64, 3)
     assert not image.any()
 
@@ -360,7 +380,7 @@ def test_timeline_has_as_many_pages_as_needed(tmp_path, count):
             table,
             np.zeros(len(table)),
             0.5,
-            130.0,
+            (0.0, 130.0),
             lambda n: faces.append(n) or thumbnail(n),
         )
     names = ["timeline.png", "timeline_2.png"] if count > LANES else ["timeline.png"]
@@ -373,6 +393,6 @@ def test_timeline_shows_speech(tmp_path):
     table = make_table(("video:1", timestamps(100)))
     plots = []
     for number, scores in enumerate((np.zeros(100), np.ones(100))):
-        (path,) = plot_timeline(tmp_path / f"{number}.png", table, scores, 0.5, 4.0, thumbnail)
+        (path,) = plot_timeline(tmp_path / f"{number}.png", table, scores, 0.5, (0.0, 4.0), thumbnail)
         plots.append(cv2.imread(str(path)).astype(int))
     assert (np.abs(plots[1] - plots[0]).max(axis=2) > 20).mean() > 0.1

@@ -457,12 +457,13 @@ def test_boxes_have_the_shape_of_ava_as_displayed(tmp_path):
     np.testing.assert_allclose(sides[:, 0] / sides[:, 1], 0.86, atol=0.001)
 
 
-def test_short_tracks_are_dropped_with_a_note(tmp_path, capsys):
+def test_short_tracks_are_dropped_with_a_note(tmp_path):
     path = make_video(tmp_path / "short.mp4", [Square(20, 30), Square(90, 30)], 0.8, audio=None)
-    assert find_tracks(path)[1] == []
-    assert "note: 2 tracks shorter than 1 s were dropped (--min-track)" in capsys.readouterr().out
-    assert len(find_tracks(path, min_track=0.5)[1]) == 2
-    assert "dropped" not in capsys.readouterr().out
+    notes = []
+    assert find_tracks(path, notes=notes)[1] == []
+    assert notes == ["2 tracks shorter than 1 s were dropped (--min-track)"]
+    assert len(find_tracks(path, min_track=0.5, notes=notes)[1]) == 2
+    assert len(notes) == 1
 
 
 @pytest.mark.parametrize(("length", "tracks"), [(0.96, 0), (1.0, 1)])
@@ -472,13 +473,14 @@ def test_minimum_length_of_tracks(tmp_path, length, tracks):
     assert len(find_tracks(path, min_track=1.0)[1]) == tracks
 
 
-def test_small_faces_are_dropped_with_a_note(tmp_path, capsys):
+def test_small_faces_are_dropped_with_a_note(tmp_path):
     """A square of 30 pixels becomes a box of 27.8 x 32.3 pixels."""
     path = make_video(tmp_path / "video.mp4", [Square(20, 30, 30), Square(90, 30, 45)], 1.4, audio=None)
-    assert len(find_tracks(path, min_face=27)[1]) == 2
-    assert "dropped" not in capsys.readouterr().out
-    assert len(find_tracks(path, min_face=29)[1]) == 1
-    assert "note: 1 tracks of faces below 29 pixels were dropped (--min-face)" in capsys.readouterr().out
+    notes = []
+    assert len(find_tracks(path, min_face=27, notes=notes)[1]) == 2
+    assert notes == []
+    assert len(find_tracks(path, min_face=29, notes=notes)[1]) == 1
+    assert notes == ["1 tracks of faces below 29 pixels were dropped (--min-face)"]
 
 
 def test_truncated_video_has_tracks_up_to_its_end(tmp_path):

@@ -40,11 +40,16 @@ def visible_rows(table: FaceTable, times: np.ndarray) -> list[list[int]]:
 
 
 def marked_frames(
-    images: Iterable[np.ndarray | None], size: tuple[int, int], times: np.ndarray, table: FaceTable, scores: np.ndarray
+    images: Iterable[np.ndarray | None],
+    size: tuple[int, int],
+    times: np.ndarray,
+    table: FaceTable,
+    scores: np.ndarray,
+    threshold: float,
 ) -> Iterator[np.ndarray]:
     """Yield copies of the images, of a size (W, H) and at timestamps (T,), with boxes and scores (N,) of the table.
 
-    A broken image (None) is replaced by the previous one.
+    Boxes of scores that reach the threshold are thicker. A broken image (None) is replaced by the previous one.
     """
     visible = visible_rows(table, times)
     last = np.zeros((size[1], size[0], 3), np.uint8)
@@ -52,11 +57,11 @@ def marked_frames(
         last = last if image is None else image
         marked = last.copy()
         for row in rows:
-            mark_face(marked, table.box[row], float(scores[row]), short_name(table, table.entity[row]))
+            mark_face(marked, table.box[row], float(scores[row]), short_name(table, table.entity[row]), threshold)
         yield marked
 
 
-def mark_face(image: np.ndarray, box: np.ndarray, score: float, name: str) -> None:
+def mark_face(image: np.ndarray, box: np.ndarray, score: float, name: str, threshold: float) -> None:
     """Draw a box (4,), in fractions of the frame, its score and, if short, its name into a BGR image (H, W, 3)."""
     height, width = image.shape[:2]
     thickness = max(1, round(min(height, width) / 240))  # pixels, in proportion to the frame
@@ -65,7 +70,7 @@ def mark_face(image: np.ndarray, box: np.ndarray, score: float, name: str) -> No
     colour, text = score_colour(score), f"{score:.2f}"
     if len(name) <= _MAX_NAME_LENGTH:
         text = f"{name}: {text}"
-    cv2.rectangle(image, (left, top), (right, bottom), colour, thickness, cv2.LINE_AA)
+    cv2.rectangle(image, (left, top), (right, bottom), colour, thickness * (1 + (score >= threshold)), cv2.LINE_AA)
     scale = 0.4 * thickness
     (text_width, text_height), _ = cv2.getTextSize(text, _FONT, scale, thickness)
     label_width, label_height = text_width + 2 * thickness, text_height + 2 * thickness

@@ -126,14 +126,16 @@ def detect_tracks(
     detector: FaceDetector,
     min_track: float | None = None,
     min_face: float | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the tracks of a video, shot by shot: timestamps (n,) in seconds, boxes (n, 4) as fractions of the frame.
 
     Faces are detected in every `detect_every`-th row of a shot and in its last row; boxes in between are interpolated.
-    Boxes have the shape of AVA's. Only the detections of one shot are kept in memory.
+    Boxes have the shape of AVA's.
 
     Tracks of less than `min_track` seconds are dropped, as are those whose boxes have a shorter side of less than
-    `min_face` pixels (median). Defaults are in `core.config`. The number of dropped tracks is printed in the end.
+    `min_face` pixels (median). Defaults are in `core.config`. `notes` get the number of dropped tracks. Only the
+    detections of one shot are kept in memory.
     """
     min_track = tracking_params["min_track"] if min_track is None else min_track
     min_face = tracking_params["min_face"] if min_face is None else min_face
@@ -164,10 +166,10 @@ def detect_tracks(
                 small += 1
                 continue
             yield times[inside], boxes
-    if short:
-        print(f"note: {short} tracks shorter than {min_track:g} s were dropped (--min-track)")
-    if small:
-        print(f"note: {small} tracks of faces below {min_face:g} pixels were dropped (--min-face)")
+    if notes is not None and short:
+        notes.append(f"{short} tracks shorter than {min_track:g} s were dropped (--min-track)")
+    if notes is not None and small:
+        notes.append(f"{small} tracks of faces below {min_face:g} pixels were dropped (--min-face)")
 
 
 def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -> FaceTable:

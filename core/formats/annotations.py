@@ -241,10 +241,20 @@ def label_code(text: str) -> int:
     return _LABEL_CODES.get(text.upper(), UNKNOWN_LABEL)
 
 
+def unusual_rows(table: FaceTable) -> str:
+    """Describe tracks whose rows are far from 25 per second, as the networks expect; empty if there are none."""
+    before, after = table.track_rows[:-1], table.track_rows[1:]
+    steps = (table.timestamp[after] - table.timestamp[before])[table.entity[before] == table.entity[after]]
+    if len(steps) < len(table) / 2:
+        return "most tracks have a single row; a face must keep its entity_id from frame to frame"
+    interval = np.median(steps)
+    return "" if 0.025 < interval < 0.055 else f"rows are {interval:.2g} s apart, but the networks expect 0.04 s"
+
+
 def _label_codes(labels: pd.Series, file: Path, line: np.ndarray) -> np.ndarray:
     """Return the label of each row (n,) int8. Raises InputError with the first unknown one."""
     result = np.array(list(map(label_code, labels.cat.categories)), np.int8)[labels.cat.codes]
-    expected = f"expected one of {', '.join(LABELS)}"
+    expected = f"expected one of {', '.join(LABELS)}, or 0, 1, 2 in this order"
     _refuse(result == UNKNOWN_LABEL, file, line, lambda row: f"label is {labels.iloc[row]!r}, {expected}")
     return result
 
@@ -263,7 +273,8 @@ def _check_boxes(box: np.ndarray, clip: bool, file: Path, line: np.ndarray) -> n
     outside = ((box < 0) | (box > 1)).any(axis=1)
     _refuse(outside, file, line, lambda row: f"box {_format(box[row])} outside [0, 1]: {cause(row)}")
     empty = (box[:, 0] >= box[:, 2]) | (box[:, 1] >= box[:, 3])
-    _refuse(empty, file, line, lambda row: f"box {_format(box[row])} without x1 < x2 and y1 < y2")
+    problem = "without x1 < x2 and y1 < y2; is it x, y, width, height?"
+    _refuse(empty, file, line, lambda row: f"box {_format(box[row])} {problem}")
     return box
 
 
@@ -302,8 +313,8 @@ def check_tracks(table: FaceTable, line_of: Callable[[int], str]) -> None:
     earlier, later = table.timestamp[before], table.timestamp[after]
     for bad, problem in (
         (same_track & (table.video[before] != table.video[after]), "is also in video {video}"),
-        (same_track & (earlier == later), "has two rows at {time}"),
-        (same_track & (earlier > later), "goes back in time at {time}"),
+        (same_track & (earlier == later), "has two rows at {time}; each face needs its own entity_id"),
+        (same_track & (earlier > later), "goes back in time at {time}; sort its rows by time"),
     ):
         if bad.any():
             row, first = after[bad.argmax()], before[bad.argmax()]

@@ -53,7 +53,7 @@ def require_text(path: Path) -> int:
             while chunk := file.read(_CHUNK_BYTES):
                 if b"\0" in chunk:
                     line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
-                    raise InputError(f"{path}, line {line}: NUL byte; this is not a text file")
+                    raise InputError(f"{path}, line {line}: NUL byte; this is not a text file in UTF-8")
                 if b"\r" in chunk and chunk.count(b"\r") > chunk.count(b"\r\n") + chunk.endswith(b"\r"):
                     line = lines + len(re.split(rb"\r(?!\n)", chunk)[0].split(b"\n"))
                     raise InputError(f"{path}, line {line}: a carriage return without a line feed")
@@ -125,13 +125,15 @@ def read_table(
         names = found
     missing = [name for name in columns if name not in names]
     if missing or len(set(names)) < len(names):
-        problem = f"no column {missing[0]!r}" if missing else "duplicate column name"
+        duplicate = "two columns without a name (trailing commas?)" if "" in names else "duplicate column name"
+        problem = f"no column {missing[0]!r}" if missing else duplicate
         raise InputError(f"{path}, line 1: {problem}; the header is {','.join(names)[:200]!r}")
     numbers = [name for name, kind in columns.items() if kind == "number"]
     options = {
         "header": None,
         "names": names,
         "skiprows": int(header),
+        "index_col": False,
         # Other columns are read too, one byte per field, because pandas then checks the number of columns.
         "dtype": {name: _DTYPES[columns[name]] if name in columns else "S1" for name in names},
         "keep_default_na": False,
@@ -143,7 +145,7 @@ def read_table(
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = _read(path, options)
-        if not isinstance(table.index, pd.RangeIndex):  # pandas takes an additional first column as index
+        if not header and len(fields) > len(names):  # pandas drops an empty last column
             raise ValueError("additional columns")
     except (ValueError, pd.errors.ParserWarning) as error:  # ParserError and UnicodeError are ValueErrors
         raise InputError(_inspect(path, columns, names, header, error)[0]) from None
@@ -217,7 +219,7 @@ def _inspect(
     explain, the description is empty if no line is wrong.
     """
     if isinstance(error, UnicodeError):
-        return f"{path}: not UTF-8 text", []
+        return f"{path}: not UTF-8 text; save it in this encoding", []
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader, blank, rows = csv.reader(file), "", []
         try:
@@ -229,7 +231,7 @@ def _inspect(
                 if not fields or (header and index == 0):
                     continue
                 if len(fields) != len(names):
-                    cause = _column_cause(fields, len(names))
+                    cause = _column_cause(fields, names, header)
                     return f"{where}: {len(fields)} columns, expected {len(names)}{cause}", rows
                 for name, text in zip(names, fields, strict=True):
                     if columns.get(name) == "number" and not _is_number(text):
@@ -241,13 +243,13 @@ def _inspect(
     return (blank or f"{path}: {str(error).splitlines()[0]}") if error else "", rows
 
 
-def _column_cause(fields: list[str], expected: int) -> str:
+def _column_cause(fields: list[str], names: list[str], header: bool) -> str:
     """Return the likely cause of a wrong number of columns, as the end of a message."""
     if len(fields) == 1 and (";" in fields[0] or "\t" in fields[0]):
         return "; the columns are separated by semicolons or tabs: save the file with commas"
-    if len(fields) == expected + 1 and fields[0].isdigit():
+    if len(fields) == len(names) + 1 and fields[0].isdigit():
         return "; the first column looks like an index: write the file without it (pandas: index=False)"
-    return ""
+    return "" if header else f"; without a header they are {', '.join(names)}"
 
 
 def _is_number(text: str) -> bool:
