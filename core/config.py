@@ -110,7 +110,8 @@ tracking_params = {
     "min_track_score": 0.7,  # 0 to 1; every track needs one detection with at least this score
     "min_iou": 0.25,  # intersection over union of the expected and the detected box
     "max_gap": 0.8,  # seconds without a detection after which a track ends
-    "min_track_seconds": 1.0,  # shorter tracks are dropped
+    "min_track": 1.0,  # seconds; shorter tracks are dropped
+    "min_face": 0,  # pixels; tracks of faces whose boxes have a shorter side are dropped
 }
 
 own_video_params = {

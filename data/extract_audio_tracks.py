@@ -52,8 +52,7 @@ def main(args: argparse.Namespace) -> int:
             outcome.skipped += 1
         else:
             wav.unlink(missing_ok=True)  # also if it cannot be extracted again
-            # advance(0) does not move the bar, but raises if the run is stopped.
-            extract_audio(videos[video_id], wav, args.align, outcome, lambda _: advance(0))
+            extract_audio(videos[video_id], wav, args.align, outcome, lambda _: None)
         advance(1)
 
     with manifest.filling():

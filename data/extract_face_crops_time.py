@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         if len(todo):
             path = paths.get(table.video_ids[video])
             if path is None:
-                raise InputError(f"no video in {args.ava_video_dir}")
+                raise InputError(f"no video of this name in {args.ava_video_dir}")
             with VideoReader(path) as reader:
                 extract_crops(table, todo, reader, output_dir, outcome, advance)
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from core.config import STE_inputs, annotation_csvs, data_inputs
-from core.formats.annotations import annotations_of, read_annotations
+from core.formats.annotations import annotations_of, read_annotations, unusual_rows
 from core.formats.clips import wav_path
 from core.media.audio import slice_track_audio
 from core.runtime import cli
@@ -44,6 +44,8 @@ def main(args: argparse.Namespace) -> int:
     cli.print_settings(vars(args))
     audio_dir = require_directory(args.ava_audio_dir, "the wavs of stage 1: run data/extract_audio_tracks.py first")
     table = read_annotations(args.csv, args.clip_boxes)
+    if problem := unusual_rows(table):
+        print(f"note: {args.csv}: {problem}")
     output_dir = Path(args.output_dir, args.split)
     align = read_setting(audio_dir, AUDIO_SETTINGS, "align")
     manifest = Manifest(output_dir / SETTINGS_FILE, {**vars(args), "align": align}, ("align",), args.overwrite)

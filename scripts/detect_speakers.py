@@ -1,18 +1,19 @@
-"""Find out who speaks when in a video of your own: detect and track faces, then run the two networks on the tracks.
+"""Find out who speaks when in your own videos: detect and track faces, then run the two networks on the tracks.
 
-    python scripts/detect_speakers.py talk.mp4 0 --output-dir talk
-    python scripts/detect_speakers.py talk.mp4 cpu --output-dir talk --precision bf16 --ste-weights STE.pth \\
-        --asc-weights ASC.pth --face-detector yunet.onnx
+    python scripts/detect_speakers.py talk.mp4 0
+    python scripts/detect_speakers.py talk.mp4 cpu --output-dir talk --precision bf16 --start 60 --duration 30
     python scripts/detect_speakers.py talk.mp4 0 --output-dir corrected --tracks corrected.csv
+    python scripts/detect_speakers.py monday.mp4 tuesday.mp4 videos/ 0 --output-dir results
 
-Finished steps are skipped, so the same command resumes an interrupted run. Output:
+Each video gets a directory for its output, <video>_speakers by default. Finished steps are skipped, so the same command
+resumes an interrupted run. Output:
 
-    <output-dir>/tracks.csv             official columns and a score per row; can be passed to --tracks and any --csv
-    <output-dir>/speakers.json          tracks and their speech segments: docs/speakers.schema.json
-    <output-dir>/speakers.rttm          the same segments for diarisation tools
-    <output-dir>/<video>_speakers.mp4   the video with boxes and scores
-    <output-dir>/timeline.png           scores and segments of each track over time
-    <output-dir>/work/                  intermediate files in the layout of ASC_DATA_ROOT
+    tracks.csv             official columns and a score per row; can be passed to --tracks and any --csv
+    speakers.json          tracks and their speech segments: docs/speakers.schema.json
+    speakers.csv           the speech segments as a table; speakers.rttm: for diarisation tools
+    <video>_speakers.mp4   the video with boxes and scores
+    timeline.png           scores and segments of each track over time
+    work/                  intermediate files in the layout of ASC_DATA_ROOT
 """
 
 import argparse
@@ -23,30 +24,47 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params
+from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params, tracking_params
 from core.detection.pipeline import SpeakerDetection
 from core.detection.tracks import FaceDetector
 from core.formats.features import require_trained_on
+from core.media.container import list_videos
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime import cli
 from core.runtime.device import device_label, get_device
+from core.runtime.errors import InputError, one_line
 from core.runtime.files import require_distinct, require_file
 from core.runtime.weights import load_weights
 
-RESULT_SETTINGS = ("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed")
+RESULT_SETTINGS = (
+    *("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed"),
+    *("video_stream", "audio_stream", "start", "duration"),
+)
 
 
 def get_args_parser() -> cli.Parser:
     defaults, encoder, context = own_video_params, STE_forward_params, ASC_inputs_forward
     parser = cli.Parser(__doc__)
-    parser.add_argument("video", help="video file with an audio stream")
+    parser.add_argument("video", nargs="+", help="video file with an audio stream, or directory of such files")
     parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
-    parser.add_argument("--output-dir", required=True, help="directory for all output; use one per video")
+    output_help = "directory for all output (default: <video>_speakers next to the video); parent of these directories"
+    parser.add_argument("--output-dir", help=f"{output_help} if there are several videos")
     parser.add_argument("--ste-weights", default=encoder["weights"], help="state_dict of the short-term encoder")
     parser.add_argument("--asc-weights", default=context["weights"], help="state_dict of the context network")
     parser.add_argument("--face-detector", default=defaults["face_detector"], help="onnx file of YuNet")
     parser.add_argument("--tracks", help="read face tracks from these annotations instead of detecting faces")
     cli.add_clip_boxes_argument(parser)
+    stream_help = "number of the {} stream, from 0 (default: the one that players choose)"
+    for kind in ("video", "audio"):
+        parser.add_argument(f"--{kind}-stream", type=cli.integer(0), help=stream_help.format(kind))
+    start_help = "start of the part to analyse, in seconds; times in all output remain those of the whole video"
+    parser.add_argument("--start", type=cli.seconds, default=0.0, help=start_help)
+    duration_help = "length of the part to analyse, in seconds (default: up to the end)"
+    parser.add_argument("--duration", type=cli.positive_float, help=duration_help)
+    min_track, min_face = tracking_params["min_track"], tracking_params["min_face"]
+    parser.add_argument("--min-track", type=cli.seconds, default=min_track, help="minimum seconds of a track")
+    face_help = "minimum width and height of a face, in pixels"
+    parser.add_argument("--min-face", type=cli.integer(0), default=min_face, help=face_help)
     parser.add_argument("--clip-length", type=cli.odd_positive, default=defaults["clip_length"], help="crops in a clip")
     parser.add_argument("--clips", type=cli.odd_positive, default=defaults["clips"], help="steps in a context")
     stride = defaults["time_stride"]
@@ -66,14 +84,45 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
+def output_dirs(args: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """Return each video and its output directory. Raises InputError if two videos share a directory."""
+    videos = []
+    for path in map(Path, args.video):
+        found = list(list_videos(path).values()) if path.is_dir() else [path]
+        if not found:
+            raise InputError(f"{path}: this directory holds no videos")
+        videos += found
+    if args.output_dir and len(args.video) == 1 and not Path(args.video[0]).is_dir():
+        return [(videos[0], Path(args.output_dir))]
+    jobs: dict[Path, Path] = {}
+    for video in videos:
+        output_dir = Path(args.output_dir or video.parent) / f"{video.stem}_speakers"
+        if (other := jobs.setdefault(output_dir, video)) != video:
+            raise InputError(f"{output_dir}: would hold the results of {other} and of {video}; rename one of them")
+    return [(video, output_dir) for output_dir, video in jobs.items()]
+
+
+def require_files(args: argparse.Namespace) -> None:
+    """Raise InputError that names all missing files of weights and the command that downloads them."""
+    flags = {"ste_weights": "weights", "asc_weights": "weights"}
+    if not args.tracks:
+        flags["face_detector"] = "detector"
+    missing = [name for name in flags if not Path(getattr(args, name)).is_file()]
+    if missing:
+        files = ", ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in missing)
+        downloads = " ".join(dict.fromkeys(flags[name] for name in missing))
+        advice = " (--tracks needs no detector)" if "detector" in downloads else ""
+        raise InputError(f"no such file: {files}; to download: bash scripts/downloads.sh {downloads}{advice}")
+
+
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> int:
     cli.print_settings(vars(args))
     device = get_device(args.cuda_device)
-    video, output_dir = require_file(args.video, "a video"), Path(args.output_dir)
-    require_distinct([args.tracks], {"tracks.csv in --output-dir": output_dir / "tracks.csv"})
 
     # Check all input before the first step, which may take minutes.
+    jobs = output_dirs(args)
+    require_files(args)
     encoder, network = short_term_encoder(args.clip_length), active_speakers_context(args.clips, args.speakers)
     hint = f"were they trained with --clip-length {args.clip_length}?"
     ste_sha256 = load_weights(encoder, args.ste_weights, hint)
@@ -81,33 +130,52 @@ def main(args: argparse.Namespace) -> int:
     asc_sha256 = load_weights(network, args.asc_weights, hint)
     record = {"encoder_sha256": ste_sha256, "encoder_weights": args.ste_weights}
     require_trained_on(args.asc_weights, record, args.time_stride, args.allow_mismatch)
-    detector = None
-    if not args.tracks:
-        advice = "YuNet's onnx file; run bash scripts/downloads.sh detector, or pass --tracks"
-        detector = FaceDetector(require_file(args.face_detector, advice))
-    detection = SpeakerDetection(video, output_dir, vars(args))
-    print(device_label(device))
+    detector = None if args.tracks else FaceDetector(Path(args.face_detector))
 
-    detection.detect_shots()
-    if detector is None:
-        detection.load_tracks(args.tracks, args.clip_boxes)
-    else:
-        detection.detect_faces(detector)
-    if len(detection.rows):
-        detection.extract_audio()
-        detection.extract_clips()
-        encoder = encoder.to(device, memory_format=torch.channels_last).eval()
-        options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
-        detection.encode(encoder, ste_sha256, args.clip_length, device, **options)
-        network, shape = network.to(device).eval(), (args.clips, args.time_stride, args.speakers)
-        detection.predict(network, asc_sha256, shape, args.seed, device, ASC_forward_params["batch_size"])
-    scores = detection.scores(args.smoothing)
-    settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
-    settings |= {"ste_weights_sha256": ste_sha256, "asc_weights_sha256": asc_sha256}
-    settings["face_detector_sha256"] = detector and detector.sha256
-    detection.write_results(scores, args.threshold, settings)
-    detection.write_marked_video(scores, args.smoothing)
-    return detection.print_summary()
+    def detect(video: Path, output_dir: Path) -> int:
+        require_file(video, "a video")
+        require_distinct([args.tracks], {"tracks.csv in --output-dir": output_dir / "tracks.csv"})
+        own = {"video": str(video), "output_dir": str(output_dir)}
+        detection = SpeakerDetection(video, output_dir, vars(args) | own)
+        print(device_label(device))
+        detection.detect_shots()
+        if detector is None:
+            detection.load_tracks(args.tracks, args.clip_boxes)
+        else:
+            detection.detect_faces(detector, min_track=args.min_track, min_face=args.min_face)
+        if len(detection.rows):
+            detection.extract_audio()
+            detection.extract_clips()
+            encoder.to(device, memory_format=torch.channels_last).eval()
+            options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
+            detection.encode(encoder, ste_sha256, args.clip_length, device, **options)
+            network.to(device).eval()
+            shape = (args.clips, args.time_stride, args.speakers)
+            detection.predict(network, asc_sha256, shape, args.seed, device, ASC_forward_params["batch_size"])
+        scores = detection.scores(args.smoothing)
+        settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
+        settings |= {"ste_weights_sha256": ste_sha256, "asc_weights_sha256": asc_sha256}
+        settings["face_detector_sha256"] = detector and detector.sha256
+        detection.write_results(scores, args.threshold, settings)
+        detection.write_marked_video(scores, args.smoothing, args.threshold)
+        return detection.print_summary()
+
+    if len(jobs) == 1:
+        return detect(*jobs[0])
+    failures = []
+    for number, (video, output_dir) in enumerate(jobs, 1):
+        print(one_line(f"video {number} of {len(jobs)}: {video}"))
+        try:
+            if detect(video, output_dir):
+                failures.append(f"{video}: some rows could not be extracted")
+        except Exception as error:
+            message, _ = cli.describe_failure(error)
+            failures.append(message if message.startswith(str(video)) else f"{video}: {message}")
+            print(one_line(f"failed: {failures[-1]}"))
+    print(f"{len(jobs) - len(failures)} of {len(jobs)} videos are done")
+    for failure in failures:
+        print(one_line(f"failed: {failure}"), file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

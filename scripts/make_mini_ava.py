@@ -18,6 +18,7 @@ The same arguments give the same files. If interrupted, rerun the same command: 
 
 import argparse
 import json
+import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -53,7 +54,7 @@ def print_summary(root: Path, num_videos: int) -> None:
     labels, tracks = Counter(row[6] for row in rows), len({row[7] for row in rows})
     print(f"{root}: {num_videos} videos, {tracks} tracks, {len(rows)} rows")
     print(", ".join(f"{label} {labels[label] / len(rows):.1%}" for label in LABELS))
-    print(f"next: ASC_DATA_ROOT={root} python data/extract_audio_tracks.py")
+    print(f"next: export ASC_DATA_ROOT={shlex.quote(str(root))}; python data/extract_audio_tracks.py")
 
 
 def get_args_parser() -> cli.Parser:

@@ -269,13 +269,22 @@ def expected_scores(files: dict[str, bytes]) -> Expected:
     return expected
 
 
+def nearest(rows: list[tuple], others: list[tuple]) -> list[int]:
+    """Index of the other row of the same face that is nearest in time to each row, -1 if none is within 1 ms."""
+    times: dict[tuple, list[tuple[float, int]]] = {}
+    for index, (video, time, entity, *_) in enumerate(others):
+        times.setdefault((video, entity), []).append((time, index))
+    found = []
+    for video, time, entity, *_ in rows:
+        differences = [(abs(other - time), index) for other, index in times.get((video, entity), ())]
+        difference, index = min(differences, default=(math.inf, -1))
+        found.append(index if difference <= 0.001 else -1)
+    return found
+
+
 def expected_join(rows: list[tuple], truth: list[tuple]) -> Expected:
-    """Rows in the order of the (video, time, entity) of the ground truth. Times match if their milliseconds do."""
-
-    def key(row: tuple) -> tuple:
-        return row[0], f"{row[1] * 1000:.0f}", row[2]
-
-    found = {key(row): row for row in rows}
-    if len(found) < len(rows) or found.keys() != set(map(key, truth)):
+    """Rows in the order of the (video, time, entity) of the ground truth."""
+    own, order = nearest(rows, truth), nearest(truth, rows)
+    if sorted(own) != list(range(len(truth))) or [own[index] for index in order] != sorted(own):
         return Expected(errors={("", 0): "missing, unknown or duplicate rows"})
-    return Expected([(*row, *found[key(row)][3:]) for row in truth])
+    return Expected([(*row, *rows[index][3:]) for row, index in zip(truth, order, strict=True)])

@@ -58,6 +58,7 @@ class Fault:
     kill_at: Call | None = None  # SIGKILL to itself
     stop_at: Call | None = None  # SIGSTOP to itself; SIGCONT continues it
     interrupt_at: Call | None = None  # SIGINT to itself and its children, like Ctrl-C
+    crash_on: tuple[str, str] | None = None  # function and part of an argument: the process that calls it crashes
     file_size: int | None = None  # bytes; a larger file is an error, as on a full disk
     open_files: int | None = None
     shared_memory: int | None = None  # bytes of /dev/shm; needs root
@@ -184,29 +185,52 @@ def _child(args: list[str], out: Path, err: Path, fault: Fault) -> None:
 def install(fault: Fault) -> None:
     """Patch the functions of a fault in this process."""
     for call, send, number in (
-        (fault.kill_at, os.kill, signal.SIGKILL),
+        (fault.kill_at, _kill_both, signal.SIGKILL),
         (fault.stop_at, os.kill, signal.SIGSTOP),
         (fault.interrupt_at, os.killpg, signal.SIGINT),
     ):
         if call:
             _signal_at(*call, functools.partial(send, os.getpid(), number))
+    if fault.crash_on:
+        _crash_on(*fault.crash_on)
     if fault.sample_at:
         _before_calls(fault.sample_at, _sample)
+
+
+def _kill_both(main: int, number: int) -> None:
+    """Send a signal to the script and to the calling process, which may be its child."""
+    os.kill(main, number)
+    os.kill(os.getpid(), number)
 
 
 def _signal_at(name: str, number: int, send: Callable[[], None]) -> None:
     _before_calls(name, lambda call: send() if call == number else None)
 
 
-def _before_calls(name: str, action: Callable[[int], object]) -> None:
-    """Run an action, given the number of the call, before each call of a function."""
+def _crash_on(name: str, text: str) -> None:
     owner, _, attribute = FUNCTIONS.get(name, name).rpartition(".")
-    original, calls = getattr(_find(owner), attribute), []
+    original = getattr(_find(owner), attribute)
 
     @functools.wraps(original)
     def replacement(*args, **kwargs):
-        calls.append(1)
-        action(len(calls))
+        if any(text in str(argument) for argument in args):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return original(*args, **kwargs)
+
+    mock.patch.object(_find(owner), attribute, replacement).start()
+
+
+def _before_calls(name: str, action: Callable[[int], object]) -> None:
+    """Run an action, given the number of the call, before each call of a function by this process or its children."""
+    owner, _, attribute = FUNCTIONS.get(name, name).rpartition(".")
+    original, calls = getattr(_find(owner), attribute), multiprocessing.Value("i")
+
+    @functools.wraps(original)
+    def replacement(*args, **kwargs):
+        with calls.get_lock():
+            calls.value += 1
+            call = calls.value
+        action(call)
         return original(*args, **kwargs)
 
     mock.patch.object(_find(owner), attribute, replacement).start()

@@ -117,6 +117,8 @@ class TestDefaults:
         ("fraction", "1", 1),
         ("device_name", "cpu", "cpu"),
         ("device_name", "1", "1"),
+        ("device_name", "cuda:0", "0"),
+        ("seconds", "0", 0),
     ],
 )
 def test_valid_arguments(name, text, value):
@@ -133,7 +135,7 @@ def test_valid_arguments(name, text, value):
         ("seed", ["-1", "1.0", str(2**63)]),
         ("positive_float", ["0", "-1", "nan", "inf", "fast"]),
         ("fraction", ["-0.1", "1.1", "nan"]),
-        ("device_name", ["gpu", "cuda:0", "-1", "1.0", "CPU", ""]),
+        ("device_name", ["gpu", "cuda", "cuda:", "cuda:x", "-1", "1.0", "CPU", ""]),
     ],
 )
 def test_invalid_arguments(name, texts):

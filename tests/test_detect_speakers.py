@@ -22,6 +22,7 @@ from processes import Fault, Running, kill, run, samples
 from square_videos import H264_AAC, Square, SquareDetector, make_video
 from tiny_inputs import (
     RATE,
+    Face,
     Track,
     digests,
     faces_of,
@@ -76,7 +77,7 @@ def square_detector():
     """Detect bright squares as faces, and accept tracks as short as the test videos."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core.detection.tracks, "FaceDetector", SquareDetector)
-        patch.setitem(tracking_params, "min_track_seconds", 0.3)
+        patch.setitem(tracking_params, "min_track", 0.3)
         yield
 
 
@@ -137,6 +138,7 @@ def contents(out: Path) -> dict[str, str]:
 def test_output_files(base):
     assert sorted(path.name for path in (base / "out").iterdir() if not path.name.startswith(".")) == [
         "detect_speakers_cfg.json",
+        "speakers.csv",
         "speakers.json",
         "speakers.rttm",
         "talk_speakers.mp4",
@@ -198,6 +200,14 @@ def test_json_matches_its_schema_the_csv_and_the_rttm(base):
     lines = [line.split() for line in (base / "out" / "speakers.rttm").read_text().splitlines()]
     segments = [(segment["start"], track["id"]) for track in content["tracks"] for segment in track["speaking"]]
     assert [(float(line[3]), line[7]) for line in lines] == sorted(segments)
+    assert [(float(row[1]), row[0]) for row in read_csv(base / "out" / "speakers.csv")[1:]] == sorted(segments)
+
+
+def test_seconds_of_speech_are_printed(base):
+    tracks = read_json(base / "out" / "speakers.json")["tracks"]
+    spoken = sorted((track["speaking_seconds"] for track in tracks if track["speaking"]), reverse=True)
+    printed = re.findall(r"^  talk:\d: ([\d.]+) s of speech$", (base / "stdout.txt").read_text(), re.M)
+    assert printed == [f"{seconds:.1f}" for seconds in spoken]
 
 
 def ffmpeg_info(video: Path) -> str:
@@ -217,7 +227,8 @@ def read_frames(video: Path) -> list[np.ndarray]:
 
 def click_time(video: Path) -> float:
     """Timestamp in seconds of the first loud sample."""
-    samples = np.concatenate(list(iter_audio(video))).astype(float)
+    samples = read_wav(video) if video.suffix == ".wav" else np.concatenate(list(iter_audio(video)))
+    samples = samples.astype(float)
     return float(np.flatnonzero(np.abs(samples) > 8000)[0] / RATE)
 
 
@@ -324,7 +335,12 @@ def test_second_run_skips_every_step(copied, base, root, squares):
 @pytest.mark.parametrize(
     ("flags", "repeated"),
     [
-        (("--threshold", 0.3), ["results"]),
+        (("--threshold", 0.3), ["results", "marked video"]),
+        (("--duration", 0.6), STEPS),
+        pytest.param(("--video-stream", 0), STEPS, marks=slow),
+        (("--min-face", 20), STEPS[1:]),
+        pytest.param(("--min-track", 0.2), STEPS[1:], marks=slow),
+        pytest.param(("--audio-stream", 0), STEPS[2:], marks=slow),
         (("--smoothing", 0), ["results", "marked video"]),
         pytest.param(("--ste-weights", "{root}/other.pth"), STEPS[STEPS.index("encoder") :], marks=slow),
         pytest.param(("--overwrite",), STEPS, marks=slow),
@@ -441,6 +457,131 @@ def test_failures_of_previous_tracks_are_removed(root, tmp_path, squares):
     assert detect(root, video, tmp_path / "out").returncode == 0  # detects no faces
     assert not (tmp_path / "out" / "failures.txt").exists()
     assert read_json(tmp_path / "out" / "speakers.json")["tracks"] == []
+
+
+@pytest.mark.parametrize(("step", "noted"), [(0.05, False), (0.08, True), (0.02, True)])
+def test_unusual_row_rates_are_noted(root, tmp_path, step, noted):
+    rows = [Face("one", "one:1", round(0.1 + step * n, 2), 0) for n in range(5)]
+    csv_file = write_annotations(tmp_path / "rows.csv", rows)
+    result = detect(root, one_video(root), tmp_path / "out", "--tracks", csv_file)
+    assert result.returncode == 0, result.stderr
+    assert (f"note: {csv_file}: rows are {step} s apart" in result.stdout) == noted
+
+
+# Choosing tracks, streams and a part
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--min-track", 0.9), "3 tracks shorter than 0.9 s were dropped (--min-track)"),
+        (("--min-face", 70), "3 tracks of faces below 70 pixels were dropped (--min-face)"),
+    ],
+)
+def test_reason_for_no_tracks(copied, base, root, squares, flags, reason):
+    for _ in range(2):
+        result = detect(root, base / "talk.mp4", copied, *flags)
+        assert "no faces were found in 1.6 s" in result.stdout
+        assert reason in result.stdout
+    assert read_json(copied / "speakers.json")["tracks"] == []
+
+
+def test_part_of_a_video(base, root, squares, tmp_path):
+    """Its rows and times are those of the whole video."""
+    out = tmp_path / "out"
+    assert steps_run(detect(root, base / "talk.mp4", out, "--start", 0.4, "--duration", 0.8)) == STEPS
+    content = read_json(out / "speakers.json")
+    jsonschema.validate(content, SCHEMA)
+    assert (content["settings"]["start"], content["settings"]["duration"]) == (0.4, 0.8)
+    assert (content["video"]["seconds"], content["video"]["cuts"]) == (1.2, [0.8])
+    table, whole = (read_annotations(directory / "tracks.csv") for directory in (out, base / "out"))
+    inside = whole.keep((whole.timestamp > 0.39) & (whole.timestamp < 1.19))
+    assert np.unique(table.timestamp).tolist() == np.unique(inside.timestamp).tolist()
+    assert len(table) == len(inside) == 30
+    marked = out / "talk_speakers.mp4"
+    assert len(read_frames(marked)) == 20
+    assert click_time(marked) == pytest.approx(0.6 - 0.4, abs=0.03)
+    wav, whole_wav = (read_wav(directory / "work" / "audio_tracks" / "talk.wav") for directory in (out, base / "out"))
+    assert not wav[: int(0.4 * RATE)].any()
+    assert (wav[int(0.4 * RATE) : int(1.2 * RATE)] == whole_wav[int(0.4 * RATE) : int(1.2 * RATE)]).all()
+
+
+def test_part_far_from_the_start(root, squares, tmp_path):
+    """It is reached by seeking, and given tracks outside of it are ignored."""
+    video = tmp_path / "long.mp4"
+    audio = "aevalsrc='0.8*sin(2*PI*1000*t)*between(t,21.4,21.44)':s=48000"
+    face = Square(60, 40, 40, (2, 0))
+    make_video(video, [face], 22, audio=audio, options=(*H264_AAC, "-g", 25))
+    times = {}
+    for flags in ((), ("--tracks", tmp_path / "out1" / "tracks.csv")):
+        out = tmp_path / f"out{len(times) + 1}"
+        result = detect(root, video, out, "--start", 21, "--duration", 0.8 - 0.2 * len(times), *flags)
+        assert result.returncode == 0, result.stderr
+        table = read_annotations(out / "tracks.csv")
+        times[out] = table.timestamp.tolist()
+        error = np.abs((table.box - [face.box(time) for time in table.timestamp]) * np.tile((160, 120), 2)).max()
+        assert error < 2  # pixels
+        assert click_time(out / "long_speakers.mp4") == pytest.approx(0.4, abs=0.03)
+        assert click_time(out / "work" / "audio_tracks" / "long.wav") == pytest.approx(21.4, abs=0.01)
+    expected = [round(21 + 0.04 * n, 2) for n in range(20)]
+    assert list(times.values()) == [expected, expected[:15]]
+
+
+def test_chosen_streams(root, squares, tmp_path):
+    """The second video stream is smaller and has a face; the second audio stream has the click."""
+    make_video(tmp_path / "first.mp4", [], 0.8, size=SIZE, audio="anullsrc=r=48000:cl=mono")
+    make_video(tmp_path / "second.mp4", [Square(60, 40)], 0.8, audio=CLICK)
+    streams = [word for file in (0, 1) for kind in "va" for word in ("-map", f"{file}:{kind}")]
+    video = tmp_path / "both.mkv"
+    ffmpeg("-i", tmp_path / "first.mp4", "-i", tmp_path / "second.mp4", *streams, "-c", "copy", video)
+    result = detect(root, video, tmp_path / "out", "--video-stream", 1, "--audio-stream", 1)
+    assert result.returncode == 0, result.stderr
+    content = read_json(tmp_path / "out" / "speakers.json")
+    assert (content["video"]["width"], len(content["tracks"])) == (160, 1)
+    for path in ("work/audio_tracks/both.wav", "both_speakers.mp4"):
+        assert click_time(tmp_path / "out" / path) == pytest.approx(0.6, abs=0.03)
+
+
+# Several videos
+
+
+def test_videos_of_a_directory(base, root, squares, tmp_path):
+    """A failure of one does not stop the others. The default output directories are next to the videos."""
+    videos = tmp_path / "videos"
+    write_text(videos / "broken.mp4", "not a video")
+    write_text(videos / "notes.txt", "ignored")
+    make_video(videos / "one.mp4", FACE, 0.6, size=SIZE)
+    shutil.copytree(base / "out", videos / "talk_speakers")
+    shutil.copy(base / "talk.mp4", videos)
+    arguments_without_output = [word for word in arguments(root, videos, "-") if word not in ("--output-dir", "-")]
+    result = run_here(*arguments_without_output)
+    assert result.returncode == 1
+    assert "notes.txt" in result.stdout
+    assert "2 of 3 videos are done" in result.stdout
+    (failure,) = re.findall("failed: .*", result.stderr)
+    assert failure.startswith(f"failed: {videos / 'broken.mp4'}: cannot be opened as a video")
+    assert result.stdout.count("already done") == len(STEPS)
+    assert (videos / "one_speakers" / "one_speakers.mp4").exists()
+    assert contents(videos / "talk_speakers") == contents(base / "out")
+    assert read_json(videos / "one_speakers" / "detect_speakers_cfg.json")["video"] == str(videos / "one.mp4")
+
+
+def test_several_videos_share_a_parent_directory(base, root, squares, tmp_path):
+    shutil.copytree(base / "out", tmp_path / "out" / "talk_speakers")
+    command = arguments(root, base / "talk.mp4", tmp_path / "out")
+    result = run_here(*command[:2], tmp_path / "no.mp4", *command[2:])
+    assert result.returncode == 1
+    assert "1 of 2 videos are done" in result.stdout
+    assert result.stderr.endswith(f"failed: {tmp_path / 'no.mp4'}: no such file; it should be a video\n")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["talk_speakers"]
+
+
+def test_videos_must_not_share_an_output_directory(base, root, tmp_path):
+    shutil.copy(base / "talk.mp4", tmp_path / "talk.mkv")
+    command = arguments(root, base / "talk.mp4", tmp_path / "out")
+    assert_refused(run_here(*command[:2], tmp_path / "talk.mkv", *command[2:]), "talk.mkv", "rename one of them")
+    (tmp_path / "empty").mkdir()
+    assert_refused(detect(root, tmp_path / "empty", tmp_path / "out"), "empty", "no videos")
 
 
 # Unusual videos
@@ -604,8 +745,15 @@ def test_truncated_video(root, squares, tmp_path):
     ("flags", "words"),
     [
         ("--ste-weights {tmp}/no.pth", ["no.pth", "downloads.sh weights"]),
-        ("--asc-weights {tmp}/no.pth", ["no.pth", "downloads.sh weights", "ASC_train.py"]),
+        (
+            "--ste-weights {tmp} --asc-weights no.pth",
+            ["--ste-weights {tmp}, --asc-weights no.pth;", "downloads.sh weights"],
+        ),
         ("--face-detector {tmp}/no.onnx", ["no.onnx", "downloads.sh detector", "--tracks"]),
+        ("--face-detector no.onnx --asc-weights no.pth", ["no.pth, --face-detector", "downloads.sh weights detector"]),
+        ("--video-stream 1", ["no video stream 1", "it has 1"]),
+        ("--audio-stream 1", ["no audio stream 1", "it has 1"]),
+        ("--start 100", ["one.mp4", "no frame from 100 s on"]),
         ("--face-detector {root}/val.csv", ["val.csv", "not a YuNet face detector"]),
         ("--clip-length 3", ["STE.pth", "--clip-length 3"]),
         ("--speakers 3", ["ASC.pth", "--speakers 3"]),
@@ -618,22 +766,33 @@ def test_unusable_arguments_are_one_line(root, tmp_path, flags, words):
     flags = flags.format(root=root, tmp=tmp_path).split()
     tracks = () if "--tracks" in flags or "--face-detector" in flags else ("--tracks", root / "val.csv")
     result = detect(root, one_video(root), tmp_path / "out", *tracks, *flags)
-    assert_refused(result, *words)
-    if "--tracks" not in flags:
+    assert_refused(result, *(word.format(tmp=tmp_path) for word in words))
+    if "--tracks" not in flags and "--start" not in flags:
         assert files_under(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "audio", "pipe"])
-def test_files_that_are_no_videos_are_errors(root, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "no such file"),
+        ("text", "cannot be opened as a video"),
+        ("audio", "has audio but no video stream"),
+        ("cut", "cut off: its index is missing; record or download it again"),
+        ("pipe", "no such file"),
+    ],
+)
+def test_files_that_are_no_videos_are_errors(root, tmp_path, kind, words):
     video = tmp_path / "video.mp4"
     if kind == "text":
         write_text(video, "This is not a video.\n" * 100)
     elif kind == "audio":
         ffmpeg("-i", one_video(root), "-map", "0:a", "-c", "copy", video)
+    elif kind == "cut":
+        video.write_bytes(one_video(root).read_bytes()[:2000])
     elif kind == "pipe":
         os.mkfifo(video)
     csv_file = write_text(tmp_path / "rows.csv", official_line(faces_of([Track("video:1", "0", 0.4, "video")])[0]))
-    assert_refused(detect(root, video, tmp_path / "out", "--tracks", csv_file), video)
+    assert_refused(detect(root, video, tmp_path / "out", "--tracks", csv_file), video, words)
     assert not (tmp_path / "out").exists()
 
 
@@ -671,7 +830,7 @@ KILLS = [
     ("cv2.imencode", 5),  # while writing crops
     ("core.detection.pipeline.sha256", 1),  # before tracks.csv is renamed
     ("core.detection.segments.write_bytes", 1),  # between speakers.json and speakers.rttm
-    ("core.detection.overlay.mark_face", 4),  # while writing the marked video
+    ("core.detection.overlay.mark_faces", 4),  # while writing the marked video
 ]
 
 

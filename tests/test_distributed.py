@@ -298,7 +298,7 @@ def read_log(out: Path) -> list[dict[str, float]]:
 
 
 def last_weights(out: Path) -> bytes:
-    return max(out.rglob("*.pth"), key=lambda path: int(path.stem)).read_bytes()
+    return max(out.rglob("[0-9]*.pth"), key=lambda path: int(path.stem)).read_bytes()
 
 
 @pytest.fixture(scope="module")

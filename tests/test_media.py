@@ -187,10 +187,10 @@ def test_truncated_mp4_without_its_index(root):
 
 def test_files_without_audio_or_without_frames(root):
     assert frame_numbers(root, "silent") == expected_numbers(FPS25)
-    assert failures(root / "wavs", "silent") == ["silent: no audio stream"]
+    assert failures(root / "wavs", "silent") == ["silent: has video but no audio stream"]
     assert audio(root, "silent") is None
     assert crops(root, "audio_only") == {}
-    assert failures(root / "crops" / "val", "audio_only") == ["audio_only: no video stream"]
+    assert failures(root / "crops" / "val", "audio_only") == ["audio_only: has audio but no video stream"]
     assert beep_start(audio(root, "audio_only")) == pytest.approx(2, abs=0.002)
 
 

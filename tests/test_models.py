@@ -280,7 +280,7 @@ def without_counters(state: dict) -> dict:
 FORMS = {
     "DataParallel": lambda state: {f"module.{name}": value for name, value in state.items()},
     "torch.compile": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
-    "lightning": lambda state: {"state_dict": state, "epoch": 3},
+    "lightning": lambda state: {"state_dict": {f"model.module.{name}": value for name, value in state.items()}},
     "checkpoint": lambda state: {"model": state, "optimizer": {}},
     "checkpoint of DataParallel": lambda state: {
         "model_state_dict": {f"module.{name}": value for name, value in state.items()}

@@ -27,6 +27,7 @@ from tiny_inputs import (
     write_encoder_inputs,
     write_predictions,
     write_text,
+    write_wav,
 )
 
 from core.models import active_speakers_context
@@ -195,6 +196,47 @@ def test_clips_with_holes_are_counted(root, tmp_path):
     assert "3 rows skipped; 2 clips of the other 13 rows have holes" in printed(result)
 
 
+def test_crops_that_were_missing_are_used_later(root, tmp_path):
+    crops = shutil.copytree(root / "crops", tmp_path / "crops")
+    name, flags = Path("val", "one:b", "0.4.jpg"), ("--video-dir", crops, "--skip-missing")
+    (crops / name).unlink()
+    assert "1 rows skipped" in printed(encode(root, tmp_path / "store", *flags))
+    shutil.copy(root / "crops" / name, crops / name)
+    assert "1 videos already done" in printed(encode(root, tmp_path / "store", *flags))
+    assert digests(tmp_path / "store", "*.npy") == digests(root / "features", "*.npy")
+    (crops / name).unlink()  # no longer needed
+    assert "2 videos already done" in printed(encode(root, tmp_path / "store", *flags))
+
+
+def test_failures_leave_no_old_output_with_overwrite(root, tmp_path):
+    for video in ("one", "two"):
+        write_wav(tmp_path / "audio" / f"{video}.wav", np.ones(16000))
+    script, *arguments = command("data/slice_audio_tracks.py", tmp_path, tmp_path / "slices")
+    arguments += ["--csv", root / "val.csv"]
+    printed(run_here(script, *arguments))
+    (tmp_path / "audio" / "one.wav").unlink()
+    result = run_here(script, *arguments, "--overwrite")
+    assert result.returncode == 1
+    assert {path.name for path in (tmp_path / "slices" / "val").glob("*.wav")} == {"two:a.wav"}
+    assert "--skip-missing" in result.stdout
+    assert f"next: python data/extract_face_crops_time.py --split val --csv '{root / 'val.csv'}'" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda face: face._replace(time=5 * face.time), "rows are 0.2 s apart"),
+        (lambda face: face._replace(entity=f"{face.entity} {face.time}"), "single row"),
+    ],
+)
+def test_unusual_tracks_are_noted(change, problem, tmp_path):
+    write_annotations(tmp_path / "val.csv", map(change, FACES))
+    (tmp_path / "audio").mkdir()
+    result = run_here(*command("data/slice_audio_tracks.py", tmp_path, tmp_path / "slices"))
+    assert f"note: {tmp_path / 'val.csv'}: " in result.stdout
+    assert problem in result.stdout
+
+
 def test_broken_crops_are_named(root, tmp_path):
     crops = shutil.copytree(root / "crops", tmp_path / "crops")
     broken = crops / "val" / "one:b" / "0.4.jpg"
@@ -299,7 +341,6 @@ def test_messages_have_the_value_and_the_likely_cause(text, words, tmp_path):
 
 
 def test_boxes_are_clipped_on_request(root, tmp_path, monkeypatch):
-    """The next command passes the flag on."""
     monkeypatch.chdir(tmp_path)
     text = ROWS.replace(BOX, "-0.02,0.125,0.5,1.05")
     truth = write_text(tmp_path / "wide.csv", text)
@@ -317,10 +358,12 @@ def test_timestamps_are_joined_at_one_millisecond(root, tmp_path):
     text = "".join(f"{line}\n".replace(f",{face.time:g},", f",{other.time!r},") for line, face, other in lines)
     assert "0.20000000298" in text
     assert_usual_map(tmp_path, predictions=text)
+    half = (ROWS.replace("one,0.2,", "one,0.2025,"), text.replace("one,0.20000000298", "one,0.20250000060"))
+    assert_usual_map(tmp_path, truth=half[0], predictions=half[1])  # between two milliseconds
     write_predictions(tmp_path / "logits", rounded, lambda face: (0.0, float(face.label)))
     printed(postprocess("ASC_prediction_postprocessing.py", tmp_path / "logits", root / "val.csv", tmp_path))
     late = evaluate(tmp_path, predictions=scored(SCORES).replace("one,0.2,", "one,0.202,"))
-    assert_refused(late, "one:a at 0.2 s of one")
+    assert_refused(late, "one:a at 0.2 s of one", "one:a at 0.202 s of one")
 
 
 def test_range_of_tied_scores_is_printed(tmp_path):
@@ -361,7 +404,11 @@ def test_training_starts_from_given_weights(script, root, tmp_path):
     is_encoder = script == "STE_train.py"
     start = root / ("other.pth" if is_encoder else WEIGHTS)
     other = SmallEncoder(3) if is_encoder else active_speakers_context(3, 3)
-    printed(train(script, root, tmp_path, "--init-weights", start, "--learning-rate", 1e-30))
+    flags = ("--learning-rate", 1e-30, "--epochs", 2)
+    printed(train(script, root, tmp_path, "--init-weights", start, *flags))
+    printed(train(script, root, tmp_path, "--resume", *flags))  # its record of the first weights is kept
+    (settings,) = (tmp_path / TRAINING[script]).glob("*_cfg.json")
+    assert read_json(settings)["init_weights"] == str(start)
     before, after = torch.load(start), torch.load(tmp_path / TRAINING[script] / "2.pth")
     assert all(torch.allclose(before[name], after[name], 0, 1e-20) for name, _ in other.named_parameters())
     torch.save(other.state_dict(), tmp_path / "other.pth")

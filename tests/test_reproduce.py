@@ -83,7 +83,7 @@ class Run:
 
     def wait(self) -> int:
         """Wait for the script to end and return its exit status."""
-        return self.process.wait(timeout=400)
+        return self.process.wait(timeout=900)
 
     def send_signal(self, number: int, condition: Callable[[], bool]) -> int:
         """Send a signal to the whole session when a condition is true. Returns the exit status."""

@@ -269,7 +269,7 @@ def test_every_detection_is_in_at_most_one_track(gaps_and_faces):
     times = np.cumsum([gap for gap, _ in gaps_and_faces]) * STEP
     given_faces = [(float(time), faces) for time, (_, faces) in zip(times, gaps_and_faces, strict=True)]
     for keep_all in (False, True):
-        with mock.patch.dict(tracking_params, {"min_track_seconds": 0.0, "min_track_score": 0.0} if keep_all else {}):
+        with mock.patch.dict(tracking_params, {"min_track": 0.0, "min_track_score": 0.0} if keep_all else {}):
             tracks = link_detections(given_faces)
             params = dict(tracking_params)
         unlinked = {(time, *row.tolist()): 0 for time, faces in given_faces for row in faces}
@@ -280,7 +280,7 @@ def test_every_detection_is_in_at_most_one_track(gaps_and_faces):
             gaps = np.diff(track.times)
             assert (gaps > 0).all()  # one detection at a time
             assert (gaps <= params["max_gap"] + 1e-9).all()
-            assert track.times[-1] - track.times[0] >= params["min_track_seconds"]
+            assert track.times[-1] - track.times[0] >= params["min_track"]
             assert max(track.scores) >= params["min_track_score"]
             for time, face_box, score in zip(track.times, track.boxes, track.scores, strict=True):
                 unlinked[(time, *face_box.tolist(), score)] -= 1
@@ -430,7 +430,7 @@ def test_tracks_of_real_clips(real_tracks, clip):
         rows = np.flatnonzero(np.isin(shots.times, times))
         assert len(rows) == len(times)
         assert len(set(shots.shot[rows].tolist())) == 1, "a track crosses a cut"
-        assert times[-1] - times[0] >= tracking_params["min_track_seconds"]
+        assert times[-1] - times[0] >= tracking_params["min_track"]
         sides = (boxes[:, 2:] - boxes[:, :2]) * (16, 9)
         assert (np.abs(np.log(sides[:, 0] / sides[:, 1])) < np.log(2.2)).all()  # plausible aspect ratio of a face
     if "clearvoice" in clip:

@@ -44,11 +44,16 @@ def visible_rows(table: FaceTable, times: np.ndarray) -> list[list[int]]:
 
 
 def marked_frames(
-    images: Iterable[np.ndarray | None], size: tuple[int, int], times: np.ndarray, table: FaceTable, scores: np.ndarray
+    images: Iterable[np.ndarray | None],
+    size: tuple[int, int],
+    times: np.ndarray,
+    table: FaceTable,
+    scores: np.ndarray,
+    threshold: float,
 ) -> Iterator[np.ndarray]:
     """Yield copies of the images, of a size (W, H) and at timestamps (T,), with boxes and scores (N,) of the table.
 
-    A broken image (None) is replaced by the previous one.
+    Boxes of scores that reach the threshold are thicker. A broken image (None) is replaced by the previous one.
     """
     visible = visible_rows(table, times)
     names = [drawable(short_name(table, track)) for track in range(len(table.entity_ids))]
@@ -56,11 +61,13 @@ def marked_frames(
     for image, rows in zip(images, visible, strict=False):
         last = last if image is None else image
         marked = last.copy()
-        mark_faces(marked, table.box[rows], scores[rows], [names[track] for track in table.entity[rows]])
+        mark_faces(marked, table.box[rows], scores[rows], [names[track] for track in table.entity[rows]], threshold)
         yield marked
 
 
-def mark_faces(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> None:
+def mark_faces(
+    image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, names: Sequence[str], threshold: float
+) -> None:
     """Draw boxes (n, 4), in fractions of the frame, their names and scores (n,) into a BGR image (H, W, 3).
 
     Labels overlap each other and other faces as little as possible.
@@ -69,8 +76,8 @@ def mark_faces(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, names: 
     side = min(height, width)
     corners = np.rint(boxes * np.array([width, height] * 2)).astype(int)
     faces = np.minimum(corners, [width - 1, height - 1] * 2).tolist()
-    thickness = max(1, round(side / 240))  # pixels, in proportion to the frame
     for (left, top, right, bottom), score in zip(faces, scores.tolist(), strict=True):
+        thickness = max(1, round(min(side / 240, (right - left) / 20))) * (1 + (score >= threshold))
         cv2.rectangle(image, (left, top), (right, bottom), score_colour(score), thickness, cv2.LINE_AA)
     labels: list[list[int]] = []
     for face, score, name in zip(faces, scores.tolist(), names, strict=True):

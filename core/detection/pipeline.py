@@ -1,6 +1,8 @@
 """Active speaker detection in one video without annotations: detection and tracking, then the paper's stages."""
 
+import itertools
 import json
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,24 +15,25 @@ from torch import nn
 from core.config import SAMPLE_RATE, tracking_params
 from core.datasets import ASCDataset, ClipReader
 from core.detection.overlay import marked_frames
-from core.detection.segments import SCHEMA_VERSION, describe_tracks, write_rttm, write_tracks
-from core.detection.shots import Shots, detect_shots
+from core.detection.segments import SCHEMA_VERSION, describe_tracks, write_rttm, write_segments, write_tracks
+from core.detection.shots import TIME_EPS, Shots, detect_shots
 from core.detection.timeline import plot_timeline
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
-from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations
+from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations, unusual_rows
 from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
 from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
 from core.media.audio import audio_frames, extract_audio, slice_track_audio
+from core.media.container import choose_stream, open_container
 from core.media.crops import extract_crops, rows_without_crop
-from core.media.reader import VideoReader
+from core.media.reader import WHOLE, VideoReader
 from core.media.writer import encode_video
 from core.metrics import smooth_tracks, speaking_score
 from core.runtime.errors import InputError, RunError, one_line
 from core.runtime.files import list_files, read_setting, write_bytes, write_json
-from core.runtime.jobs import FAILURES, Outcome, write_list
+from core.runtime.jobs import FAILURES, NOTES, Outcome, write_list
 from core.runtime.progress import progress
 from core.runtime.resume import StepCache
 from core.runtime.weights import sha256
@@ -38,10 +41,11 @@ from core.runtime.weights import sha256
 SPLIT = "val"  # name of the split in the layout of `work/`, so that the numbered stages can read it
 SETTINGS_FILE = "detect_speakers_cfg.json"
 MARKED_AUDIO_RATE = 48_000  # Hz
+_LISTED_TRACKS = 10
 
 
 class SpeakerDetection:
-    """One video and the output directory of its results. Call the steps in the order of their definition.
+    """One video, or a part of it, and the output directory of its results. Call the steps in order of definition.
 
     `<output_dir>/work` has the layout of ASC_DATA_ROOT and keeps the output of each step, see
     `core.runtime.resume.StepCache`. Raises InputError if the video cannot be opened or has no audio, and if the
@@ -51,18 +55,22 @@ class SpeakerDetection:
     def __init__(self, video: Path, output_dir: Path, settings: dict):
         self.video, self.output_dir, self.work = video, output_dir, output_dir / "work"
         self.video_id, self._clip_length = video.stem, settings["clip_length"]
+        self._video_stream, self._audio_stream = settings["video_stream"], settings["audio_stream"]
+        start, duration = settings["start"], settings["duration"]
+        self._part = start, math.inf if duration is None else start + duration
         check_name(f"{self.video_id}{OFFICIAL_SUFFIX}", str(video))
         try:
-            with VideoReader(video, enhance=True) as reader:
+            with VideoReader(video, self._video_stream, enhance=True) as reader:
                 for note in reader.notes:
                     print(one_line(f"note: {note}"))
-                self.size, self._pixel_aspect, audio = reader.size, reader.pixel_aspect, reader.has_audio
+                self.size, self._pixel_aspect = reader.size, reader.pixel_aspect
+            with open_container(video) as container:
+                choose_stream(container, "audio", self._audio_stream, [])
         except ValueError as error:
             raise InputError(f"{video}: {error}") from None
-        if not audio:
-            raise InputError(f"{video}: no audio stream; active speaker detection needs audio")
-        names = ("tracks.csv", "speakers.json", "speakers.rttm", "timeline.png", f"{self.video_id}_speakers.mp4")
-        self.tracks_csv, self.speakers_json, self.rttm, self.timeline, self.marked_video = (
+        names = ("tracks.csv", "speakers.json", "speakers.rttm", "speakers.csv", "timeline.png")
+        names = (*names, f"{self.video_id}_speakers.mp4")
+        self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.timeline, self.marked_video = (
             output_dir / name for name in names
         )
         self.failures = output_dir / FAILURES
@@ -71,6 +79,7 @@ class SpeakerDetection:
         self._require_own_results()
         write_json(output_dir / SETTINGS_FILE, settings)
         self._shots_json = self.work / "shots.json"
+        self._track_notes = self.work / NOTES
         self.csv = self.work / "csv" / SPLIT / f"{self.video_id}{OFFICIAL_SUFFIX}"
         self.wav = wav_path(self.work / "audio_tracks", self.video_id)
         directories = ("instance_wavs_time", "instance_crops_time", "ste_features")
@@ -89,6 +98,9 @@ class SpeakerDetection:
                 "(--tracks can read it there)"
             )
 
+    def _open(self) -> VideoReader:
+        return VideoReader(self.video, self._video_stream, True, self._part)
+
     def _run_step(self, name: str, inputs: object, outputs: list[Path], work: Callable[[], None]) -> None:
         """Run a step that decodes the video. Raises InputError if the video is broken."""
         try:
@@ -102,9 +114,11 @@ class SpeakerDetection:
         """Find cuts and length of the video."""
         # The last one tells the shots of this version from those of versions without presentation times.
         inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"], "presentation times"]
+        if self._part != WHOLE or self._video_stream is not None:
+            inputs += [*self._part, self._video_stream]
 
         def work() -> None:
-            write_json(self._shots_json, detect_shots(self.video).to_dict())
+            write_json(self._shots_json, detect_shots(self.video, self._video_stream, self._part).to_dict())
 
         self._run_step("shots", inputs, [self._shots_json], work)
 
@@ -112,24 +126,31 @@ class SpeakerDetection:
     def shots(self) -> Shots:
         return Shots(**json.loads(self._shots_json.read_text()))
 
-    def detect_faces(self, detector: FaceDetector) -> None:
-        """Detect faces and link them into tracks."""
+    def detect_faces(self, detector: FaceDetector, **options) -> None:
+        """Detect faces and link them into tracks. Takes the options of `detect_tracks`."""
 
         def work() -> None:
-            with VideoReader(self.video, enhance=True) as reader:
-                table = face_table(self.video_id, detect_tracks(reader, self.shots, detector))
+            notes: list[str] = []
+            with self._open() as reader:
+                table = face_table(self.video_id, detect_tracks(reader, self.shots, detector, notes=notes, **options))
+            write_list(notes, self._track_notes)
             write_csv(self.csv, table.official_columns(), header=False)
 
-        self._run_step("tracks", [detector.sha256, tracking_params], [self.csv], work)
+        self._run_step("tracks", [detector.sha256, tracking_params, options], [self.csv], work)
 
     def load_tracks(self, source: str, clip_boxes: bool = False) -> None:
         """Read the tracks from annotations instead. Raises InputError if they have no rows of this video."""
         table = read_annotations(source, clip_boxes)
         if self.video_id not in table.video_ids:
             raise InputError(f"{source}: no rows of {self.video_id} (the name of the video file)")
-        table = table.keep(table.rows_of_video(table.video_ids.index(self.video_id)))
+        rows = table.rows_of_video(table.video_ids.index(self.video_id))
+        times, (start, stop) = table.timestamp[rows], self._part
+        table = table.keep(rows[(times > start - TIME_EPS) & (times < stop - TIME_EPS)])
+        if len(table) and (problem := unusual_rows(table)):
+            print(f"note: {source}: {problem}")
 
         def work() -> None:
+            write_list([], self._track_notes)
             write_csv(self.csv, table.official_columns(), header=False)
 
         self._run_step("tracks", ["given", table.digest()], [self.csv], work)
@@ -142,16 +163,18 @@ class SpeakerDetection:
     # Scores
 
     def extract_audio(self) -> None:
-        """Extract the audio of the whole video, from the first frame to the last."""
+        """Extract the audio from the first frame to the last; silence before the analysed part."""
 
         def work() -> None:
-            outcome, samples = Outcome(), round(self.shots.seconds * SAMPLE_RATE)
+            outcome, seconds = Outcome(), self.shots.seconds
+            samples = round((seconds - self.shots.start) * SAMPLE_RATE)
+            streams = self._audio_stream, self._video_stream
             with progress(total=samples, desc="audio", unit=" samples", unit_scale=True) as bar:
-                extract_audio(self.video, self.wav, True, outcome, bar.update, self.shots.seconds)
+                extract_audio(self.video, self.wav, True, outcome, bar.update, seconds, *streams, self._part)
             for note in outcome.notes:
                 print(one_line(f"note: {note}"))
 
-        self._run_step("audio", None, [self.wav], work)
+        self._run_step("audio", self._audio_stream, [self.wav], work)
 
     def extract_clips(self) -> None:
         """Extract audio and crops of every track, and list the rows that fail in `failures.txt`."""
@@ -163,7 +186,7 @@ class SpeakerDetection:
                 slice_track_audio(table, 0, self.wav, self.track_wavs, existing, outcome, bar.update)
             todo = rows_without_crop(table, rows, self.crops)
             bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
-            with bar, VideoReader(self.video, enhance=True) as reader:
+            with bar, self._open() as reader:
                 extract_crops(table, todo, reader, self.crops, outcome, bar.update)
             write_list(outcome.failures, self.failures)
 
@@ -218,7 +241,7 @@ class SpeakerDetection:
     # Results
 
     def write_results(self, scores: np.ndarray, threshold: float, settings: dict) -> None:
-        """Write tracks.csv, speakers.json, speakers.rttm and timeline.png. They depend on `settings`."""
+        """Write all results but the marked video. They depend on `settings`."""
 
         def work() -> None:
             tracks = describe_tracks(self.usable_rows, scores, threshold, self.size)
@@ -240,31 +263,34 @@ class SpeakerDetection:
             content = {"schema_version": SCHEMA_VERSION, "video": video, "settings": settings, "tracks": tracks}
             write_json(self.speakers_json, content)
             write_rttm(self.rttm, self.video_id, tracks)
+            write_segments(self.segments, tracks)
             for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # from a run with more tracks
                 page.unlink()
-            plot_timeline(self.timeline, self.usable_rows, scores, threshold, self.shots.seconds, self.thumbnail)
+            span = self.shots.start, self.shots.seconds
+            plot_timeline(self.timeline, self.usable_rows, scores, threshold, span, self.thumbnail)
 
-        outputs = [self.tracks_csv, self.speakers_json, self.rttm, self.timeline]
+        outputs = [self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.timeline]
         self._steps.run("results", settings, outputs, work, invalidates_later=False)
 
-    def write_marked_video(self, scores: np.ndarray, smoothing: int) -> None:
-        """Write the video with boxes and scores, at the row rate. Raises RunError if it cannot be encoded."""
+    def write_marked_video(self, scores: np.ndarray, smoothing: int, threshold: float) -> None:
+        """Write the analysed part with boxes and scores, at the row rate. Raises RunError if it cannot be encoded."""
 
         def work() -> None:
-            times = self.shots.times
-            form = "sample_fmts=fltp:channel_layouts=stereo"
-            with VideoReader(self.video, enhance=True) as reader:
+            times, (start, stop) = self.shots.times, self._part
+            options = {"form": "sample_fmts=fltp:channel_layouts=stereo", "rate": MARKED_AUDIO_RATE}
+            with self._open() as reader:
                 frames = reader.frames(times, float("inf"))
                 images = progress(frames, total=len(times), desc="marked video", unit="frame")
-                marked = marked_frames(images, self.size, times, self.usable_rows, scores)
-                audio = audio_frames(self.video, [], reader.start_offset, form=form, rate=MARKED_AUDIO_RATE)
+                marked = marked_frames(images, self.size, times, self.usable_rows, scores, threshold)
+                audio = audio_frames(self.video, [], reader.start_offset + start, self._audio_stream, **options)
+                audio = itertools.takewhile(lambda block: block.time < stop - start, audio)
                 encode_video(self.marked_video, marked, self.size, self.shots.rate, audio, self._pixel_aspect)
                 seconds = images.n / self.shots.rate
-            if seconds < self.shots.seconds - 1:
-                print(f"note: only {seconds:.1f} of {self.shots.seconds:.1f} s of the video can be decoded")
+            if seconds < self.shots.seconds - start - 1:
+                print(f"note: only {seconds:.1f} of {self.shots.seconds - start:.1f} s of the video can be decoded")
 
         try:
-            self._steps.run("marked video", smoothing, [self.marked_video], work, invalidates_later=False)
+            self._steps.run("marked video", [smoothing, threshold], [self.marked_video], work, invalidates_later=False)
         except ValueError as error:
             raise RunError(f"{self.marked_video}: encoding failed ({error}); all other results are complete") from None
 
@@ -276,10 +302,19 @@ class SpeakerDetection:
         return read_crop(crop_path(self.crops, self.usable_rows.entity_ids[track], self.usable_rows.timestamp[row]))
 
     def print_summary(self) -> int:
-        """Print the number of tracks and the main output files. Returns the exit status: 1 if rows are not usable."""
+        """Print the tracks that speak most, and the main files. Returns the exit status: 1 if rows are not usable."""
         tracks = json.loads(self.speakers_json.read_text())["tracks"]
-        speaking = sum(bool(track["speaking"]) for track in tracks)
-        print(f"{len(tracks)} tracks in {self.shots.seconds:.1f} s of video, {speaking} with speech")
+        speaking = [track for track in tracks if track["speaking"]]
+        seconds = self.shots.seconds - self.shots.start
+        found = f"{len(tracks)} tracks in" if tracks else "no faces were found in"
+        print(f"{found} {seconds:.1f} s of video, {len(speaking)} with speech")
+        if self._track_notes.exists():
+            print(f"note: {'; '.join(self._track_notes.read_text().splitlines())}")
+        speaking.sort(key=lambda track: -track["speaking_seconds"])
+        for track in speaking[:_LISTED_TRACKS]:
+            print(one_line(f"  {track['id']}: {track['speaking_seconds']:.1f} s of speech"))
+        if len(speaking) > _LISTED_TRACKS:
+            print(f"  {len(speaking) - _LISTED_TRACKS} more in {self.speakers_json}")
         print(f"results: {self.marked_video}, {self.timeline}")
         if lost := len(self.rows) - len(self.usable_rows):
             print(f"{lost} of {len(self.rows)} rows could not be extracted; {self.failures} lists the reasons")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from core.contexts import row_interval, starts_after_gap
 from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
@@ -76,6 +77,13 @@ def write_rttm(path: Path, video_id: str, tracks: list[dict]) -> None:
         video, name = (re.sub(r"\s", "_", text) for text in (video_id, track_id))
         lines.append(f"SPEAKER {video} 1 {start:.3f} {end - start:.3f} <NA> <NA> {name} <NA> <NA>\n")
     write_bytes(path, "".join(lines).encode())
+
+
+def write_segments(path: Path, tracks: list[dict]) -> None:
+    """Write the segments of `describe_tracks` as a csv with a header: track, start, end, mean_score; sorted by time."""
+    rows = [{"track": track["id"], **segment} for track in tracks for segment in track["speaking"]]
+    frame = pd.DataFrame(rows, columns=["track", "start", "end", "mean_score"])
+    write_csv(path, frame.sort_values(["start", "end", "track"]), header=True)
 
 
 def write_tracks(path: Path, table: FaceTable, scores: np.ndarray, threshold: float) -> None:

@@ -21,13 +21,13 @@ def plot_timeline(
     table: FaceTable,
     scores: np.ndarray,
     threshold: float,
-    seconds: float,
+    span: tuple[float, float],
     thumbnail: Callable[[int], Image.Image],
 ) -> list[Path]:
     """Plot each track in order of time: its face, its scores (N,), and its rows that reach the threshold.
 
     With more than LANES tracks there are several pages, each with its own span of time: `path`, and next to it files
-    with a number. A single page spans the `seconds` of the video. `thumbnail` returns the face of a track. Returns the
+    with a number. A single page has the given `span`, in seconds. `thumbnail` returns the face of a track. Returns the
     paths.
     """
     times = [table.timestamp[table.rows_of_track(track)] for track in range(len(table.entity_ids))]
@@ -35,7 +35,7 @@ def plot_timeline(
     pages = [tracks[start : start + LANES] for start in range(0, len(tracks), LANES)] or [[]]
     paths = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, len(pages) + 1))]
     for number, (page, target) in enumerate(zip(pages, paths, strict=True), 1):
-        title, limits = f"Speakers of {short(table.video_ids[0], 80)}: {len(tracks)} tracks", (0.0, seconds)
+        title, limits = f"Speakers of {short(table.video_ids[0], 80)}: {len(tracks)} tracks", span
         if len(pages) > 1:
             title += f" (page {number} of {len(pages)})"
             limits = times[page[0]][0], max(times[track][-1] + row_interval(times[track]) for track in page)
@@ -45,8 +45,7 @@ def plot_timeline(
             curves = [values, np.full(len(values), threshold)]
             face = ImageOps.contain(thumbnail(track), THUMBNAIL_SIZE)
             speaking = (values >= threshold).astype(int)
-            lanes.append(
-                Lane(f"track {short(short_name(table, track), 60)}", times[track], curves, speaking, limits, face)
-            )
+            name = f"track {short(short_name(table, track), 60)}"
+            lanes.append(Lane(name, times[track], curves, speaking, limits, face))
         draw_lanes(target, title, lanes, ["score", f"threshold {threshold:g}"], SHADES)
     return paths

@@ -75,14 +75,15 @@ class Track:
         return box + np.tile(np.clip(shift, -limit, limit), 2)
 
 
-def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
+def link_detections(detections: list[tuple[float, np.ndarray]], min_track: float | None = None) -> list[Track]:
     """Link the detections of one shot into tracks. `detections` are timestamps in seconds and faces (n, 5).
 
     At each timestamp, faces are assigned to tracks by the greatest total overlap with the tracks' predicted boxes. A
-    track continues after a gap of up to `max_gap` seconds. Tracks that are too short or never reach `min_track_score`
-    are dropped.
+    track continues after a gap of up to `max_gap` seconds. Tracks that are shorter than `min_track` seconds or never
+    reach `min_track_score` are dropped.
     """
     params = tracking_params
+    min_track = params["min_track"] if min_track is None else min_track
     tracks: list[Track] = []
     active: list[Track] = []
     for time, faces in detections:
@@ -103,9 +104,19 @@ def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
     return [
         track
         for track in tracks
-        if track.times[-1] - track.times[0] >= params["min_track_seconds"]
-        and max(track.scores) >= params["min_track_score"]
+        if track.times[-1] - track.times[0] >= min_track and max(track.scores) >= params["min_track_score"]
     ]
+
+
+def reading_order(tracks: list[Track]) -> list[Track]:
+    """Return tracks from left to right, line by line. A line has the faces that begin above the end of its top one."""
+    boxes = np.array([np.mean(track.boxes, axis=0) for track in tracks]).reshape(-1, 4)
+    bottom, line, lines = -np.inf, 0, np.zeros(len(tracks))
+    for index in np.argsort(boxes[:, 1]):
+        if boxes[index, 1] >= bottom:
+            bottom, line = boxes[index, 3], line + 1
+        lines[index] = line
+    return [tracks[index] for index in np.lexsort((boxes[:, 0], lines))]
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -113,12 +124,24 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return torchvision.ops.box_iou(torch.tensor(first), torch.tensor(second)).numpy()
 
 
-def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def detect_tracks(
+    reader: VideoReader,
+    shots: Shots,
+    detector: FaceDetector,
+    min_track: float | None = None,
+    min_face: float | None = None,
+    notes: list[str] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the tracks of a video, shot by shot: timestamps (n,) in seconds, boxes (n, 4) as fractions of the frame.
 
     Faces are detected in every `detect_every`-th row of a shot and in its last row; boxes in between are interpolated.
-    Only the detections of one shot are kept in memory.
+    Tracks of less than `min_track` seconds are dropped, as are those whose boxes have a shorter side of less than
+    `min_face` pixels (median). Defaults are in `core.config`. `notes` get the number of dropped tracks. Only the
+    detections of one shot are kept in memory.
     """
+    min_track = tracking_params["min_track"] if min_track is None else min_track
+    min_face = tracking_params["min_face"] if min_face is None else min_face
+    short, small = 0, 0
     shot_rows = np.split(np.arange(len(shots.times)), np.flatnonzero(np.diff(shots.shot)) + 1)
     shot_rows = [np.union1d(rows[:: tracking_params["detect_every"]], rows[-1:]) for rows in shot_rows]
     detected_rows = np.concatenate(shot_rows)
@@ -128,7 +151,13 @@ def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> 
         # After the last frame of a truncated video, `images` is exhausted.
         pairs = zip(shots.times[rows], images, strict=False)
         detections = [(time, detector.detect(image)) for time, image in pairs if image is not None]
-        for track in link_detections(detections):
+        for track in reading_order(link_detections(detections, 0.0)):
+            is_short = track.times[-1] - track.times[0] < min_track
+            sides = [(box[2:] - box[:2]) * reader.size for box in track.boxes]
+            is_small = np.median(np.min(sides, axis=1)) < min_face
+            short, small = short + is_short, small + (is_small and not is_short)
+            if is_short or is_small:
+                continue
             start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
             times = shots.times[start : end + 1]
             boxes = track.boxes_at(times).clip(0, 1).round(6)
@@ -137,6 +166,10 @@ def detect_tracks(reader: VideoReader, shots: Shots, detector: FaceDetector) -> 
             )  # else it left the frame
             if inside.any():
                 yield times[inside], boxes[inside]
+    if notes is not None and short:
+        notes.append(f"{short} tracks shorter than {min_track:g} s were dropped (--min-track)")
+    if notes is not None and small:
+        notes.append(f"{small} tracks of faces below {min_face:g} pixels were dropped (--min-face)")
 
 
 def face_table(video_id: str, tracks: Iterable[tuple[np.ndarray, np.ndarray]]) -> FaceTable:

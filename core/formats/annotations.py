@@ -241,6 +241,16 @@ def label_code(text: str) -> int:
     return _LABEL_CODES.get(text.upper(), UNKNOWN_LABEL)
 
 
+def unusual_rows(table: FaceTable) -> str:
+    """Describe tracks whose rows are far from 25 per second, as the networks expect; empty if there are none."""
+    before, after = table.track_rows[:-1], table.track_rows[1:]
+    steps = (table.timestamp[after] - table.timestamp[before])[table.entity[before] == table.entity[after]]
+    if len(steps) < len(table) / 2:
+        return "most tracks have a single row; a face must keep its entity_id from frame to frame"
+    interval = np.median(steps)
+    return "" if 0.025 < interval < 0.055 else f"rows are {interval:.2g} s apart, but the networks expect 0.04 s"
+
+
 def _label_codes(labels: pd.Series, file: Path, line: np.ndarray) -> np.ndarray:
     """Return the label of each row (n,) int8. Raises InputError with the first unknown one."""
     result = np.array(list(map(label_code, labels.cat.categories)), np.int8)[labels.cat.codes]

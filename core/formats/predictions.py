@@ -11,8 +11,9 @@ from core.formats.features import FEATURE_COLUMNS, TEXT_COLUMNS, list_csv_files
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
 
-_KEY = ["video_id", "millisecond", "entity_id"]
+_NAMES = ["video_id", "entity_id"]
 LOGIT_COLUMNS = ["logit_0", "logit_1"]
+_MAX_TIME_DIFFERENCE = 0.001  # seconds; timestamps may have passed through float32 or been rounded
 _MAX_BOX_DIFFERENCE = 0.001  # predictions may round the boxes of the ground truth
 _PREDICTION_COLUMNS = {"entity_id": "id", "frame_timestamp": "number", "logit_0": "number", "logit_1": "number"}
 
@@ -90,6 +91,8 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         line = frame.loc[above, "score"].idxmax()
         row = f"label {frame['label'][line]} with a score of {frame['score'][line]:g}, above rows that speak"
         raise InputError(f"{path}, line {line}: {row}; scores must be those of {LABELS[SPEAKING_AUDIBLE]} in every row")
+    if (label != NO_LABEL).all() and not speaking.any():
+        print(f"note: {path}: no row is labelled {LABELS[SPEAKING_AUDIBLE]}; scores must be those of this label")
     return frame.drop(columns="label").astype({"video_id": object, "entity_id": object})
 
 
@@ -99,48 +102,67 @@ def join_logits(directory: str | Path, table: FaceTable) -> np.ndarray:
 
 
 def join(predictions: pd.DataFrame, table: FaceTable, source: str | Path, allow_more: bool = False) -> pd.DataFrame:
-    """Return predictions in the order of the ground truth, matched by video_id, entity_id and the millisecond.
+    """Return predictions in the order of the ground truth, matched by video_id, entity_id and time (within 1 ms).
 
     Raises InputError with counts and examples if a row is missing, occurs twice or has another box, and without
     `allow_more` if there are predictions of other rows.
     """
-    predictions, truth = _with_milliseconds(predictions), _with_milliseconds(table.keys())
-    duplicates = predictions[predictions.duplicated(_KEY)]
+    truth = table.keys()
+    nearest, own = _nearest_rows(truth, predictions)
+    duplicates = predictions[(own >= 0) & pd.Series(own).duplicated().to_numpy()]
     if len(duplicates):
-        raise InputError(f"{source}: {len(duplicates)} rows are duplicates, such as {_row_names(duplicates)}")
-    joined = truth.merge(predictions.drop(columns="frame_timestamp"), on=_KEY, how="left", sort=False, indicator=True)
-    found = joined.pop("_merge") == "both"
+        advice = "; were timestamps rounded?"
+        raise InputError(f"{source}: {len(duplicates)} rows are duplicates, such as {_row_names(duplicates)}{advice}")
+    found = (nearest >= 0) & (own[nearest] == np.arange(len(truth)))
+    joined = truth.join(predictions.drop(columns=[*_NAMES, "frame_timestamp"]).iloc[nearest].reset_index(drop=True))
+    extra = predictions[own < 0]
     if not found.all():
-        examples = "; ".join(map(table.row_name, np.flatnonzero(~found)[:3]))
-        problem = "rows of the ground truth have no prediction (unfinished stage, or --skip-missing?)"
-        advice = "--only-predicted leaves them out"
-        raise InputError(f"{source}: {int((~found).sum())} {problem}: {examples}; {advice}")
-    if len(predictions) > len(truth) and not allow_more:
-        both = predictions.merge(truth[_KEY], on=_KEY, how="left", sort=False, indicator=True)
-        extra = both[both["_merge"] == "left_only"]
+        example = table.row_name(int(np.argmin(found)))
+        advice = "finish the stage, or pass --only-predicted to leave them out"
+        if len(extra):
+            advice = f"{len(extra)} predictions are of other rows, such as {_row_names(extra.head(1))}"
+        problem = f"{int((~found).sum())} rows of the ground truth have no prediction, such as {example}"
+        raise InputError(f"{source}: {problem}; {advice}")
+    if len(extra) and not allow_more:
         raise InputError(f"{source}: {len(extra)} predictions have no row in the ground truth: {_row_names(extra)}")
     if BOX_COLUMNS[0] in joined and table.box is not None:
         other = np.abs(joined[BOX_COLUMNS].to_numpy() - table.box).max(axis=1) > _MAX_BOX_DIFFERENCE
         if other.any():
             example = table.row_name(int(other.argmax()))
             raise InputError(f"{source}: {int(other.sum())} boxes differ from the ground truth, such as {example}")
-    return joined.drop(columns="millisecond")
+    return joined
 
 
 def keep_predicted(table: FaceTable, predictions: pd.DataFrame) -> FaceTable:
     """Return the rows of the ground truth that have a prediction, and print how many these are."""
-    truth, keys = _with_milliseconds(table.keys())[_KEY], _with_milliseconds(predictions)[_KEY]
-    predicted = truth.merge(keys.drop_duplicates(), on=_KEY, how="left", sort=False, indicator=True)["_merge"] == "both"
+    predicted = _nearest_rows(table.keys(), predictions)[0] >= 0
     if not predicted.any():
-        raise InputError("no row of the ground truth has a prediction")
+        rows = f"{table.row_name(0)}, and of the predictions {_row_names(predictions.head(1))}"
+        raise InputError(f"no row of the ground truth has a prediction: its first row is {rows}")
     if not predicted.all():
         print(f"note: {int(predicted.sum())} of {len(table)} rows have a prediction; the others do not count")
-    return table.keep(predicted.to_numpy())
+    return table.keep(predicted)
 
 
-def _with_milliseconds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add the column of the key: timestamps may have passed through float32 or been rounded."""
-    return rows.assign(millisecond=(rows["frame_timestamp"] * 1000).round())
+def _nearest_rows(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Match the rows of two tables by face and time.
+
+    Returns for each row of the first table the index of the nearest row in time of the same face in the second table,
+    and the same for each row of the second; -1 if there is none within a millisecond.
+    """
+    faces = pd.concat([first[_NAMES], second[_NAMES]]).groupby(_NAMES, sort=False).ngroup().to_numpy()
+    one, two = (
+        pd.DataFrame({"face": face, "time": frame["frame_timestamp"].to_numpy(), "row": np.arange(len(frame))})
+        for frame, face in zip((first, second), np.split(faces, [len(first)]), strict=True)
+    )
+
+    def nearest(rows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
+        rows, others = rows.sort_values("time"), others.sort_values("time").rename(columns={"row": "other"})
+        options = {"by": "face", "tolerance": _MAX_TIME_DIFFERENCE, "direction": "nearest"}
+        found = pd.merge_asof(rows, others, on="time", **options).sort_values("row")
+        return found["other"].fillna(-1).to_numpy(int)
+
+    return nearest(one, two), nearest(two, one)
 
 
 def _row_names(rows: pd.DataFrame) -> str:

@@ -1,5 +1,6 @@
 """Audio of videos and of face tracks, written as wavs."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
@@ -8,11 +9,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE
+from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE, SEEK_GAP_SECONDS
 from core.formats.annotations import FaceTable
 from core.formats.clips import read_wav, slice_bounds, wav_length, wav_path, write_wav
-from core.media.container import FilterChain, choose_stream, decode, open_container
-from core.media.reader import VideoReader
+from core.media.container import SEEKABLE, FilterChain, choose_stream, decode, open_container
+from core.media.reader import WHOLE, VideoReader
 from core.runtime.jobs import Outcome
 
 MONO = "sample_fmts=s16:channel_layouts=mono"
@@ -42,6 +43,9 @@ def audio_frames(
     with open_container(video) as container:
         chosen = choose_stream(container, "audio", stream, notes)
         start = (container.start_time or 0) / av.time_base
+        if offset > SEEK_GAP_SECONDS and container.format.name in SEEKABLE:
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(int((start + offset - 1) / chosen.time_base), stream=chosen)
         declared = float(chosen.duration * chosen.time_base) if chosen.duration else None
         frames = decode(container, chosen, lambda frame: frame.samples / frame.sample_rate, notes)
         if declared and container.format.name.startswith("mov"):
@@ -112,14 +116,17 @@ def extract_audio(
     on_samples: Callable[[int], None],
     min_seconds: float = 0.0,
     stream: int | None = None,
+    video_stream: int | None = None,
+    part: tuple[float, float] = WHOLE,
 ) -> None:
     """Write the audio of a video as a wav of at least `min_seconds`; with `align` it starts at the first frame.
 
-    `on_samples` is called with the length of each decoded chunk and may raise to stop. An unaligned start, damage and
+    `stream` and `video_stream` are numbers of streams. The wav is silent before the `part`, in seconds, and ends
+    shortly after it. `on_samples` is called with the length of each decoded chunk. An unaligned start, damage and
     missing audio are added to the notes of the outcome. Raises ValueError if the file is not a video or has no audio.
     """
     try:
-        with VideoReader(video) as reader:
+        with VideoReader(video, video_stream) as reader:
             offset = reader.start_offset
     except ValueError:  # only audio
         offset = 0.0
@@ -129,17 +136,22 @@ def extract_audio(
         notes.append(f"video starts {abs(offset):.2f} s {order} the audio; --align aligns them")
     peak, energy = 0, np.zeros(3)
 
+    def silence(length: int) -> Iterator[np.ndarray]:
+        for start in range(0, length, 60 * SAMPLE_RATE):
+            yield np.zeros(min(length - start, 60 * SAMPLE_RATE), np.int16)
+
     def chunks(**options) -> Iterator[np.ndarray]:
         nonlocal peak
-        missing = round(min_seconds * SAMPLE_RATE)
-        for samples in iter_audio(video, offset=offset if align else 0.0, stream=stream, **options):
+        written = round(part[0] * SAMPLE_RATE)
+        yield from silence(written)
+        for samples in iter_audio(video, offset=(offset if align else 0.0) + part[0], stream=stream, **options):
             on_samples(len(samples))
             peak = max(peak, int(samples.max()), -int(samples.min()))
-            missing -= len(samples)
+            written += len(samples)
             yield samples
-        while missing > 0:  # silence
-            yield np.zeros(min(missing, 60 * SAMPLE_RATE), np.int16)
-            missing -= 60 * SAMPLE_RATE
+            if written >= part[1] * SAMPLE_RATE:
+                break
+        yield from silence(round(min_seconds * SAMPLE_RATE) - written)
 
     write_wav(wav, chunks(notes=notes, energy=energy))
     if energy[2] < 0.01 * energy[:2].max():

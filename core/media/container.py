@@ -18,6 +18,7 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,dv"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 MAX_FRAME_PIXELS = 100_000_000  # three times 8K
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "max_pixels": str(MAX_FRAME_PIXELS)}
+SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers with an exact index
 _RESTARTING = ("mpegts", "mpeg")  # containers whose clock may start again within the file
 _MAX_JUMP = 10.0  # seconds; a longer jump of such a clock is a new start
 _MAX_DURATION = 4 * 3600 * 1_000_000  # microseconds, of a video that does not tell it
@@ -37,6 +38,9 @@ def open_container(path: Path) -> Iterator[av.container.InputContainer]:
             container = av.open(file, options=_OPTIONS, buffer_size=1 << 18, metadata_errors="replace")
         except (av.FFmpegError, OSError, OverflowError) as error:
             reason = getattr(error, "strerror", error)
+            file.seek(0)
+            if file.read(8)[4:] in (b"ftyp", b"wide", b"mdat"):  # mp4 or mov
+                reason = "cut off: its index is missing; record or download it again"
             raise ValueError(f"cannot be opened as a video ({reason})") from None
         container.flags &= ~av.container.Flags.gen_pts.value  # it invents wrong times in AVI
         with container:
@@ -81,8 +85,12 @@ def choose_stream(
     disabled, and named in `notes`. Raises ValueError if there is none.
     """
     streams = [stream for stream in container.streams if stream.type == kind and not stream.disposition & _PICTURE]
+    if not streams:
+        other = "video" if kind == "audio" else "audio"
+        found = f"has {other} but " if getattr(container.streams, other) else ""
+        raise ValueError(f"{found}no {kind} stream")
     if (number or 0) >= len(streams):
-        raise ValueError(f"no {kind} stream" if number is None else f"no {kind} stream {number}")
+        raise ValueError(f"no {kind} stream {number}; it has {len(streams)}, numbered from 0")
 
     def rank(stream: av.VideoStream | av.AudioStream) -> tuple:
         decodable = stream.codec_context is not None

@@ -55,7 +55,6 @@ def extract_crops(
         advance(1)
 
     outcome.notes += [f"{reader.path.name}: {note}" for note in reader.notes]
-    reader.poll = lambda: advance(0)  # raises if the run is stopped
     timestamps, group = np.unique(table.timestamp[rows], return_inverse=True)
     rows_by_timestamp = np.split(rows[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
     num_early = int(np.searchsorted(timestamps, -0.5 / reader.fps))  # timestamps before the video

@@ -2,9 +2,10 @@
 
 import contextlib
 import itertools
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -12,11 +13,12 @@ import cv2
 import numpy as np
 from av.video.reformatter import ColorTrc, VideoReformatter
 
-from core.media.container import MAX_FRAME_PIXELS, FilterChain, choose_stream, decode, open_container
+from core.config import SEEK_GAP_SECONDS
+from core.media.container import MAX_FRAME_PIXELS, SEEKABLE, FilterChain, choose_stream, decode, open_container
 from core.media.tone_mapping import tone_map
 
 MAX_FRAME_RATE = 1000  # frames per second; written by recorders with a millisecond clock and an unknown rate
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers with an exact index
+WHOLE = (0.0, math.inf)  # the part of a video that is all of it
 _TIME_TOLERANCE = 0.002  # seconds; Matroska rounds timestamps to 0.001 s
 _MAX_FRAME_SECONDS = 60.0  # seconds; a frame is shown for at most this long
 _THREADS = min(8, os.cpu_count() or 1)  # of a decoder
@@ -27,17 +29,19 @@ class VideoReader:
     """A video opened for reading frames in order; a context manager. Timestamps count from the first frame.
 
     `stream` is the number of the video stream, by default the one that players choose. With `enhance`, interlaced
-    frames are deinterlaced and those of high dynamic range (HLG, PQ) are tone-mapped. `notes` are remarks on the video.
+    frames are deinterlaced and those of high dynamic range (HLG, PQ) are tone-mapped. `part` is the start and the end
+    in seconds of the part to read. `notes` are remarks on the video.
 
     Raises ValueError if the file is not a video.
     """
 
-    def __init__(self, path: Path, stream: int | None = None, enhance: bool = False):
-        self.path, self._number, self._enhance = path, stream, enhance
-        self.poll: Callable[[], None] = lambda: None  # called for every decoded frame; may raise to stop
+    def __init__(self, path: Path, stream: int | None = None, enhance: bool = False, part: tuple[float, float] = WHOLE):
+        self.path, self._number, self._enhance, self._part = path, stream, enhance, part
         self._files = contextlib.ExitStack()
         try:
             self._open()
+            if self._seekable and part[0] > SEEK_GAP_SECONDS:
+                self._seek(part[0] * self.fps)
         except BaseException:
             self._files.close()
             raise
@@ -56,7 +60,7 @@ class VideoReader:
             raise ValueError(f"frames of {stream.width} x {stream.height} pixels are too large")
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         stream.thread_type, stream.thread_count = "AUTO", _THREADS
-        self._seekable, self._constant = self._container.format.name in _SEEKABLE, True
+        self._seekable, self._constant = self._container.format.name in SEEKABLE, True
         self._reformatter = VideoReformatter()
         self._progressive = FilterChain(lambda: [("setfield", "mode=prog")])
         self.start = None  # time of the first frame in the container, in seconds
@@ -96,11 +100,6 @@ class VideoReader:
         return self.start - (self._container.start_time or 0) / av.time_base
 
     @property
-    def has_audio(self) -> bool:
-        """True if there is an audio stream."""
-        return bool(self._container.streams.audio)
-
-    @property
     def frame_count(self) -> int | None:
         """Number of frames according to the container, None if unknown."""
         return self._stream.frames or round((self._container.duration or 0) / av.time_base * self.fps) or None
@@ -133,9 +132,14 @@ class VideoReader:
 
     def timeline(self) -> Iterator[tuple[float, float, av.VideoFrame]]:
         """Yield all frames, each with the timestamp from which it is shown and its own, in seconds."""
+        start, stop = self._part
         while self._next is not None:
-            start, position, frame = self._next
-            yield (start - 0.5) / self.fps, position / self.fps, frame
+            position, own_position, frame = self._next
+            shown, time = (position - 0.5) / self.fps, own_position / self.fps
+            if shown >= stop:
+                return
+            if time > start - 0.5 / self.fps:
+                yield shown, time, frame
             self._next = next(self._timeline, None)
 
     def _seek(self, position: float) -> None:
@@ -161,7 +165,6 @@ class VideoReader:
         previous = None
         frames = decode(self._container, self._stream, lambda _: 1 / self.fps, self.notes)
         for time, frame in self._deinterlace(frames) if self._enhance else frames:
-            self.poll()
             if self.start is None:
                 self.start = time or 0.0
             position = (0.0 if previous is None else previous + 1) if time is None else (time - self.start) * self.fps

@@ -39,6 +39,8 @@ class TrainingRun:
         self._manifest = Manifest(self.directory / f"{name}_cfg.json", self.settings, overwrite=True)
         self.state: dict | None = self._load(resume)
         self.log: list[dict] = self.state["log"] if self.state else []
+        if self.state and "init_weights" in settings:  # those it started from, also if they are not named again
+            self.settings["init_weights"] = self.state["settings"].get("init_weights")
         self._require_same(self.identity)
 
     @distributed.on_main

@@ -67,7 +67,7 @@ def number(minimum: float, maximum: float = float("inf")) -> Callable[[str], flo
 
 
 positive_int, worker_count, seed, odd_positive = integer(1), integer(0), integer(0), integer(1, odd=True)
-positive_float, fraction = number(0), number(0, 1)
+positive_float, fraction, seconds = number(0), number(0, 1), number(0, 1e6)
 
 
 def odd_window(text: str) -> int:
@@ -76,10 +76,11 @@ def odd_window(text: str) -> int:
 
 
 def device_name(text: str) -> str:
-    """Argument type: `cpu` or the number of a CUDA device."""
-    if text != "cpu" and not (text.isascii() and text.isdigit()):
+    """Argument type: `cpu`, or the number of a CUDA device, which may follow `cuda:`."""
+    name = text.removeprefix("cuda:")
+    if text != "cpu" and not (name.isascii() and name.isdigit()):
         raise argparse.ArgumentTypeError(f"must be the number of a CUDA device or cpu, not {text!r}")
-    return text
+    return name
 
 
 def add_split_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,17 +158,8 @@ def launch(
             sys.stdout.reconfigure(line_buffering=True)  # logs are up to date even if the process is killed
         with distributed.process_group() if all_ranks else contextlib.nullcontext():
             status = main(args) or 0
-    except (InputError, RunError) as error:
-        status = _fail(error, 2 if isinstance(error, InputError) else 1)
-    except OSError as error:
-        path = f"{error.filename}: " if error.filename else ""
-        status = _fail(f"{path}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1)
     except Exception as error:
-        message = describe_system_error(error)
-        if message is None:
-            traceback.print_exc()
-            message = f"unexpected {type(error).__name__}: {error}"
-        status = _fail(message, 1)
+        status = _fail(*describe_failure(error))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = 130
@@ -181,7 +173,21 @@ def launch(
     sys.exit(status)
 
 
-def _fail(message: object, status: int) -> int:
+def describe_failure(error: Exception) -> tuple[str, int]:
+    """Return a message and the exit status. The traceback of an unexpected error is printed."""
+    if isinstance(error, InputError | RunError):
+        return str(error), 2 if isinstance(error, InputError) else 1
+    if isinstance(error, OSError):
+        path = f"{error.filename}: " if error.filename else ""
+        return f"{path}{error.strerror or error}", 2 if error.errno in _UNUSABLE_PATHS else 1
+    message = describe_system_error(error)
+    if message is None:
+        traceback.print_exc()
+        message = f"unexpected {type(error).__name__}: {error}"
+    return message, 1
+
+
+def _fail(message: str, status: int) -> int:
     if not distributed.is_main_process():
         time.sleep(_GRACE_SECONDS)
         message = f"rank {distributed.get_rank()}: {message}"

@@ -1,17 +1,20 @@
-"""Parallel processing of many videos, on ranks and threads, with a progress bar and a list of failures.
+"""Parallel processing of many videos, on ranks and processes, with a progress bar and a list of failures.
 
-Threads suffice, because decoding and encoding release the GIL.
+Every video is processed in a process of its own, so a decoder that crashes loses this video only.
 """
 
-import threading
+import multiprocessing
+import signal
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import TypeVar
 
 from core.runtime import distributed
-from core.runtime.errors import InputError, one_line
+from core.runtime.errors import InputError, RunError, one_line
 from core.runtime.files import write_bytes
 from core.runtime.progress import progress
 
@@ -44,53 +47,92 @@ def run_jobs(
     workers: int,
     directory: str | Path,
 ) -> Outcome:
-    """Run `job(item, outcome, advance)` for every item on `workers` threads; returns the outcome of all ranks.
+    """Run `job(item, outcome, advance)` for every item, `workers` at a time; returns the outcome of all ranks.
 
-    The job fills its outcome and calls `advance(n)` to move the progress bar by n units. An InputError or ValueError
-    is a failure of that item alone; any other exception ends the run. Failures and notes are written to files in the
-    directory, also if the run ends early. Items are divided among the ranks by their units. If a rank dies, no files
-    are written.
+    The job fills its outcome and calls `advance(n)` to move the progress bar by n units. An InputError, a ValueError or
+    a crash is a failure of that item alone; any other exception ends the run. Failures and notes are written to files
+    in the directory, also if the run ends early. Items are divided among the ranks by their units. If a rank dies, no
+    files are written.
     """
     items = list(items)
     distributed.require_same("videos", lambda: [name(item) for item in items])
     local = distributed.local_items([units(item) for item in items])
-    outcomes = {index: Outcome() for index in local}
-    stop = threading.Event()
-    total = sum(units(items[index]) for index in local)
+    outcomes: dict[int, Outcome] = {}
+    waiting, running = deque(local), {}
     result = Outcome()
     try:
-        with progress(total=total, unit=unit) as bar, ThreadPoolExecutor(max(workers, 1)) as pool:
-
-            def advance(count: int) -> None:
-                if stop.is_set():
-                    raise InterruptedError("stopped")
-                bar.update(count)
-
-            def run_one(item: Item, outcome: Outcome) -> None:
-                try:
-                    if not stop.is_set():
-                        job(item, outcome, advance)
-                except (InputError, ValueError) as error:
-                    outcome.failures.append(f"{name(item)}: {error}")
-
-            futures = [pool.submit(run_one, items[index], outcome) for index, outcome in outcomes.items()]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-                for future in futures:
-                    if future.done():
-                        future.result()
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+        with progress(total=sum(units(items[index]) for index in local), unit=unit) as bar:
+            while waiting or running:
+                while waiting and len(running) < max(workers, 1):
+                    index = waiting.popleft()
+                    receiver, process = _start(job, items[index], name(items[index]))
+                    running[receiver] = index, process
+                for receiver in connection.wait(running):
+                    index, process = running[receiver]
+                    message = _receive(receiver, process, name(items[index]))
+                    if isinstance(message, int):
+                        bar.update(message)
+                        continue
+                    del running[receiver]
+                    process.join()
+                    if isinstance(message, Exception):
+                        raise message
+                    outcomes[index] = message
         for gathered in distributed.all_gather(outcomes):
             outcomes |= gathered
     finally:
+        for _, process in running.values():
+            process.kill()
+            process.join()
         for _, outcome in sorted(outcomes.items()):
             result.add(outcome)
         if distributed.is_main_process():
             write_list(result.failures, Path(directory, FAILURES))
             write_list([*_earlier_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
     return result
+
+
+def _start(job: Callable, item: Item, name: str) -> tuple[connection.Connection, multiprocessing.Process]:
+    """Start a process for one item, which ignores Ctrl-C. Returns the connection it reports to, and the process."""
+    context = multiprocessing.get_context("fork")  # the job needs no pickling
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(job, item, name, sender))
+    interrupts: list[int] = []  # Python would ignore an exception while it forks
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    process.start()
+    signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        raise KeyboardInterrupt
+    sender.close()
+    return receiver, process
+
+
+def _run(job: Callable, item: Item, name: str, sender: connection.Connection) -> None:
+    """Run a job in its own process: send units of progress, then the outcome or an exception that ends the run."""
+    distributed.end_with_parent()
+    outcome = Outcome()
+    try:
+        job(item, outcome, sender.send)
+    except (InputError, ValueError) as error:
+        outcome.failures.append(f"{name}: {error}")
+    except Exception as error:
+        if not isinstance(error, (OSError, RunError, MemoryError)):
+            traceback.print_exc()
+        sender.send(error)
+        return
+    sender.send(outcome)
+
+
+def _receive(
+    receiver: connection.Connection, process: multiprocessing.Process, name: str
+) -> "int | Outcome | Exception":
+    """Return the next message of a process. If it has died, this is a failure of its item."""
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        reason = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else f"exit status {process.exitcode}"
+        return Outcome(failures=[f"{name}: its process died ({reason})"])
 
 
 def _earlier_notes(result: Outcome, path: Path) -> list[str]:
