@@ -425,7 +425,7 @@ def test_broken_first_frame_is_black():
 def test_tracks_are_numbered_in_reading_order():
     rng = np.random.default_rng(0)
     for columns, lines in ((2, 1), (5, 5), (7, 7)):
-        corners = [(x, y) + rng.uniform(-0.1, 0.1, 2) for y in range(lines) for x in range(columns)]
+        corners = [np.array((x, y)) + rng.uniform(-0.1, 0.1, 2) for y in range(lines) for x in range(columns)]
         tracks = [Track([0.0, 1.0], [np.append(c, c + 0.6), np.append(c, c + 0.5)], [1.0, 1.0]) for c in corners]
         shuffled = [tracks[index] for index in rng.permutation(len(tracks))]
         assert [id(track) for track in reading_order(shuffled)] == [id(track) for track in tracks]
