@@ -15,9 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.config import ASC_inputs, STE_forward_params, STE_inputs, annotation_csvs, postprocessing_params
+from core.config import (
+    ASC_inputs,
+    STE_forward_params,
+    STE_inputs,
+    annotation_csvs,
+    postprocessing_params,
+    result_options,
+)
 from core.datasets import ClipReader
-from core.formats.annotations import read_annotations
+from core.formats.annotations import annotations_of, read_annotations
 from core.formats.clips import drop_missing
 from core.formats.features import STE_FORWARD_SETTINGS
 from core.formats.predictions import holds_rows
@@ -98,10 +105,10 @@ def main(args: argparse.Namespace) -> None:
     print(f"features of {settings['videos']} of {len(done)} videos: {output_dir}")
     if args.split == "train":
         trained = training_settings(args.weights)
-        same = trained.get("csv_train_full") == args.csv
+        same, likely_csv = trained.get("csv_train_full") == args.csv, annotations_of("val", args.csv, "train")
         cli.print_next(
             *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "val", "--weights", args.weights),
-            csv=(trained.get("csv_val_full") if same else annotation_csvs["val"], annotation_csvs["val"]),
+            csv=(trained.get("csv_val_full") if same else likely_csv, annotation_csvs["val"]),
             audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
             video_dir=(args.video_dir, STE_inputs["video_dir"]),
             output_dir=(str(output_dir.with_name("val")), ASC_inputs["features_val_full"]),
@@ -116,6 +123,7 @@ def main(args: argparse.Namespace) -> None:
             ground_truth=(args.csv, postprocessing_params["ground_truth"]),
             clip_boxes=(args.clip_boxes, False),
             only_predicted=(args.skip_missing, False),
+            **result_options(args.split, postprocessing_params["ste_predictions_csv"]),
         )
 
 

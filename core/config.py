@@ -130,3 +130,9 @@ postprocessing_params = {
     "asc_predictions_csv": os.path.join(DATA_ROOT, "results", "asc_predictions_val.csv"),
     "ground_truth_csv": os.path.join(DATA_ROOT, "results", "ground_truth_val.csv"),
 }
+
+
+def result_options(split: str, predictions_csv: str) -> dict[str, tuple[str, str]]:
+    """Options of a post-processing stage that name its files after the split, for `core.runtime.cli.print_next`."""
+    paths = {"predictions_csv": predictions_csv, "ground_truth_csv": postprocessing_params["ground_truth_csv"]}
+    return {name: (f"{path.removesuffix('_val.csv')}_{split}.csv", path) for name, path in paths.items()}

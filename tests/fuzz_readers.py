@@ -244,7 +244,7 @@ class Trial:
         handler, start = signal.signal(signal.SIGALRM, stop), perf_counter()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("always")
                 result = read()
         except Timeout:

@@ -72,7 +72,7 @@ def postprocess(args: argparse.Namespace, directory: str) -> None:
     print(f"official mAP: {100 * numbers['mAP']:.2f} (chance {100 * numbers['chance']:.2f})")
     train = str(Path(directory).with_name("train"))
     device = read_setting(train, STE_FORWARD_SETTINGS, "cuda_device")
-    if device is None:
+    if device is None or read_setting(directory, STE_FORWARD_SETTINGS, "split") != "val":
         files = ("--predictions", args.predictions_csv, "--ground-truth", args.ground_truth_csv)
         print_next("scripts/evaluate.py", *files)
     else:  # features of the training videos: stage 7 is next
