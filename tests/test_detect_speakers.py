@@ -830,7 +830,7 @@ KILLS = [
     ("cv2.imencode", 5),  # while writing crops
     ("core.detection.pipeline.sha256", 1),  # before tracks.csv is renamed
     ("core.detection.segments.write_bytes", 1),  # between speakers.json and speakers.rttm
-    ("core.detection.overlay.mark_face", 4),  # while writing the marked video
+    ("core.detection.overlay.mark_faces", 4),  # while writing the marked video
 ]
 
 
