@@ -86,7 +86,7 @@ stage 3: 2676314 crops (train), 768307 crops (val)
 stage 4: first epoch of the released code, in models/ste_encoder/ste_encoder_logs.csv:
     train_loss_av 0.4122, train_loss_audio 0.4527, train_loss_video 0.5219, train_auc 0.8203, train_ap 0.5196
     val_loss_av 0.3937, val_loss_audio 0.4344, val_loss_video 0.5141, val_auc 0.8473, val_ap 0.5725
-stage 5: features of 120 videos (train), 33 videos (val)
+stage 5: features of 120 of 120 videos (train), features of 33 of 33 videos (val)
 stage 6: official mAP 79.5, measured by a user of the released code
 stage 8: predictions of 33 videos
 stage 9: official mAP 87.1 in the paper, 83.6 retrained by others (WASD)

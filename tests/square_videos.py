@@ -14,6 +14,14 @@ H264_AAC = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-pix_fmt", 
 NOISE = "anoisesrc=sample_rate=16000:amplitude=0.3:seed=1"
 
 
+def ava_shaped(boxes: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Boxes (n, 4) of AVA's shape with the same centres and areas, without regard to the frame."""
+    centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * size
+    height = np.sqrt(sides.prod(axis=1) / 0.86)
+    half = np.stack([0.86 * height / size[0], height / size[1]], axis=1) / 2
+    return np.hstack((centre - half, centre + half))
+
+
 @dataclass(frozen=True)
 class Square:
     """A square in uniform motion: top left corner at time 0, side length and velocity, in pixels and seconds."""
@@ -31,8 +39,8 @@ class Square:
         return np.array([x, y, x + round(self.side), y + round(self.side)])
 
     def box(self, time: float, size: tuple[int, int] = SIZE) -> np.ndarray:
-        """(4,) x1 y1 x2 y2 as fractions of the frame."""
-        return self.corners(time) / np.tile(size, 2)
+        """(4,) x1 y1 x2 y2 as fractions of the frame, with the shape that detection gives."""
+        return ava_shaped(self.corners(time)[None] / np.tile(size, 2), size)[0]
 
 
 def background(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:

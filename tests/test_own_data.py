@@ -30,6 +30,7 @@ from tiny_inputs import (
     write_wav,
 )
 
+from core.formats.annotations import read_annotations
 from core.models import active_speakers_context
 
 Result = subprocess.CompletedProcess[str]
@@ -333,6 +334,13 @@ def test_columns_in_the_readme_are_a_header(tmp_path):
     readme = " ".join((ROOT / "README.md").read_text().split())
     columns = re.search(r"The columns are (.+?) \(no header\)", readme)[1]
     assert_usual_map(tmp_path, truth=f"{columns}\n{ROWS}")
+
+
+def test_annotations_in_the_docs_are_read(tmp_path):
+    page = (ROOT / "docs" / "own_data.md").read_text()
+    lines = re.findall(r"^    (video_id,.*|talk,.*)\n", page, re.MULTILINE)
+    table = read_annotations(write_text(tmp_path / "talk.csv", "".join(f"{line}\n" for line in lines)))
+    assert (len(table), table.entity_ids) == (3, ["talk_0001", "talk_0002"])
 
 
 @pytest.mark.parametrize(("text", "words"), REFUSED.values(), ids=REFUSED)

@@ -15,11 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from core.detection.overlay import SILENT, SPEAKING, mark_face, marked_frames, score_colour, visible_rows
+from core.detection import overlay
+from core.detection.overlay import SILENT, SPEAKING, mark_faces, marked_frames, score_colour, visible_rows
 from core.detection.segments import describe_tracks, segments, short_name, write_rttm, write_segments, write_tracks
 from core.detection.timeline import LANES, plot_timeline
+from core.detection.tracks import Track, reading_order
 from core.formats.annotations import FaceTable, read_annotations
+from core.formats.csv_table import check_name
 from core.formats.predictions import read_scores
+from core.reports import fonts, plots
+from core.reports.fonts import cut, drawable, text_width
 from core.runtime.errors import InputError
 
 FRAME = (640, 360)  # width, height
@@ -263,7 +268,7 @@ def test_colours_range_from_red_to_green():
 def test_boxes_are_drawn_at_their_place(size, score):
     width, height = size
     image = np.zeros((height, width, 3), np.uint8)
-    mark_face(image, np.array(BOX), score, "1", threshold=1.5)
+    mark_faces(image, np.array([BOX]), np.array([score]), ["1"], threshold=1.5)
     left, top, right, bottom = width // 4, height // 4, width // 2, height * 3 // 4
     middle = (top + bottom) // 2
     for y, x in ((middle, left), (middle, right), (bottom, (left + right) // 2), (top, right - 3)):
@@ -284,24 +289,78 @@ def test_scores_are_within_the_frame_wherever_the_face_is(size, name):
     white_pixels = []
     for x, y in [(0.4, 0.5), *CORNERS]:
         image = np.zeros((size[1], size[0], 3), np.uint8)
-        mark_face(image, np.array([x, y, x + 0.1, y + 0.1]), 0.25, name, 0.5)
+        mark_faces(image, np.array([[x, y, x + 0.1, y + 0.1]]), np.array([0.25]), [name], 0.5)
         white_pixels.append(int((image.min(axis=2) > 200).sum()))
     assert white_pixels[0] > 20
     assert white_pixels == [white_pixels[0]] * len(white_pixels)
 
 
-def test_long_names_are_not_drawn():
-    short, long, other = (np.zeros((360, 640, 3), np.uint8) for _ in range(3))
-    for image, name in ((short, "12"), (long, "somebody"), (other, "somebody else")):
-        mark_face(image, np.array(BOX), 0.5, name, 0.5)
-    assert (long == other).all()
-    assert (short != long).any()
+LONG_NAMES = ["participant_01", "participant_02", "\u5f20\u4e09", "\u674e\u56db", "\U0001f389", 30 * "W", 240 * "x"]
+
+
+def test_names_of_any_length_and_script_are_drawn():
+    images = []
+    for name in ["1", *LONG_NAMES]:
+        image = np.zeros((360, 640, 3), np.uint8)
+        mark_faces(image, np.array([BOX]), np.array([0.5]), [drawable(name)], 0.5)
+        assert not image[:, : FRAME[0] // 4 - 4].any()
+        assert not image[:, FRAME[0] // 2 + 4 :].any()  # no wider than the face
+        images.append(image.tobytes())
+    assert len(set(images)) == len(images)
+
+
+def label_boxes(monkeypatch, size: tuple[int, int], boxes: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) of the labels that are drawn at faces (n, 4), in pixels of a frame of a size (W, H)."""
+    labels, place = [], overlay._place_label
+    monkeypatch.setattr(overlay, "_place_label", lambda *args: labels.append(place(*args)) or labels[-1])
+    names = [str(number) for number in range(1, len(boxes) + 1)]
+    mark_faces(np.zeros((*size[::-1], 3), np.uint8), boxes, np.full(len(boxes), 0.5), names, 0.5)
+    return np.array(labels)
+
+
+@pytest.mark.parametrize("size", [FRAME, (1280, 720)])
+@pytest.mark.parametrize("columns", [1, 2, 5, 7])
+def test_labels_of_many_faces_do_not_overlap(monkeypatch, size, columns):
+    faces = np.stack(np.meshgrid(np.arange(columns), np.arange(columns)), axis=-1).reshape(-1, 2) + 0.5
+    faces += np.random.default_rng(columns).uniform(-0.1, 0.1, faces.shape)
+    boxes = np.hstack((faces, faces)) / columns + np.array([-0.16, -0.3, 0.16, 0.3]) / columns
+    labels = label_boxes(monkeypatch, size, boxes)
+    for number, label in enumerate(labels):
+        others = np.delete(labels, number, axis=0)
+        assert not ((others[:, :2] < label[2:]) & (others[:, 2:] > label[:2])).all(axis=1).any()
+    face_widths = (boxes[:, 2] - boxes[:, 0]) * size[0]
+    assert (labels[:, 2] - labels[:, 0] < 1.6 * face_widths).all()
+    assert (labels[:, :2] >= 0).all()
+    assert (labels[:, 2:] <= size).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Zo\u00eb 1: $x$ [a]", "Zo\u00eb 1: $x$ [a]"),
+        ("\u5f20\u4e09 2", "[5f20 4e09] 2"),
+        ("\ud55c\uad6d \u304b", "[han gug] [ka]"),
+        ("a\U0001f389\ufe0f", "a[party popper]"),
+        ("\U000e0041", ""),  # only modifies other characters
+        ("\U0010ffff", "[10ffff]"),
+    ],
+)
+def test_characters_without_a_font_are_replaced_by_their_names(monkeypatch, text, expected):
+    monkeypatch.setattr(fonts, "_characters", lambda: {chr(code) for code in range(0x250)})
+    assert drawable(text) == expected
+
+
+def test_text_is_cut_to_a_width():
+    assert cut("short", 4) == "short"
+    assert cut("participant_01", 5) == "part\u2026_01"
+    assert cut(240 * "x", 0.1) == "x\u2026"
+    assert all(text_width(cut(name, width)) <= width for name in ("a b", 99 * "W", "iiiiWWWW") for width in (2, 3.5, 9))
 
 
 def test_boxes_that_reach_the_threshold_are_thicker():
     silent, speaking = (np.zeros((720, 1280, 3), np.uint8) for _ in range(2))
     for image, threshold in ((silent, 0.6), (speaking, 0.5)):
-        mark_face(image, np.array(BOX), 0.5, "1", threshold)
+        mark_faces(image, np.array([BOX]), np.array([0.5]), ["1"], threshold)
     assert speaking.any(axis=2).sum() > 1.1 * silent.any(axis=2).sum()
 
 
@@ -360,6 +419,19 @@ def test_broken_first_frame_is_black():
     assert not image.any()
 
 
+# Numbers of tracks
+
+
+def test_tracks_are_numbered_in_reading_order():
+    rng = np.random.default_rng(0)
+    for columns, lines in ((2, 1), (5, 5), (7, 7)):
+        corners = [np.array((x, y)) + rng.uniform(-0.1, 0.1, 2) for y in range(lines) for x in range(columns)]
+        tracks = [Track([0.0, 1.0], [np.append(c, c + 0.6), np.append(c, c + 0.5)], [1.0, 1.0]) for c in corners]
+        shuffled = [tracks[index] for index in rng.permutation(len(tracks))]
+        assert [id(track) for track in reading_order(shuffled)] == [id(track) for track in tracks]
+    assert reading_order([]) == []
+
+
 # The timeline
 
 
@@ -396,3 +468,47 @@ def test_timeline_shows_speech(tmp_path):
         (path,) = plot_timeline(tmp_path / f"{number}.png", table, scores, 0.5, (0.0, 4.0), thumbnail)
         plots.append(cv2.imread(str(path)).astype(int))
     assert (np.abs(plots[1] - plots[0]).max(axis=2) > 20).mean() > 0.1
+
+
+def draw_hour(tmp_path, monkeypatch, seconds: float, scores: np.ndarray):
+    """The axes of a timeline of one track over a number of seconds."""
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or figure.canvas.draw() or path)
+    table = make_table(("video:1", np.linspace(0, seconds, len(scores), endpoint=False).tolist()))
+    plot_timeline(tmp_path / "x.png", table, scores, 0.5, (0.0, seconds), thumbnail)
+    plots.plt.close(drawn[0])
+    return drawn[0].axes[1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (8.0, ["0", "1", "2", "3", "4", "5", "6", "7", "8"]),
+        (3600.0, [f"0:{minute:02}:00" for minute in range(0, 60, 5)] + ["1:00:00"]),
+        (30 * 3600.0, [f"{hour}:00:00" for hour in range(0, 31, 3)]),
+    ],
+)
+def test_long_timelines_are_labelled_in_hours(tmp_path, monkeypatch, seconds, expected):
+    axes = draw_hour(tmp_path, monkeypatch, seconds, np.zeros(200))
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    low, high = axes.get_xlim()
+    assert [label for label, at in zip(labels, axes.get_xticks(), strict=True) if low <= at <= high] == expected
+
+
+def test_curves_of_long_tracks_are_means_and_ranges(tmp_path, monkeypatch):
+    scores = np.tile([0.2, 0.6], 45_000)
+    axes = draw_hour(tmp_path, monkeypatch, 3600.0, scores)
+    curve = axes.lines[0].get_xydata()
+    assert len(curve) == plots.MAX_COLUMNS
+    assert np.allclose(curve[:, 1], 0.4, atol=0.01)
+    assert "ranges" in axes.get_xlabel()
+    spans = [band.get_paths()[0].get_extents() for band in axes.collections[1:]]
+    assert (spans[0].y0, spans[0].y1) == (0.2, 0.6)
+    axes = draw_hour(tmp_path, monkeypatch, 4.0, scores[:100])
+    assert len(axes.lines[0].get_xydata()) == 100
+    assert "ranges" not in axes.get_xlabel()
+
+
+def test_too_long_name_of_a_video_is_an_error():
+    with pytest.raises(InputError, match=r"240 bytes; rename the file"):
+        check_name(81 * "\u4e2d", "x.mp4")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_videos import frame_number, rate
 from numbered_videos import make_video as make_numbered_video
-from square_videos import DIM, SIZE, Square, SquareDetector, background, draw, encode, make_video
+from square_videos import DIM, SIZE, Square, SquareDetector, ava_shaped, background, draw, encode, make_video
 
 from core.config import tracking_params
 from core.detection.shots import Shots, detect_shots, row_rate
@@ -365,14 +365,6 @@ def find_tracks(path, detector=None, **options) -> tuple[Shots, list[tuple[np.nd
         return shots, list(detect_tracks(reader, shots, detector or SquareDetector(), **options))
 
 
-def ava_shaped(boxes: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Boxes (n, 4) of AVA's shape with the same centres and areas, without regard to the frame."""
-    centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * size
-    height = np.sqrt(sides.prod(axis=1) / 0.86)
-    half = np.stack([0.86 * height / size[0], height / size[1]], axis=1) / 2
-    return np.hstack((centre - half, centre + half))
-
-
 @pytest.fixture(scope="module")
 def square_video(tmp_path_factory):
     return make_video(tmp_path_factory.mktemp("squares") / "video.mp4", FACES, 4.6, cuts=[2.4], audio=None)
@@ -390,7 +382,7 @@ def test_tracks_have_every_row_of_a_face_and_end_at_cuts(square_video):
     assert spans[2] == (2.4, 4.56)  # from the first row after the cut to the last row of the video
     for (times, boxes), face in zip(tracks, (FACES[0], FACES[2], FACES[1]), strict=True):
         np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-9)
-        true = ava_shaped(np.array([face.box(time) for time in times]))
+        true = np.array([face.box(time) for time in times])
         assert np.abs((boxes - true) * np.tile(SIZE, 2)).max() < 1.6  # pixels
         assert len(set(shots.shot[np.isin(shots.times, times)].tolist())) == 1
     assert detector.calls == len(range(0, 60, 3)) + 1 + len(range(60, 115, 3))

@@ -35,7 +35,7 @@ def plot_timeline(
     pages = [tracks[start : start + LANES] for start in range(0, len(tracks), LANES)] or [[]]
     paths = [path, *(path.with_stem(f"{path.stem}_{number}") for number in range(2, len(pages) + 1))]
     for number, (page, target) in enumerate(zip(pages, paths, strict=True), 1):
-        title, limits = f"Speakers of {short(table.video_ids[0])}: {len(tracks)} tracks", span
+        title, limits = f"Speakers of {short(table.video_ids[0], 80)}: {len(tracks)} tracks", span
         if len(pages) > 1:
             title += f" (page {number} of {len(pages)})"
             limits = times[page[0]][0], max(times[track][-1] + row_interval(times[track]) for track in page)
@@ -45,6 +45,7 @@ def plot_timeline(
             curves = [values, np.full(len(values), threshold)]
             face = ImageOps.contain(thumbnail(track), THUMBNAIL_SIZE)
             speaking = (values >= threshold).astype(int)
-            lanes.append(Lane(f"track {short_name(table, track)}", times[track], curves, speaking, limits, face))
+            name = f"track {short(short_name(table, track), 60)}"
+            lanes.append(Lane(name, times[track], curves, speaking, limits, face))
         draw_lanes(target, title, lanes, ["score", f"threshold {threshold:g}"], SHADES)
     return paths

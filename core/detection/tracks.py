@@ -102,6 +102,17 @@ def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
     return [track for track in tracks if max(track.scores) >= params["min_track_score"]]
 
 
+def reading_order(tracks: list[Track]) -> list[Track]:
+    """Return tracks from left to right, line by line. A line has the faces that begin above the end of its top one."""
+    boxes = np.array([np.mean(track.boxes, axis=0) for track in tracks]).reshape(-1, 4)
+    bottom, line, lines = -np.inf, 0, np.zeros(len(tracks))
+    for index in np.argsort(boxes[:, 1]):
+        if boxes[index, 1] >= bottom:
+            bottom, line = boxes[index, 3], line + 1
+        lines[index] = line
+    return [tracks[index] for index in np.lexsort((boxes[:, 0], lines))]
+
+
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Intersection over union (n, m) of boxes (n, 4) and (m, 4)."""
     return torchvision.ops.box_iou(torch.tensor(first), torch.tensor(second)).numpy()
@@ -150,7 +161,7 @@ def detect_tracks(
         # After the last frame of a truncated video, `images` is exhausted.
         pairs = zip(shots.times[rows], images, strict=False)
         detections = [(time, detector.detect(image)) for time, image in pairs if image is not None]
-        for track in link_detections(detections):
+        for track in reading_order(link_detections(detections)):
             if track.times[-1] - track.times[0] < min_track:
                 short += 1
                 continue

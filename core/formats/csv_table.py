@@ -37,7 +37,8 @@ def check_name(name: str, where: str) -> str:
     if reserved or not name.isprintable() or "/" in name or "\\" in name:
         raise InputError(f"{where}: {name[:80]!r} is not a plain file name, so it cannot be an id")
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
-        raise InputError(f"{where}: the id {name[:40]!r}... is longer than {MAX_NAME_BYTES} bytes")
+        problem = f"the name {name[:40]!r}... is longer than {MAX_NAME_BYTES} bytes"
+        raise InputError(f"{where}: {problem}; rename the file or shorten the id")
     return name
 
 

@@ -1,6 +1,6 @@
 """Plots of results, legible at half size, and helpers that all plots share. Colours are those of Okabe and Ito."""
 
-import warnings
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MultipleLocator
 from PIL import Image
 
 from core.contexts import row_interval, starts_after_gap
 from core.formats.annotations import FaceTable
 from core.metrics import precision_recall
+from core.reports.fonts import FAMILIES, cut, drawable, text_width
 from core.runtime.errors import one_line
 from core.runtime.files import replacing
 
@@ -27,6 +30,7 @@ plt.rcParams.update(
     {
         "text.parse_math": False,  # names may contain dollar signs
         "agg.path.chunksize": 10_000,  # otherwise curves of many points can exceed a limit of the renderer
+        "font.family": FAMILIES,
         "font.size": 9,
         "axes.titlesize": 9,
         "axes.titlelocation": "left",
@@ -41,6 +45,9 @@ plt.rcParams.update(
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":")  # line styles, the next one for each round of colours
 MAX_LANES = 12  # tracks in a plot of scores
+MAX_COLUMNS = 500  # points of a curve; more rows than twice as many are drawn as means and ranges
+CLOCK_SECONDS = 2000  # axes that end later are labelled h:mm:ss; AVA's timestamps, which end before, stay seconds
+CLOCK_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)  # seconds between labels
 MAX_IDLE_SECONDS = 2.0  # a longer stretch of time without any track is left out
 LABEL_SHADES = {  # background of lanes, by label_id
     "not speaking": "#EEEEEE",
@@ -51,23 +58,22 @@ LABEL_SHADES = {  # background of lanes, by label_id
 
 def save(figure: plt.Figure, path: Path) -> Path:
     """Write a figure atomically and close it. Returns the path."""
-    with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names may use scripts that the font lacks
+    with replacing(path) as temporary:
         figure.savefig(temporary)
     plt.close(figure)
     return path
 
 
 def short(name: str, length: int = 44) -> str:
-    """Return a name for a figure, on one line and with its middle cut out if it is longer than `length`."""
-    name, half = one_line(name), length // 2 - 2
-    return name if len(name) <= length else f"{name[:half]}...{name[-half:]}"
+    """Return a name for a figure, on one line and with its middle cut out if it is wider than `length` letters."""
+    return cut(drawable(one_line(name)), 0.6 * length)
 
 
 def draw_legend(figure: plt.Figure, handles: Sequence, texts: Sequence[str]) -> None:
     """Draw the legend below the panels, in as many columns as fit, and make room for it."""
     texts = [f" {text}" if text.startswith("_") else text for text in texts]  # matplotlib hides leading underscores
-    columns = max(1, int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, texts)))))  # 0.075 inches per letter
+    em = plt.rcParams["font.size"] / 72  # inches
+    columns = max(1, int(figure.get_figwidth() / (0.5 + em * max(map(text_width, texts)))))
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(texts) // columns))
     figure.legend(handles, texts, loc="outside lower center", ncols=min(columns, len(texts)))
 
@@ -191,20 +197,26 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
     Curves and shades are interrupted where a track pauses. `curves` are their texts in the legend, `shades` maps the
     text of each state to its colour.
     """
+    clock = max((lane.limits[1] for lane in lanes), default=0.0) > CLOCK_SECONDS
     count, columns = max(len(lanes), 1), 2 if any(lane.thumbnail for lane in lanes) else 1
     figure, panels = plt.subplots(
         count, columns, figsize=(11, 0.9 + 0.95 * count), squeeze=False, width_ratios=(1, 17)[-columns:]
     )
+    condensed = False
     for number, (lane, row) in enumerate(zip(lanes, panels, strict=False)):
         if lane.thumbnail:
             row[0].imshow(lane.thumbnail)
             row[0].axis("off")
-        _draw_lane(row[-1], lane, list(shades.values()))
+        condensed |= _draw_lane(row[-1], lane, list(shades.values()))
         row[-1].set(xlim=lane.limits, ylim=(-0.04, 1.04), yticks=(0, 1), title=lane.title)
-        row[-1].ticklabel_format(axis="x", useOffset=False, style="plain")
+        if clock:
+            _label_clock(row[-1].xaxis, lane.limits)
+        else:
+            row[-1].ticklabel_format(axis="x", useOffset=False, style="plain")
         # Lanes below each other share the labels of the time axis if they have the same limits.
         row[-1].tick_params(labelbottom=[lane.limits] != [below.limits for below in lanes[number + 1 : number + 2]])
-    panels[-1, -1].set_xlabel("time (s)")
+    time = "time (h:mm:ss)" if clock else "time (s)"
+    panels[-1, -1].set_xlabel(f"{time}; lines: means, bands: ranges of neighbouring rows" if condensed else time)
     if not lanes:
         panels[0, 0].axis("off")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
@@ -214,17 +226,44 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
     return save(figure, path)
 
 
-def _draw_lane(axes: plt.Axes, lane: Lane, colours: Sequence[str]) -> None:
-    """Draw the shades and curves of a lane. A row lasts until the next one, or for the usual interval before a gap."""
+def _label_clock(axis: Axis, limits: tuple[float, float]) -> None:
+    """Label a time axis, in seconds, with h:mm:ss."""
+
+    def text(value: float, _: int) -> str:
+        seconds = round(value)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    shortest = (limits[1] - limits[0]) / 12
+    step = next((step for step in CLOCK_STEPS if step >= shortest), 3600 * math.ceil(shortest / 3600))
+    axis.set_major_locator(MultipleLocator(step))
+    axis.set_major_formatter(text)
+
+
+def _draw_lane(axes: plt.Axes, lane: Lane, colours: Sequence[str]) -> bool:
+    """Draw the shades and curves of a lane. A row lasts until the next one, or for the usual interval before a gap.
+
+    Curves of more rows than can be distinguished are drawn as means and ranges. Returns True if there are such curves.
+    """
+    condensed = False
     gaps = np.flatnonzero(starts_after_gap(lane.times))[1:]
+    column = np.floor((lane.times - lane.limits[0]) * MAX_COLUMNS / (lane.limits[1] - lane.limits[0]))
     for piece in np.split(np.arange(len(lane.times)), gaps):
-        times = lane.times[piece]
-        edges = np.append(times, times[-1] + row_interval(lane.times))
-        axes.pcolormesh(
-            edges, (0, 1), lane.states[piece][None], cmap=ListedColormap(colours), vmin=0, vmax=len(colours) - 1
-        )
+        times, states = lane.times[piece], lane.states[piece]
+        first = np.flatnonzero(np.diff(states, prepend=-1))  # of each state
+        edges = np.append(times[first], times[-1] + row_interval(lane.times))
+        axes.pcolormesh(edges, (0, 1), states[first][None], cmap=ListedColormap(colours), vmin=0, vmax=len(colours) - 1)
+        first = np.flatnonzero(np.diff(column[piece], prepend=-np.inf))  # of each column
         for number, values in enumerate(lane.scores):
-            axes.plot(times, values[piece], marker="." if len(piece) == 1 else None, **_style(number))
+            style, values = _style(number), values[piece]
+            if len(piece) > 2 * len(first):
+                condensed = True
+                low, high = np.minimum.reduceat(values, first), np.maximum.reduceat(values, first)
+                axes.fill_between(times[first], low, high, color=style["color"], alpha=0.2, linewidth=0)
+                values = np.add.reduceat(values, first) / np.diff(first, append=len(piece))
+                axes.plot(times[first], values, **style)
+            else:
+                axes.plot(times, values, marker="." if len(piece) == 1 else None, **style)
+    return condensed
 
 
 # Ablation
