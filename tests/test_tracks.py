@@ -15,7 +15,15 @@ from square_videos import DIM, SIZE, Square, SquareDetector, background, draw, e
 
 from core.config import tracking_params
 from core.detection.shots import Shots, detect_shots, row_rate
-from core.detection.tracks import FaceDetector, Track, box_iou, detect_tracks, face_table, link_detections
+from core.detection.tracks import (
+    FaceDetector,
+    Track,
+    box_iou,
+    detect_tracks,
+    face_table,
+    link_detections,
+    match_ava_shape,
+)
 from core.formats.annotations import read_annotations
 from core.media.reader import VideoReader
 from core.runtime.errors import InputError
@@ -118,18 +126,31 @@ def pan(max_speed: int) -> Callable[[int], Iterator[np.ndarray]]:
     return lambda count: (wide[:, left : left + SIZE[0]] for left in offsets[:count].tolist())
 
 
-def dissolve(count: int) -> Iterator[np.ndarray]:
-    """A fade to another background in frames 12 to 24."""
-    for index in range(count):
-        weight = np.clip((index - 12) / 12, 0, 1)
-        yield ((1 - weight) * background(1) + weight * background(2)).round().astype(np.uint8)
-
-
 def crossing_squares(count: int) -> Iterator[np.ndarray]:
     return draw([Square(0, 10, 50, (160, 0)), Square(110, 60, 50, (-160, 0))], np.arange(count) / 25)
 
 
-@pytest.mark.parametrize("images", [pan(8), dissolve, crossing_squares], ids=["pan", "dissolve", "crossing faces"])
+def zoom(count: int) -> Iterator[np.ndarray]:
+    """A zoom into half of the frame."""
+    image = cv2.GaussianBlur(background(1), (0, 0), 2)
+    for factor in np.geomspace(1, 2, count):
+        matrix = np.array([[factor, 0, SIZE[0] * (1 - factor) / 2], [0, factor, SIZE[1] * (1 - factor) / 2]])
+        yield cv2.warpAffine(image, matrix, SIZE)
+
+
+def fade(first: float, middle: float, last: float) -> Callable[[int], Iterator[np.ndarray]]:
+    """Brightness that changes from the first factor to the second and to the last, each within 0.6 s."""
+    factors = np.interp(np.arange(50), [5, 20, 25, 40], [first, middle, middle, last])
+    return lambda count: ((factor * background(1)).round().astype(np.uint8) for factor in factors[:count])
+
+
+GRADUAL = {
+    **{"pan": pan(8), "slow pan": pan(2), "zoom": zoom, "crossing faces": crossing_squares},
+    **{"fade in": fade(0, 1, 1), "fade out": fade(1, 0, 0), "fade out and in": fade(1, 0, 1), "light": fade(0.3, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("images", GRADUAL.values(), ids=GRADUAL)
 def test_gradual_changes_are_not_cuts(tmp_path, images):
     path = encode(tmp_path / "video.mp4", images(50), audio=None)
     assert detect_shots(path).cuts == []
@@ -144,6 +165,53 @@ def test_cut_within_a_pan_is_found(tmp_path):
     before, after = list(pan(3)(25)), [DIM - image for image in pan(3)(25)]
     path = encode(tmp_path / "video.mp4", iter(before + after), audio=None)
     assert detect_shots(path).cuts == pytest.approx([1.0])
+
+
+def dissolve(seconds: float, fps: float, start: float = 1.5) -> np.ndarray:
+    """Frames of a dissolve between two backgrounds, each with a square in motion. Its length may be 0."""
+    times = np.arange(round((2 * start + seconds) * fps)) / fps
+    shots = [draw([Square(x, 30, 40, (v, 0))], times) for x, v in ((20, 12), (110, -12))]
+    weights = np.clip((times - start) / max(seconds, 1e-6), 0, 1)
+    mixed = zip(*shots, weights, strict=True)
+    return np.stack([(1 - w) * first + w * second[::-1] for first, second, w in mixed]).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("fps", ["24000/1001", "60", "12"])
+@pytest.mark.parametrize("seconds", [0.5, 1, 2])
+def test_dissolve_is_a_cut_in_its_middle(tmp_path, seconds, fps):
+    path = encode(tmp_path / "video.mp4", iter(dissolve(seconds, rate(fps))), fps, audio=None)
+    assert detect_shots(path).cuts == pytest.approx([1.5 + seconds / 2], abs=0.1 + 0.05 * seconds)
+
+
+def test_dissolves_and_cuts_of_one_video(tmp_path):
+    """A cut or dissolve every 1.5 to 2.5 s."""
+    parts = [dissolve(0, 25), dissolve(0.5, 25), dissolve(2, 25), dissolve(0, 25)]
+    path = encode(tmp_path / "video.mp4", iter(np.concatenate(parts)), audio=None)
+    assert detect_shots(path).cuts == pytest.approx([1.5, 3, 4.75, 6.5, 9, 11.5, 13], abs=0.1)
+
+
+def test_fade_through_black_is_a_cut(tmp_path):
+    weights = np.clip(np.abs(np.arange(80) - 40) / 15, 0, 1)
+    images = [(w * background(int(index > 40))).astype(np.uint8) for index, w in enumerate(weights)]
+    assert detect_shots(encode(tmp_path / "video.mp4", iter(images), audio=None)).cuts == pytest.approx([1.6], abs=0.1)
+
+
+@pytest.mark.parametrize("lit", [(1.0,), (1.0, 1.0), (1.0, 0.8, 0.5, 0.2)], ids=["one frame", "two frames", "fading"])
+def test_camera_flash_is_not_a_cut(tmp_path, lit):
+    """Five flashes over a slow pan, two of them shortly after each other, then a cut."""
+    images = np.stack(list(pan(1)(75))).astype(float)
+    for start in (10, 24, 30, 45, 58):
+        for index, strength in enumerate(lit, start):
+            images[index] += strength * (240 - images[index])
+    images = [*images.round().astype(np.uint8), *background(5)[None].repeat(10, 0)]
+    path = encode(tmp_path / "video.mp4", iter(images), audio=None)
+    assert detect_shots(path).cuts == pytest.approx([3.0])
+
+
+def test_flash_between_two_shots_is_a_cut(tmp_path):
+    images = [background(1)] * 25 + [np.full(SIZE[::-1], 250, np.uint8)] * 2 + [background(2)] * 25
+    cuts = detect_shots(encode(tmp_path / "video.mp4", iter(images), audio=None)).cuts
+    assert 1.0 in np.round(cuts, 2)
 
 
 @pytest.mark.parametrize("cut", [84, 182])
@@ -215,22 +283,16 @@ def test_gaps_up_to_the_maximum_are_bridged(missing, tracks):
     assert sum(len(track.times) for track in linked) == 40 - missing
 
 
-def test_single_and_weak_detections_are_dropped():
+def test_weak_detections_are_dropped():
     face = lambda n: (0.1, 0.3, 0.9)  # noqa: E731
-    once = lambda n: (0.7, 0.5, 0.95) if n == 7 else None  # noqa: E731
     weak = lambda n: (0.4, 0.5, 0.65)  # noqa: E731
-    (track,) = link_detections(detections(30, once, face, weak))
+    (track,) = link_detections(detections(30, face, weak))
     assert set(left_edges(track)) == {0.1}
 
 
 def test_one_confident_detection_keeps_a_weak_track():
     (track,) = link_detections(detections(30, lambda n: (0.1, 0.3, 0.75 if n == 20 else 0.55)))
     assert len(track.times) == 30
-
-
-def test_tracks_below_the_minimum_length_are_dropped():
-    assert link_detections(detections(9, lambda n: (0.1, 0.3, 0.9))) == []  # 0.96 s
-    assert len(link_detections(detections(10, lambda n: (0.1, 0.3, 0.9)))) == 1
 
 
 def test_fast_face_is_linked_by_its_predicted_box():
@@ -269,7 +331,7 @@ def test_every_detection_is_in_at_most_one_track(gaps_and_faces):
     times = np.cumsum([gap for gap, _ in gaps_and_faces]) * STEP
     given_faces = [(float(time), faces) for time, (_, faces) in zip(times, gaps_and_faces, strict=True)]
     for keep_all in (False, True):
-        with mock.patch.dict(tracking_params, {"min_track": 0.0, "min_track_score": 0.0} if keep_all else {}):
+        with mock.patch.dict(tracking_params, {"min_track_score": 0.0} if keep_all else {}):
             tracks = link_detections(given_faces)
             params = dict(tracking_params)
         unlinked = {(time, *row.tolist()): 0 for time, faces in given_faces for row in faces}
@@ -280,7 +342,6 @@ def test_every_detection_is_in_at_most_one_track(gaps_and_faces):
             gaps = np.diff(track.times)
             assert (gaps > 0).all()  # one detection at a time
             assert (gaps <= params["max_gap"] + 1e-9).all()
-            assert track.times[-1] - track.times[0] >= params["min_track"]
             assert max(track.scores) >= params["min_track_score"]
             for time, face_box, score in zip(track.times, track.boxes, track.scores, strict=True):
                 unlinked[(time, *face_box.tolist(), score)] -= 1
@@ -298,10 +359,18 @@ FACES = [
 ]
 
 
-def find_tracks(path, detector=None) -> tuple[Shots, list[tuple[np.ndarray, np.ndarray]]]:
+def find_tracks(path, detector=None, **options) -> tuple[Shots, list[tuple[np.ndarray, np.ndarray]]]:
     shots = detect_shots(path)
     with VideoReader(path) as reader:
-        return shots, list(detect_tracks(reader, shots, detector or SquareDetector()))
+        return shots, list(detect_tracks(reader, shots, detector or SquareDetector(), **options))
+
+
+def ava_shaped(boxes: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Boxes (n, 4) of AVA's shape with the same centres and areas, without regard to the frame."""
+    centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * size
+    height = np.sqrt(sides.prod(axis=1) / 0.86)
+    half = np.stack([0.86 * height / size[0], height / size[1]], axis=1) / 2
+    return np.hstack((centre - half, centre + half))
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +390,7 @@ def test_tracks_have_every_row_of_a_face_and_end_at_cuts(square_video):
     assert spans[2] == (2.4, 4.56)  # from the first row after the cut to the last row of the video
     for (times, boxes), face in zip(tracks, (FACES[0], FACES[2], FACES[1]), strict=True):
         np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-9)
-        true = np.array([face.box(time) for time in times])
+        true = ava_shaped(np.array([face.box(time) for time in times]))
         assert np.abs((boxes - true) * np.tile(SIZE, 2)).max() < 1.6  # pixels
         assert len(set(shots.shot[np.isin(shots.times, times)].tolist())) == 1
     assert detector.calls == len(range(0, 60, 3)) + 1 + len(range(60, 115, 3))
@@ -345,7 +414,7 @@ def test_video_without_faces_has_no_tracks(tmp_path):
     assert len(face_table("empty", [])) == 0
 
 
-def test_boxes_are_clipped_to_the_frame(tmp_path):
+def test_boxes_are_shifted_into_the_frame(tmp_path):
     class DetectorBeyondTheFrame(SquareDetector):
         def detect(self, image):
             self.calls += 1
@@ -355,9 +424,63 @@ def test_boxes_are_clipped_to_the_frame(tmp_path):
     path = make_video(tmp_path / "video.mp4", [], 2.4, audio=None)
     _, ((times, boxes),) = find_tracks(path, DetectorBeyondTheFrame())
     assert ((boxes >= 0) & (boxes <= 1)).all()
-    assert ((boxes[:, 2:] - boxes[:, :2]) * SIZE >= 2 - 1e-3).all()
+    np.testing.assert_allclose(np.ptp(boxes[:, 2:] - boxes[:, :2], axis=0), 0, atol=1e-5)  # not smaller at the edge
     assert boxes[:, 1].tolist() == [0] * len(times)
     assert 1.6 < times[-1] < 2
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(*[st.floats(-0.2, 1)] * 2, *[st.floats(0.01, 1.2)] * 2),
+    st.sampled_from([(160, 120), (120, 160), (1920, 1080), (300, 10)]),
+)
+def test_boxes_have_the_shape_of_ava(corner_and_sides, size):
+    x, y, width, height = corner_and_sides
+    given_box = np.array([[x, y, x + width, y + height]])
+    (result,) = match_ava_shape(given_box, np.array(size))
+    (expected,) = ava_shaped(given_box, size)
+    sides = expected[2:] - expected[:2]
+    assert (result >= -1e-9).all()
+    assert (result <= 1 + 1e-9).all()
+    np.testing.assert_allclose(result[2:] - result[:2], np.minimum(sides, 1), atol=1e-9)
+    if (expected >= 0).all() and (expected <= 1).all():
+        np.testing.assert_allclose(result, expected, atol=1e-9)
+        assert result.dot([0, 0, size[0], 0]) - result[0] * size[0] == pytest.approx(0.86 * sides[1] * size[1])
+
+
+def test_boxes_have_the_shape_of_ava_as_displayed(tmp_path):
+    """With pixels twice as wide as high."""
+    options = ("-vf", "setsar=2/1", "-c:v", "libx264")
+    path = make_video(tmp_path / "video.mp4", [Square(60, 40)], 1.4, audio=None, options=options)
+    _, ((_, boxes),) = find_tracks(path)
+    sides = (boxes[:, 2:] - boxes[:, :2]) * (2 * SIZE[0], SIZE[1])
+    np.testing.assert_allclose(sides[:, 0] / sides[:, 1], 0.86, atol=0.001)
+
+
+def test_short_tracks_are_dropped_with_a_note(tmp_path):
+    path = make_video(tmp_path / "short.mp4", [Square(20, 30), Square(90, 30)], 0.8, audio=None)
+    notes = []
+    assert find_tracks(path, notes=notes)[1] == []
+    assert notes == ["2 tracks shorter than 1 s were dropped (--min-track)"]
+    assert len(find_tracks(path, min_track=0.5, notes=notes)[1]) == 2
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(("length", "tracks"), [(0.96, 0), (1.0, 1)])
+def test_minimum_length_of_tracks(tmp_path, length, tracks):
+    """The track lasts from the first row to the last."""
+    path = make_video(tmp_path / "video.mp4", [Square(20, 30)], length + 0.04, audio=None)
+    assert len(find_tracks(path, min_track=1.0)[1]) == tracks
+
+
+def test_small_faces_are_dropped_with_a_note(tmp_path):
+    """A square of 30 pixels becomes a box of 27.8 x 32.3 pixels."""
+    path = make_video(tmp_path / "video.mp4", [Square(20, 30, 30), Square(90, 30, 45)], 1.4, audio=None)
+    notes = []
+    assert len(find_tracks(path, min_face=27, notes=notes)[1]) == 2
+    assert notes == []
+    assert len(find_tracks(path, min_face=29, notes=notes)[1]) == 1
+    assert notes == ["1 tracks of faces below 29 pixels were dropped (--min-face)"]
 
 
 def test_truncated_video_has_tracks_up_to_its_end(tmp_path):

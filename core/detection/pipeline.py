@@ -112,8 +112,8 @@ class SpeakerDetection:
 
     def detect_shots(self) -> None:
         """Find cuts and length of the video."""
-        # The last one tells the shots of this version from those of versions without presentation times.
-        inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"], "presentation times"]
+        # The last one tells the shots of this version from those of versions that found no dissolves.
+        inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"], "dissolves"]
         if self._part != WHOLE or self._video_stream is not None:
             inputs += [*self._part, self._video_stream]
 

@@ -75,15 +75,13 @@ class Track:
         return box + np.tile(np.clip(shift, -limit, limit), 2)
 
 
-def link_detections(detections: list[tuple[float, np.ndarray]], min_track: float | None = None) -> list[Track]:
+def link_detections(detections: list[tuple[float, np.ndarray]]) -> list[Track]:
     """Link the detections of one shot into tracks. `detections` are timestamps in seconds and faces (n, 5).
 
     At each timestamp, faces are assigned to tracks by the greatest total overlap with the tracks' predicted boxes. A
-    track continues after a gap of up to `max_gap` seconds. Tracks that are shorter than `min_track` seconds or never
-    reach `min_track_score` are dropped.
+    track continues after a gap of up to `max_gap` seconds. Tracks that never reach `min_track_score` are dropped.
     """
     params = tracking_params
-    min_track = params["min_track"] if min_track is None else min_track
     tracks: list[Track] = []
     active: list[Track] = []
     for time, faces in detections:
@@ -101,11 +99,7 @@ def link_detections(detections: list[tuple[float, np.ndarray]], min_track: float
         new = [Track([time], [faces[column, :4]], [float(faces[column, 4])]) for column in sorted(unassigned)]
         tracks += new
         active += new
-    return [
-        track
-        for track in tracks
-        if track.times[-1] - track.times[0] >= min_track and max(track.scores) >= params["min_track_score"]
-    ]
+    return [track for track in tracks if max(track.scores) >= params["min_track_score"]]
 
 
 def reading_order(tracks: list[Track]) -> list[Track]:
@@ -124,6 +118,19 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return torchvision.ops.box_iou(torch.tensor(first), torch.tensor(second)).numpy()
 
 
+def match_ava_shape(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Give boxes (n, 4), as fractions of a frame of this size (2,), the aspect ratio of AVA's boxes.
+
+    Centre and area stay the same. Boxes that would reach beyond the frame are shifted into it.
+    """
+    centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * size
+    aspect = tracking_params["box_aspect"]
+    area = sides.prod(axis=1, keepdims=True)
+    half = np.minimum(np.sqrt(area * (aspect, 1 / aspect)) / size, 1) / 2
+    centre = centre.clip(half, 1 - half)
+    return np.hstack((centre - half, centre + half))
+
+
 def detect_tracks(
     reader: VideoReader,
     shots: Shots,
@@ -135,13 +142,16 @@ def detect_tracks(
     """Yield the tracks of a video, shot by shot: timestamps (n,) in seconds, boxes (n, 4) as fractions of the frame.
 
     Faces are detected in every `detect_every`-th row of a shot and in its last row; boxes in between are interpolated.
+    Boxes have the shape of AVA's.
+
     Tracks of less than `min_track` seconds are dropped, as are those whose boxes have a shorter side of less than
     `min_face` pixels (median). Defaults are in `core.config`. `notes` get the number of dropped tracks. Only the
     detections of one shot are kept in memory.
     """
     min_track = tracking_params["min_track"] if min_track is None else min_track
     min_face = tracking_params["min_face"] if min_face is None else min_face
-    short, small = 0, 0
+    short = small = 0
+    pixels, displayed = np.array(reader.size), np.array(reader.size) * reader.pixel_aspect
     shot_rows = np.split(np.arange(len(shots.times)), np.flatnonzero(np.diff(shots.shot)) + 1)
     shot_rows = [np.union1d(rows[:: tracking_params["detect_every"]], rows[-1:]) for rows in shot_rows]
     detected_rows = np.concatenate(shot_rows)
@@ -151,21 +161,22 @@ def detect_tracks(
         # After the last frame of a truncated video, `images` is exhausted.
         pairs = zip(shots.times[rows], images, strict=False)
         detections = [(time, detector.detect(image)) for time, image in pairs if image is not None]
-        for track in reading_order(link_detections(detections, 0.0)):
-            is_short = track.times[-1] - track.times[0] < min_track
-            sides = [(box[2:] - box[:2]) * reader.size for box in track.boxes]
-            is_small = np.median(np.min(sides, axis=1)) < min_face
-            short, small = short + is_short, small + (is_small and not is_short)
-            if is_short or is_small:
+        for track in reading_order(link_detections(detections)):
+            if track.times[-1] - track.times[0] < min_track:
+                short += 1
                 continue
             start, end = np.searchsorted(shots.times, (track.times[0], track.times[-1]))
             times = shots.times[start : end + 1]
-            boxes = track.boxes_at(times).clip(0, 1).round(6)
-            inside = ((boxes[:, 2:] - boxes[:, :2]) * reader.size >= _MIN_BOX_PIXELS).all(
-                axis=1
-            )  # else it left the frame
-            if inside.any():
-                yield times[inside], boxes[inside]
+            boxes = track.boxes_at(times)
+            visible = boxes.clip(0, 1)
+            inside = ((visible[:, 2:] - visible[:, :2]) * pixels >= _MIN_BOX_PIXELS).all(axis=1)  # else it left
+            if not inside.any():
+                continue
+            boxes = match_ava_shape(boxes[inside], displayed).round(6)
+            if np.median(((boxes[:, 2:] - boxes[:, :2]) * pixels).min(axis=1)) < min_face:
+                small += 1
+                continue
+            yield times[inside], boxes
     if notes is not None and short:
         notes.append(f"{short} tracks shorter than {min_track:g} s were dropped (--min-track)")
     if notes is not None and small:
