@@ -96,11 +96,15 @@ def first_fields(path: Path) -> list[str]:
     _require_regular(path)
     try:
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            return next(csv.reader([file.readline(_CHUNK_BYTES)]), [])
+            reader = csv.reader([file.readline(_CHUNK_BYTES), "\n"])
+            fields = next(reader, [])
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except csv.Error as error:
         raise InputError(f"{path}, line 1: {error}") from None
+    if reader.line_num > 1:
+        raise InputError(f"{path}, line 1: a line end within quotes")
+    return fields
 
 
 def read_table(
