@@ -14,7 +14,6 @@ from tiny_inputs import (
     Face,
     Track,
     faces_of,
-    run_here,
     write_annotations,
     write_encoder_inputs,
     write_store,
@@ -29,6 +28,7 @@ from core.formats.features import FeatureStore
 from core.loaders import BatchLoader, EpochSampler, clip_batches
 from core.media import crops
 from core.media import reader as video_reader
+from core.media.audio import slice_track_audio
 from core.media.reader import VideoReader
 from core.metrics import smooth_tracks
 from core.runtime.jobs import Outcome
@@ -143,8 +143,9 @@ def test_slicing_reads_only_the_audio_of_the_tracks(tmp_path, read_samples):
     faces = faces_of([Track("a", "0" * 26, first=3, video="video"), Track("b", "0" * 51, first=50, video="video")])
     csv = write_annotations(tmp_path / "video-activespeaker.csv", faces)
     write_wav(tmp_path / "audio" / "video.wav", np.arange(60 * 16000) % 1000)
-    paths = ("--csv", csv, "--ava-audio-dir", tmp_path / "audio", "--output-dir", tmp_path / "out")
-    assert run_here("data/slice_audio_tracks.py", *paths).returncode == 0
+    table, wav, outcome = read_annotations(csv), tmp_path / "audio" / "video.wav", Outcome()
+    slice_track_audio(table, 0, wav, tmp_path / "out", set(), outcome, lambda _: None)
+    assert outcome.done == 2
     assert sorted(read_samples) == [16000, 32000]
 
 

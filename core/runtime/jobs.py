@@ -5,6 +5,7 @@ Every video is processed in a process of its own, so a decoder that crashes lose
 
 import multiprocessing
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from core.runtime.files import write_bytes
 from core.runtime.progress import progress
 
 FAILURES, NOTES = "failures.txt", "notes.txt"
+_GRACE_SECONDS = 5  # for a process to end after SIGTERM
 Item = TypeVar("Item")
 
 
@@ -65,8 +67,10 @@ def run_jobs(
             while waiting or running:
                 while waiting and len(running) < max(workers, 1):
                     index = waiting.popleft()
-                    receiver, process = _start(job, items[index], name(items[index]))
+                    receiver, process, interrupted = _start(job, items[index], name(items[index]))
                     running[receiver] = index, process
+                    if interrupted:
+                        raise KeyboardInterrupt
                 for receiver in connection.wait(running):
                     index, process = running[receiver]
                     message = _receive(receiver, process, name(items[index]))
@@ -82,6 +86,9 @@ def run_jobs(
             outcomes |= gathered
     finally:
         for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join(_GRACE_SECONDS)
             process.kill()
             process.join()
         for _, outcome in sorted(outcomes.items()):
@@ -92,8 +99,11 @@ def run_jobs(
     return result
 
 
-def _start(job: Callable, item: Item, name: str) -> tuple[connection.Connection, multiprocessing.Process]:
-    """Start a process for one item, which ignores Ctrl-C. Returns the connection it reports to, and the process."""
+def _start(job: Callable, item: Item, name: str) -> tuple[connection.Connection, multiprocessing.Process, bool]:
+    """Start a process for one item, which ignores Ctrl-C.
+
+    Returns the connection that it reports to, the process, and true if Ctrl-C was pressed meanwhile.
+    """
     context = multiprocessing.get_context("fork")  # the job needs no pickling
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(job, item, name, sender))
@@ -101,14 +111,13 @@ def _start(job: Callable, item: Item, name: str) -> tuple[connection.Connection,
     handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     process.start()
     signal.signal(signal.SIGINT, handler)
-    if interrupts:
-        raise KeyboardInterrupt
     sender.close()
-    return receiver, process
+    return receiver, process, bool(interrupts)
 
 
 def _run(job: Callable, item: Item, name: str, sender: connection.Connection) -> None:
     """Run a job in its own process: send units of progress, then the outcome or an exception that ends the run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes its unfinished file
     distributed.end_with_parent()
     outcome = Outcome()
     try:
