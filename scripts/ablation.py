@@ -51,6 +51,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--csv-train-full", help="annotations of the training features (default: AVA's)")
     parser.add_argument("--csv-val-full", help="annotations of the validation features (default: AVA's)")
     cli.add_clip_boxes_argument(parser)
+    cli.add_mismatch_argument(parser)
     parser.add_argument("--videos", type=cli.positive_int, default=45, help="mini AVA: number of videos")
     parser.add_argument("--seconds", type=cli.positive_float, default=16.0, help="mini AVA: length of each video")
     parser.add_argument("--clip-length", type=cli.odd_positive, default=11, help="short-term encoder: crops per clip")
@@ -108,7 +109,7 @@ def main(args: argparse.Namespace) -> int:
     stores = {split: FeatureStore(features[split]) for split in SPLITS}
     seeds = list(range(args.seed, args.seed + args.seeds))
     train_encoder, val_encoder = (encoder_of(features[split]) for split in SPLITS)
-    require_same_encoder(train_encoder, features["train"], val_encoder, features["val"], allow=False)
+    require_same_encoder(train_encoder, features["train"], val_encoder, features["val"], args.allow_mismatch)
     params = {
         **ASC_optimization_params,
         "epochs": args.epochs,

@@ -50,7 +50,7 @@ def lines(*rows: str) -> bytes:
 
 # Numbered cases
 
-COUNTS = {"annotations": 50, "features": 30, "predictions": 40, "command_line": 60}
+COUNTS = {"annotations": 50, "features": 60, "predictions": 40, "command_line": 60}
 
 
 def assert_no_findings(what: str, numbers: range, directory: Path) -> None:
@@ -58,7 +58,7 @@ def assert_no_findings(what: str, numbers: range, directory: Path) -> None:
     findings = [f"{what} {number}: {finding}" for number, (*_, finding) in results.items() if finding]
     assert not findings
     accepted = sum(accepted for _, accepted, _ in results.values())
-    assert 0.05 < accepted / len(numbers) < 0.95  # both outcomes are tested
+    assert 0.1 < accepted / len(numbers) < 0.9  # both outcomes are tested
 
 
 @pytest.mark.parametrize("what", COUNTS)

@@ -81,9 +81,9 @@ def test_plain_video_has_no_notes(plain):
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm"])
 def test_av1(tmp_path, suffix):
-    sound = ("-c:a", "libopus") if suffix == "webm" else AAC
+    audio = ("-c:a", "libopus") if suffix == "webm" else AAC
     encoder = ("-c:v", "libsvtav1", "-preset", 12, "-crf", 20, "-pix_fmt", "yuv420p")
-    path = make_timed_video(tmp_path / f"video.{suffix}", options=(*encoder, *sound))
+    path = make_timed_video(tmp_path / f"video.{suffix}", options=(*encoder, *audio))
     assert_frames_are_on_time(path)
     assert_audio_is_on_time(path)
 
@@ -147,15 +147,15 @@ def test_dvd_with_pulldown_flags(tmp_path):
         *frames, "-c:v", "mpeg2video", "-q:v", 3, "-g", 12, "-flags", "+ildct", "-pix_fmt", "yuv420p", stream, data=data
     )
     content = bytearray(stream.read_bytes())
-    picture = 0
+    number = 0
     for start in range(len(content) - 9):
         if content[start : start + 4] == b"\0\0\1\xb3":  # sequence header
             content[start + 7] = content[start + 7] & 0xF0 | 4  # 30000/1001 frames per second
         elif content[start : start + 4] == b"\0\0\1\xb5" and content[start + 4] >> 4 == 8:  # picture coding extension
-            first, repeated = picture % 4 in (0, 3), picture % 2 == 0
+            first, repeated = number % 4 in (0, 3), number % 2 == 0
             content[start + 7] = content[start + 7] & 0x7D | first << 7 | repeated << 1
             content[start + 8] |= 0x80  # progressive frame
-            picture += 1
+            number += 1
     stream.write_bytes(content)
     raw = tmp_path / "audio.raw"
     # ffmpeg starts a bare video stream 0.05 s late.
@@ -321,7 +321,7 @@ def test_a_stream_without_decoder_beside_a_good_one(plain, tmp_path):
         assert reader.notes == ["2 video streams, of which number 1 is used (from 0)"]
 
 
-# Audio that cannot be heard
+# Silent audio
 
 
 def test_digital_silence_is_noted(tmp_path):
@@ -406,8 +406,8 @@ def test_interlaced_video(tmp_path, codec):
 
 # Containers and codecs
 
-SOUND = {"webm": "libopus", "avi": "pcm_s16le", "wmv": "wmav2", "mpg": "ac3", "vob": "ac3", "ogv": "libvorbis"}
-SOUND |= {"mxf": "pcm_s16le", "dv": "pcm_s16le"}
+AUDIO_CODECS = {"webm": "libopus", "avi": "pcm_s16le", "wmv": "wmav2", "mpg": "ac3", "vob": "ac3", "ogv": "libvorbis"}
+AUDIO_CODECS |= {"mxf": "pcm_s16le", "dv": "pcm_s16le"}
 PIXELS = {"h264": "yuv420p", "hevc": "yuv420p", "hevc10": "yuv420p10le", "prores": "yuv422p10le", "mjpeg": "yuvj420p"}
 ENCODERS = {
     "h264": ("libx264", "-preset", "veryfast"),
@@ -451,12 +451,12 @@ def test_containers_and_codecs(tmp_path, suffix, codec, variable):
         pytest.skip(f"ffmpeg has no {encoder[0]}")
     if variable and suffix in ("mpg", "vob", "mxf", "ogv"):
         pytest.skip("ffmpeg repeats frames in this container")
-    sound = ("-c:a", SOUND.get(suffix, "aac"))
+    audio = ("-c:a", AUDIO_CODECS.get(suffix, "aac"))
     # FFmpeg does not store presentation times in these two: frames that are not in order make them ambiguous.
     in_order = ("-bf", 0) if suffix in ("avi", "mxf") else ()
     pixels = (*in_order, "-pix_fmt", PIXELS.get(codec, "yuv420p"))
     shape = {"mts": ("-f", "mpegts"), "3gp": ("-f", "mov"), "wmv": ("-f", "asf")}.get(suffix, ())
-    options = (*(DROP if variable else ()), "-c:v", *encoder, *pixels, *sound, *shape)
+    options = (*(DROP if variable else ()), "-c:v", *encoder, *pixels, *audio, *shape)
     path = make_timed_video(tmp_path / f"video.{suffix}", options=options)
     assert_frames_are_on_time(path, 0.48 if variable else 0.021)
     assert_audio_is_on_time(path)

@@ -19,7 +19,7 @@ from core.runtime.jobs import Outcome
 MONO = "sample_fmts=s16:channel_layouts=mono"
 _BLOCK_SAMPLES = 1 << 14
 _SILENCE = 8  # of 32768; the peak of digital silence, possibly with dither
-_BATCH = 64  # decoded frames; filters that are asked less often take less time
+_BATCH = 64  # decoded frames between two reads from the filters, which is faster than a read for each
 _CHECKED = 8  # one in this many decoded frames is checked for inverted channels
 
 

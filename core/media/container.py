@@ -21,7 +21,7 @@ _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "max_p
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers with an exact index
 _RESTARTING = ("mpegts", "mpeg")  # containers whose clock may start again within the file
 _MAX_JUMP = 10.0  # seconds; a longer jump of such a clock is a new start
-_MAX_DURATION = 4 * 3600 * 1_000_000  # microseconds, of a video that does not tell it
+_MAX_DURATION = 4 * 3600 * 1_000_000  # microseconds; assumed if the duration is unknown
 _PICTURE = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 _DEFAULT = av.stream.Disposition.default
 logging.getLogger("libav").addHandler(logging.NullHandler())

@@ -54,9 +54,9 @@ def encode_video(
                     context.color_primaries = context.color_trc = context.colorspace = _BT601
                     context.color_range = av.video.reformatter.ColorRange.MPEG
                     context.sample_aspect_ratio = Fraction(*pixel_aspect)
-                sound = container.add_stream("aac", rate=block.sample_rate, layout=block.layout.name)
-                sound.bit_rate = bit_rate
-                for stream in (video, sound):
+                audio_stream = container.add_stream("aac", rate=block.sample_rate, layout=block.layout.name)
+                audio_stream.bit_rate = bit_rate
+                for stream in (video, audio_stream):
                     stream.codec_context.flags |= _BITEXACT
                 seconds = 0.0  # of audio
                 for index, image in enumerate(images):
@@ -66,13 +66,13 @@ def encode_video(
                     container.mux(video.encode(frame))
                     while block is not None and seconds <= index / fps:
                         seconds += block.samples / block.sample_rate
-                        container.mux(sound.encode(block))
+                        container.mux(audio_stream.encode(block))
                         block = next(audio, None)
                 container.mux(video.encode(None))
                 while block is not None:
-                    container.mux(sound.encode(block))
+                    container.mux(audio_stream.encode(block))
                     block = next(audio, None)
-                container.mux(sound.encode(None))
+                container.mux(audio_stream.encode(None))
         except av.FFmpegError as error:
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(path)) from None

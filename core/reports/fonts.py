@@ -18,7 +18,7 @@ _FAMILIES = (  # in order of preference; the first is part of matplotlib
 )
 FAMILIES = [name for name in _FAMILIES if name in fontManager.get_font_names()]
 TEXT_SIZE = 64  # pixels per em of `text_mask`
-_ASCENT, _DESCENT, _PADDING = 60, 16, 10  # pixels; letters reach rather less far
+_ASCENT, _DESCENT, _PADDING = 60, 16, 10  # pixels; more than most letters need
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns of fonts without a normal weight
 

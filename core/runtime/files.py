@@ -71,12 +71,17 @@ def write_json(path: str | Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def read_settings(path: Path) -> dict:
+    """Return the settings in a file, {} if it does not exist or is not a settings file."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
 def read_setting(directory: str | Path, name: str, key: str) -> object:
     """Return a setting from a directory's settings file; None if the file or the setting does not exist."""
-    try:
-        return dict(json.loads(Path(directory, name).read_text())).get(key)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
+    return read_settings(Path(directory, name)).get(key)
 
 
 def require_distinct(inputs: Iterable[str | Path | None], outputs: dict[str, str | Path | None]) -> None:

@@ -1,6 +1,6 @@
 """Parallel processing of many videos, on ranks and processes, with a progress bar and a list of failures.
 
-Every video is processed in a process of its own, so a decoder that crashes loses this video only.
+Each video is processed in its own process: if a decoder crashes, only its video fails.
 """
 
 import multiprocessing

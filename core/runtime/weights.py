@@ -1,7 +1,6 @@
 """Weights of a network: reading, in the forms in which others save them, and the settings they were trained with."""
 
 import hashlib
-import json
 import re
 import warnings
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from core.runtime.errors import InputError, first_line
-from core.runtime.files import require_file
+from core.runtime.files import read_settings, require_file
 
 # Keys of weights in a larger dictionary
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "weights", "net", "network")
@@ -86,10 +85,7 @@ def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
 def training_settings(weights: str | Path) -> dict:
     """Return the settings of the training run whose directory holds the weights, {} if there are none."""
     files = list(Path(weights).parent.glob("*_cfg.json"))
-    try:
-        return dict(json.loads(files[0].read_text())) if len(files) == 1 else {}
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
+    return read_settings(files[0]) if len(files) == 1 else {}
 
 
 def sha256(path: Path) -> str:
