@@ -76,6 +76,9 @@ def main(args: argparse.Namespace) -> int:
     crops, clip_boxes = (args.output_dir, STE_inputs["video_dir"]), (args.clip_boxes, False)
     failed = any(Path(args.output_dir, split, FAILURES).exists() for split in annotation_csvs)
     options = {"video_dir": crops, "clip_boxes": clip_boxes, "skip_missing": (failed, False)}
+    import torch  # here, because it takes a second
+
+    device = 0 if torch.cuda.is_available() else "cpu"
     if args.split == "train":
         cli.print_next(
             *("data/extract_face_crops_time.py", "--split", "val"),
@@ -86,14 +89,14 @@ def main(args: argparse.Namespace) -> int:
         )
     elif args.split == "val" and Path(args.output_dir, "train").is_dir():
         cli.print_next(
-            *("STE_train.py", 11, 0),
+            *("STE_train.py", 11, device),
             csv_train_full=(annotations_of("train", args.csv, args.split), annotation_csvs["train"]),
             csv_val_full=(args.csv, annotation_csvs["val"]),
             **options,
         )
     else:  # with the published weights
         csv = (args.csv, annotation_csvs[args.split])
-        cli.print_next("STE_forward.py", 11, 0, "--split", args.split, csv=csv, **options)
+        cli.print_next("STE_forward.py", 11, device, "--split", args.split, csv=csv, **options)
     return status
 
 
