@@ -53,12 +53,12 @@ class TwoStreamResNet(nn.Module):
         The first 512 features are those of the audio stream, the last 512 those of the video stream.
         """
         a = self.maxpool(self.relu(self.a_bn1(self.audio_conv1(audio))))
-        a = self.a_layer4(self.a_layer3(self.a_layer2(self.a_layer1(a)))).mean(dim=(2, 3))
+        a = self.a_layer4(self.a_layer3(self.a_layer2(self.a_layer1(a))))
         v = self.maxpool(self.relu(self.v_bn1(self.video_conv1(video))))
-        v = self.v_layer4(self.v_layer3(self.v_layer2(self.v_layer1(v)))).mean(dim=(2, 3))
-        # Under autocast the trunks may run in bfloat16. The heads stay in float32: bfloat16 scores would tie.
+        v = self.v_layer4(self.v_layer3(self.v_layer2(self.v_layer1(v))))
+        # Under autocast the trunks may run in 16 bits. Means and heads stay in float32: 16-bit scores would tie.
         with torch.amp.autocast(audio.device.type, enabled=False):
-            a, v = a.float(), v.float()
+            a, v = a.float().mean(dim=(2, 3)), v.float().mean(dim=(2, 3))
             features = torch.cat((a, v), dim=1)
             a = self.relu(self.fc_128_a(a))
             v = self.relu(self.fc_128_v(v))
@@ -124,9 +124,16 @@ class ASC_Net(nn.Module):
         x = self.sat(x)
         sequence = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L*S, 1024), time-major: the speaker varies fastest
         if self.lstm is not None:
-            sequence, _ = self.lstm(sequence)  # (B, L*S, hidden)
+            sequence = self._run_lstm(sequence)  # (B, L*S, hidden)
         with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the STE
             return self.fc_final(sequence.float().flatten(1))
+
+    def _run_lstm(self, sequence: torch.Tensor) -> torch.Tensor:
+        """Run the LSTM; on CUDA in float32, because under autocast with bfloat16 torch would run it in float16."""
+        if sequence.device.type == "cpu":
+            return self.lstm(sequence)[0]
+        with torch.amp.autocast(sequence.device.type, enabled=False):
+            return self.lstm(sequence.float())[0]
 
 
 def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamResNet:

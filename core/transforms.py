@@ -8,10 +8,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from core.config import CROP_MEAN, CROP_SIZE, CROP_STD
+from core.runtime.device import exact_products
 
 JITTER = 0.4  # brightness, contrast and saturation are scaled by 1 - JITTER .. 1 + JITTER
 MIN_CROP = 0.5  # minimum side of the random crop, as a fraction of the image
-_GREY = np.array([19595, 38470, 7471], np.float32) / 65536  # weights of red, green and blue
+_GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # weights of red, green and blue
 
 
 def to_input(crops: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -41,26 +42,34 @@ def to_array(images: list[Image.Image]) -> np.ndarray:
     return np.ascontiguousarray(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2))
 
 
-def training_clip(images: list[Image.Image], rng: np.random.Generator) -> np.ndarray:
-    """T crops of any size -> (T, 3, 144, 144) uint8. Flip and crop are drawn per clip, colour jitter per crop."""
-    flip = rng.random() < 0.5
-    left, upper, right, lower = random_box(rng)
-    clip = np.empty((len(images), 3, CROP_SIZE, CROP_SIZE), np.uint8)
-    for target, image in zip(clip, images, strict=True):
-        image = fast_resize(np.array(image).transpose(2, 0, 1))
-        image = image[:, :, ::-1] if flip else image
-        target[:] = jitter(fast_resize(image[:, upper:lower, left:right].copy()), rng)
-    return clip
+def training_clip(images: list[Image.Image]) -> np.ndarray:
+    """T crops of any size -> (T, 3, 144, 144) uint8, the input of `augment`."""
+    return np.stack([fast_resize(np.array(image)) for image in images])
 
 
 def fast_resize(image: np.ndarray) -> np.ndarray:
-    """Resize (3, h, w) uint8 to (3, 144, 144) with torch's bicubic filter, three times as fast as `resize`.
+    """Resize (h, w, 3) uint8 to (3, 144, 144) with torch's bicubic filter, three times as fast as `resize`.
 
     torch rounds the filter weights to 16 bits and always resizes rows first, which Pillow 13 does not for tall images,
     so a few values are one grey level off Pillow's. For training only.
     """
-    batch = torch.from_numpy(image)[None]
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None]
     return interpolate(batch, (CROP_SIZE, CROP_SIZE), mode="bicubic", antialias=True)[0].numpy()
+
+
+def draw_augmentation(num_crops: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw the augmentation of a clip: flip and crop for the clip, colour jitter for each of its T crops.
+
+    Returns
+      flip     () bool
+      box      (4,) int64: left, upper, right and lower edge of the crop, see `random_box`
+      factors  (T, 3) float32: factors of brightness, contrast and saturation
+      order    (T, 3) int64: the order in which these are applied
+    """
+    flip, box = rng.random() < 0.5, random_box(rng)
+    jitter = [(rng.uniform(1 - JITTER, 1 + JITTER, size=3), rng.permutation(3)) for _ in range(num_crops)]
+    factors, order = map(np.stack, zip(*jitter, strict=True))
+    return {"flip": np.array(flip), "box": np.array(box), "factors": factors.astype(np.float32), "order": order}
 
 
 def random_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -77,26 +86,84 @@ def random_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
             return left, upper, size, size
 
 
-def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scale brightness, contrast and saturation of an image (3, h, w) uint8 by random factors, in random order.
+def augment(
+    clips: torch.Tensor, flip: torch.Tensor, box: torch.Tensor, factors: torch.Tensor, order: torch.Tensor
+) -> torch.Tensor:
+    """Flip, crop, resize and jitter clips (B, T, 3, 144, 144) uint8 on their device.
 
-    Equal to torchvision's `adjust_*` functions on Pillow images: the image is blended with black, with its mean grey
-    value, or with its greyscale version.
+    The other arguments are those of `draw_augmentation` for each clip, on the CPU. Returns float32 of the same shape,
+    with values of whole numbers from 0 to 255.
     """
-    values = image.astype(np.float32)  # integers at every step
-    factors = rng.uniform(1 - JITTER, 1 + JITTER, size=3).astype(np.float32)
-    for index in rng.permutation(3):
-        base = np.float32(0) if index == 0 else grey(values)
-        if index == 1:
-            base = np.floor(base.mean(dtype=np.float64) + 0.5).astype(np.float32)
-        values -= base
-        values *= factors[index]
-        values += base
-        np.floor(values.clip(0, 255, out=values), out=values)
-    return values.astype(np.uint8)
+    size = 1 if clips.device.type == "cpu" else len(clips)  # a single clip fits into the caches of a CPU
+    draws = (draw.split(size) for draw in (flip, box, factors, order))
+    parts = [
+        jitter(
+            crop_and_resize(part, part_flip, part_box).flatten(0, 1),
+            part_factors.flatten(0, 1).to(clips.device, non_blocking=True),
+            part_order.flatten(0, 1).to(clips.device, non_blocking=True),
+        )
+        for part, part_flip, part_box, part_factors, part_order in zip(clips.split(size), *draws, strict=True)
+    ]
+    return torch.cat(parts).view(clips.shape)
 
 
-def grey(image: np.ndarray) -> np.ndarray:
-    """Greyscale (h, w) of an image (3, h, w), both integers as float32, rounded like Pillow's mode L."""
-    red, green, blue = image
-    return np.floor(red * _GREY[0] + green * _GREY[1] + blue * _GREY[2] + np.float32(0.5))
+def crop_and_resize(clips: torch.Tensor, flip: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """Flip clips (B, T, 3, 144, 144) where `flip` (B,) is set, cut the boxes (B, 4) and resize them to 144 x 144.
+
+    Returns float32, equal to flipping, cutting and `fast_resize`.
+    """
+    left, upper, right, lower = box.T
+    left, right = torch.where(flip, CROP_SIZE - right, left), torch.where(flip, CROP_SIZE - left, right)
+    x, y = (slice(int(start.min()), int(stop.max())) for start, stop in ((left, right), (upper, lower)))
+    edges = torch.stack((left, right, upper, lower, flip)).to(clips.device, non_blocking=True)
+    columns, rows = resize_weights(*edges[:2]), resize_weights(*edges[2:4])
+    columns = torch.where(edges[4].bool()[:, None, None], columns.flip(1), columns)
+    with exact_products():
+        clips = round_to_bytes(clips[..., y, x].float() @ columns[:, None, None, :, x].mT)
+        return round_to_bytes(rows[:, None, None, :, y] @ clips)
+
+
+def resize_weights(start: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:
+    """Weights (B, 144, 144) float32 that enlarge pixels start (B,) to stop (B,) of a line to 144 pixels.
+
+    Bicubic, rounded to 16 bits as in torch. Products with bytes are exact in float32, in any order of summation.
+    """
+    start, stop = start[:, None, None], stop[:, None, None]
+    pixels = torch.arange(CROP_SIZE, device=start.device)
+    center = start + (pixels[:, None].double() + 0.5) * (stop - start) / CROP_SIZE
+    distance = (pixels + 0.5 - center).abs()
+    near = (1.5 * distance - 2.5) * distance**2 + 1  # of the cubic with a = -0.5
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
+    weights *= (pixels >= start) & (pixels < stop)
+    weights /= weights.sum(dim=2, keepdim=True)
+    scale = torch.where(weights.amax(dim=(1, 2), keepdim=True) * 2**15 + 0.5 < 2**15, 2**15, 2**14)
+    return ((weights.abs() * scale + 0.5).floor() * weights.sign() / scale).float()
+
+
+def round_to_bytes(values: torch.Tensor) -> torch.Tensor:
+    """Round to whole numbers from 0 to 255, in place."""
+    return values.add_(0.5).floor_().clamp_(0, 255)
+
+
+def jitter(crops: torch.Tensor, factors: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Scale brightness, contrast and saturation of crops (N, 3, h, w) by `factors` (N, 3), in the `order` (N, 3).
+
+    Crops are whole numbers as float32, and so is the result. Equal to torchvision's `adjust_*` functions on Pillow
+    images: a crop is blended with black, with its mean grey value, or with its greyscale version.
+    """
+    for index in order.T:
+        index, factor = index[:, None, None, None], factors.gather(1, index[:, None])[..., None, None]
+        image = grey(crops)
+        pixels = image[0].numel()
+        total = image.sum(dim=(1, 2, 3), keepdim=True)  # below 2^24, so exact
+        mean = ((total + pixels / 2) / pixels).floor_()
+        base = torch.where(index == 2, image, torch.where(index == 1, mean, 0))
+        crops = (crops - base).mul_(factor).add_(base).clamp_(0, 255).floor_()
+    return crops
+
+
+def grey(crops: torch.Tensor) -> torch.Tensor:
+    """Greyscale (N, 1, h, w) of crops (N, 3, h, w), whole numbers as float32, rounded like Pillow's mode L."""
+    red, green, blue = crops.split(1, dim=1)
+    return (red * _GREY[0]).add_(green * _GREY[1]).add_(blue * _GREY[2]).add_(0.5).floor_()

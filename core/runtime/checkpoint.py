@@ -1,10 +1,12 @@
 """A training run on disk: weights of every epoch, the log, and the checkpoint to resume from."""
 
+import copy
 import os
 import shutil
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +92,7 @@ class TrainingRun:
 
     def save(self, parts: dict[str, object], row: dict[str, float]) -> None:
         """Finish an epoch: save the state of each part (model, optimizer, scheduler) and a row of the log."""
-        states = {name: part.state_dict() for name, part in parts.items()}
+        states = on_cpu({name: part.state_dict() for name, part in parts.items()})
         self.log = [*self.log, row]
         if distributed.is_main_process():
             self._save(states["model"], f"{self.epoch}.pth")
@@ -135,3 +137,14 @@ class TrainingRun:
                     shutil.copyfile(best, temporary)
         with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def on_cpu(state: Any) -> Any:
+    """Return nested dictionaries and lists with their tensors on the CPU, so that any machine can load them."""
+    if isinstance(state, torch.Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        result = copy.copy(state)  # keeps the versions of modules in a state_dict
+        result.update({key: on_cpu(value) for key, value in state.items()})
+        return result
+    return [on_cpu(value) for value in state] if isinstance(state, list) else state

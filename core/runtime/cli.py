@@ -106,7 +106,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: dict, mode
         "--learning-rate", type=positive_float, default=defaults["learning_rate"], help="initial learning rate (Adam)"
     )
     add_workers_argument(parser, defaults["workers"])
-    add_precision_argument(parser, defaults["precision"])
+    add_precision_argument(parser, defaults["precision"], training=True)
     parser.add_argument("--init-weights", help="start from these weights (fine-tuning)")
     parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
     parser.add_argument(
@@ -123,8 +123,10 @@ def add_workers_argument(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument("--workers", type=worker_count, default=default, help="data-loading processes; 0: main process")
 
 
-def add_precision_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default=default, help="precision of the network")
+def add_precision_argument(parser: argparse.ArgumentParser, default: str | None, training: bool = False) -> None:
+    choices = ("fp32", "tf32", "bf16") if training else ("fp32", "tf32", "bf16", "fp16")
+    help_text = "precision of the network (default: tf32 on a GPU that has it, else fp32)"
+    parser.add_argument("--precision", choices=choices, default=default, help=help_text)
 
 
 def print_settings(settings: dict) -> None:
@@ -196,10 +198,12 @@ def _fail(message: str, status: int) -> int:
 
 
 def describe_system_error(error: Exception) -> str | None:
-    """Describe running out of memory, a dead worker or a lost rank in one line. Returns None for other errors."""
-    reason = first_line(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    """Describe running out of memory, a failing GPU, a dead worker or a lost rank in one line, others as None."""
+    reason, text = first_line(error), str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "ALLOC" in text:  # CUBLAS_STATUS_ALLOC_FAILED
         return f"out of memory ({reason}); try a smaller --batch-size or fewer --workers"
+    if any(part in text for part in ("CUDA error", "cuDNN error", "CUBLAS_STATUS", "Pin memory thread exited")):
+        return f"the GPU failed ({reason}); nvidia-smi and dmesg may show why"
     if "DataLoader worker" in reason and any(word in str(error) for word in ("killed", "exited", "</torch_")):
         reason = str(error).strip().splitlines()[-1]  # </torch_...> is a file in /dev/shm
         advice = "memory or /dev/shm may be full: try fewer workers (--workers 0 needs no /dev/shm)"
