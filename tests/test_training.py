@@ -38,7 +38,7 @@ from torch import nn
 import core.datasets
 from core.datasets import ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import read_annotations
-from core.loaders import BatchLoader, EpochSampler, clip_batches
+from core.loaders import EpochSampler, batch_loader, clip_batches
 from core.models import ASC_Net
 from core.runtime.checkpoint import TrainingRun
 from core.runtime.errors import InputError
@@ -304,7 +304,7 @@ def test_learning_rate_is_divided_by_ten_every_step_size_epochs(tmp_path, step_s
     model.bias.data = torch.tensor([3.0, 0.0])  # far from the optimum, so that the gradient is constant
     first = {name: value.clone() for name, value in model.state_dict().items()}
     params = {"learning_rate": 1e-4, "step_size": step_size, "gamma": 0.1, "epochs": epochs, "precision": "fp32"}
-    loader = BatchLoader(Rows(torch.ones(6, 4)), EpochSampler(6, 0), 6, 0, CPU)
+    loader = batch_loader(Rows(torch.ones(6, 4)), EpochSampler(6, 0), 6, 0, CPU)
     run = TrainingRun(tmp_path, "tiny", params, resume=False)
     fit(run, model, asc_losses, loader, loader, params, CPU)
 
@@ -317,7 +317,7 @@ def test_learning_rate_is_divided_by_ten_every_step_size_epochs(tmp_path, step_s
 
 def test_last_batch_is_never_a_single_sample():
     """Batch norm needs two."""
-    loader = BatchLoader(Rows(torch.randn(5, 4)), EpochSampler(5, 0), 2, 0, CPU)
+    loader = batch_loader(Rows(torch.randn(5, 4)), EpochSampler(5, 0), 2, 0, CPU)
     assert [len(batch["label"]) for batch in loader] == [2, 3]
 
 
@@ -330,7 +330,7 @@ def test_metrics_are_means_over_samples():
 
     rows = Rows(torch.arange(5.0)[:, None])
     metrics = evaluate(
-        Margin(), BatchLoader(rows, EpochSampler(5, 0, shuffle=False), 2, 0, CPU), asc_losses, CPU, "fp32"
+        Margin(), batch_loader(rows, EpochSampler(5, 0, shuffle=False), 2, 0, CPU), asc_losses, CPU, "fp32"
     )
     losses = [math.log(1 + math.exp(i)) - (i % 2) * i for i in range(5)]
     assert metrics == {
@@ -590,7 +590,7 @@ class TestTrainingSamples:
 
     def test_validation_draws_are_the_same_in_every_epoch(self, reader):
         dataset = STEDataset(reader, seed=5, augment=False)
-        loader = BatchLoader(dataset, EpochSampler(len(dataset), 5, shuffle=False), 2, 0, CPU)
+        loader = batch_loader(dataset, EpochSampler(len(dataset), 5, shuffle=False), 2, 0, CPU)
         passes = [[batch["video"].numpy().tobytes() for batch in loader] for _ in range(2)]
         assert passes[0] == passes[1]
 

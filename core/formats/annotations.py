@@ -284,15 +284,8 @@ def _format(box: np.ndarray) -> str:
 
 def _recode(column: pd.Series, codes: dict[str, int]) -> np.ndarray:
     """Return the categories of a column as numbers (N,) int32. Adds new names to `codes` in order of appearance."""
-    used = column.cat.codes.to_numpy()
-    first = np.full(len(column.cat.categories), len(used))
-    np.minimum.at(first, used, np.arange(len(used)))
-    names = list(column.cat.categories)
-    table = np.zeros(len(names), np.int32)
-    for index in np.argsort(first):
-        if first[index] < len(used):
-            table[index] = codes.setdefault(names[index], len(codes))
-    return table[used]
+    local, names = pd.factorize(column)
+    return np.array([codes.setdefault(name, len(codes)) for name in names], np.int32)[local]
 
 
 def _refuse(bad: np.ndarray, file: Path, line: np.ndarray, problem: Callable[[int], str]) -> None:

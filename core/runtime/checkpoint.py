@@ -1,6 +1,5 @@
 """A training run on disk: weights of every epoch, the log, and the checkpoint to resume from."""
 
-import os
 import shutil
 from collections.abc import Iterable
 from io import BytesIO
@@ -113,8 +112,6 @@ class TrainingRun:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             raise self._broken() from None
         if distributed.is_main_process():
-            if not (self.directory / f"{self.epoch}.pth").exists():
-                self._save(self.state["model"], f"{self.epoch}.pth")
             self._write_log()
         self.state = None
 
@@ -124,14 +121,10 @@ class TrainingRun:
         write_bytes(self.directory / name, buffer.getbuffer(), durable=True)
 
     def _write_log(self) -> None:
-        """Write the log, and make best.pth a link to the weights of the best epoch, or a copy of them."""
+        """Write the log, and copy the weights of the best epoch to best.pth."""
         best = self.directory / f"{self.best_epoch}.pth"
         if best.exists():
             with replacing(self.directory / BEST_FILE) as temporary:
-                temporary.unlink(missing_ok=True)  # of a killed process
-                try:
-                    os.link(best, temporary)
-                except OSError:  # the file system has no links
-                    shutil.copyfile(best, temporary)
+                shutil.copyfile(best, temporary)
         with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")
