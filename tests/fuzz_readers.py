@@ -12,13 +12,11 @@ import argparse
 import contextlib
 import gzip
 import io
-import json
 import math
 import os
 import random
 import re
 import resource
-import runpy
 import shutil
 import signal
 import struct
@@ -28,7 +26,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from time import perf_counter
 
@@ -58,7 +55,6 @@ from core.formats import predictions as predictions_module
 from core.formats.annotations import FaceTable, read_annotations
 from core.runtime.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 5  # limit for reading a case
 MEMORY = 1 << 30  # limit in bytes, above the memory used at the start
 
@@ -407,73 +403,7 @@ def predictions(trial: Trial) -> bool:
     return check_predictions(trial, {**files, name: damaged(files[name], rng)}, truth)
 
 
-# Command lines
-
-SCRIPTS = {  # script -> valid positional arguments
-    **{"STE_train.py": "11 0", "STE_forward.py": "11 cpu", "ASC_train.py": "11 4 3 0", "ASC_forward.py": "11 4 3 cpu"},
-    **dict.fromkeys(("STE_postprocessing.py", "ASC_prediction_postprocessing.py", "scripts/evaluate.py"), ""),
-    "scripts/plot_training.py": "run_logs.csv",
-    "scripts/ablation.py": "cpu",
-    "scripts/detect_speakers.py": "talk.mp4 cpu --output-dir out",
-    **{f"data/{x}.py": "" for x in ("extract_audio_tracks", "slice_audio_tracks", "extract_face_crops_time")},
-}
-ODD = ("clip_length", "clips")
-COUNTS = (*ODD, "epochs", "batch_size", "time_stride", "skip_frames", "speakers")
-
-
-@cache
-def parser_of(script: str) -> argparse.ArgumentParser:
-    return runpy.run_path(str(ROOT / script))["get_args_parser"]()
-
-
-def command_line(trial: Trial) -> bool:
-    """A command line of a script, changed at random."""
-    rng = trial.rng
-    script = rng.choice(list(SCRIPTS))
-    parser = parser_of(script)
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    nasty = [os.fsdecode(word) for word in NASTY if b"\0" not in word]
-    values = ["1", "11", "0", "10", "-1", "0.5", "1e-400", "cpu", "fp32", "val", "9" * 5000, str(1 << 63), "--", "-1e5"]
-    words = SCRIPTS[script].split()
-    for flag in rng.sample(flags, rng.randint(0, 3)):
-        value = rng.choice((*values, rng.choice(nasty)))
-        default = parser.get_default(flag[2:].replace("-", "_"))
-        value = str(default) if default is not None and rng.random() < 0.4 else value
-        words += rng.choice(([flag, value], [flag, value], [f"{flag}={value}"], [flag], [flag[:-1], value]))
-    for _ in range(rng.choice((0, 1, 1, 2))):
-        at = rng.randrange(len(words) + 1)
-        word = rng.choice((*values, *nasty, *flags, *words, f"--{rng.choice(nasty)}", f"-{rng.choice(nasty)}"))
-        words[at : at + rng.randint(0, 1)] = rng.choice(([word], []))
-    trial.write({"arguments.json": json.dumps([script, *words]).encode()})
-    return check_words(trial, script, words)
-
-
-def check_words(trial: Trial, script: str, words: list[str]) -> bool:
-    """Return True if the parser accepts the words, False for a proper refusal. Raises Finding otherwise."""
-    parser = parser_of(script)  # imports the script, which may take seconds
-
-    def parse() -> tuple[int | None, dict]:
-        try:
-            return None, vars(parser.parse_args(words))
-        except SystemExit as end:
-            return end.code, {}
-
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-        status, args = trial.limited(parse)
-    text = err.getvalue().encode("utf-8", "backslashreplace").decode()
-    if status == 2 and not (text.startswith("error: ") and text.splitlines(keepends=True) == [text]):
-        raise Finding(f"message of more than one line: {text!r:.300}")
-    if status not in (None, 0, 2) or (status != 2 and text):
-        raise Finding(f"exit status {status} and {text!r:.300}")
-    numbers = {name: value for name, value in args.items() if isinstance(value, int | float)}
-    bad = [name for name in COUNTS if numbers.get(name, 1) < 1 or (name in ODD and numbers.get(name, 1) % 2 == 0)]
-    if bad or not 0 < numbers.get("learning_rate", 1) < math.inf or not 0 <= numbers.get("seed", 0) < 1 << 63:
-        raise Finding(f"accepts a number out of range: {args}")
-    return status is None
-
-
-KINDS = {kind.__name__: kind for kind in (annotations, features, predictions, command_line)}
+KINDS = {kind.__name__: kind for kind in (annotations, features, predictions)}
 
 
 def attempt(what: str, seed: int, number: int, directory: Path) -> tuple[Trial, bool, str]:
@@ -507,9 +437,6 @@ def main() -> int:
     args = parser.parse_args()
     for module in (features_module, predictions_module):
         module.progress = lambda items, **_: items  # no nested progress bars
-    if "command_line" in args.what:
-        for script in SCRIPTS:
-            parser_of(script)
     limit_memory()
     counts, slowest = Counter(), (0.0, "")
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

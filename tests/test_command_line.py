@@ -15,7 +15,6 @@ from stages import FORWARD, TRACKS, command, results
 from tiny_inputs import (
     Face,
     SmallEncoder,
-    Track,
     digests,
     faces_of,
     files_under,
@@ -59,12 +58,6 @@ class TestDefaults:
         args = vars(parser.parse_args(positionals.split()))
         names = [action.dest for action in parser._actions if not action.option_strings]
         assert [str(args[name]) for name in names] == positionals.split()
-
-    def test_other_stages_need_no_arguments(self):
-        for script in ("STE_postprocessing.py", "ASC_prediction_postprocessing.py", "scripts/evaluate.py"):
-            parser_of(script).parse_args([])
-        for script in (script for script in SCRIPTS if script.startswith("data/")):
-            parser_of(script).parse_args([])
 
     def test_recipe_of_the_paper(self):
         names = ("epochs", "batch_size", "learning_rate")
@@ -222,17 +215,6 @@ def test_unusable_input_is_an_error_and_leaves_no_output(inputs, broken, tmp_pat
     assert files_under(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("script", "positionals", "words"),
-    [("STE_forward.py", [3], ["STE.pth", "clip_length 3"]), ("ASC_forward.py", [5, 2, 2], ["ASC.pth", "5"])],
-)
-def test_weights_of_another_length_are_refused(inputs, tmp_path, script, positionals, words):
-    arguments = command(script, inputs, tmp_path / "out")
-    arguments[1 : 1 + len(positionals)] = positionals
-    assert_refused(run_here(*arguments), *words)
-    assert files_under(tmp_path) == []
-
-
 def test_features_that_are_not_finite_are_an_error(inputs, broken, tmp_path):
     result = run_here(*command("ASC_forward.py", inputs, tmp_path), "--features-val-full", broken / "nan")
     assert_refused(result, f"{broken / 'nan'}/", ".npy", "feature 1 is", "not finite")
@@ -356,13 +338,6 @@ class TestForwardResults:
             lists = np.array([line[6].strip("[]").split(",") for line in text], np.float32)
             assert (lists == np.load(encoded / f"{video}.npy")).all()
 
-    @pytest.mark.parametrize("flags", [("--batch-size", 1), ("--workers", 2)])
-    def test_features_do_not_depend_on_batches_and_workers(self, encoded, inputs, tmp_path, flags):
-        assert run_here(*command("STE_forward.py", inputs, tmp_path), *flags).returncode == 0
-        for video in ("one", "two"):
-            arrays = (np.load(path / f"{video}.npy") for path in (encoded, tmp_path))
-            np.testing.assert_allclose(*arrays, rtol=1e-4, atol=1e-4)
-
     @pytest.mark.parametrize("script", ["ASC_train.py", "ASC_forward.py"])
     def test_features_of_some_videos_are_refused(self, encoded, inputs, tmp_path, script):
         """An unfinished STE_forward.py leaves them."""
@@ -387,11 +362,3 @@ class TestForwardResults:
         assert len(some) == sum(face.video == "one" for face in FACES)
         for logits in (predict("batches", "--batch-size", 1), some):
             assert logits == {key: pytest.approx(expected[key], abs=1e-5) for key in logits}
-
-    def test_seed_changes_contexts(self, inputs, tmp_path):
-        """Five faces for two speakers of a context: some draws differ."""
-        write_store(tmp_path / "features", faces_of(Track(f"face {i}", "00") for i in range(5)), noise_features)
-        for seed in (0, 1):
-            arguments = command("ASC_forward.py", tmp_path, tmp_path / str(seed))
-            assert run_here(*arguments, "--weights", inputs / "ASC.pth", "--seed", seed).returncode == 0
-        assert len({path.read_bytes() for path in tmp_path.glob("[01]/*.csv")}) == 2

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -78,13 +77,6 @@ def assert_close(actual: torch.Tensor, expected: np.ndarray, tolerance: float = 
 def test_parameter_names_and_shapes(name):
     with torch.device("meta"):
         assert shapes(build(name)) == released_shapes(name)
-
-
-@pytest.mark.parametrize("clip_length", [1, 3, 21])
-def test_clip_length_changes_one_parameter_of_the_encoder(clip_length):
-    expected = {**released_shapes("ste"), "video_conv1.weight": [64, 3 * clip_length, 7, 7]}
-    with torch.device("meta"):
-        assert shapes(TwoStreamResNet(clip_length)) == expected
 
 
 @pytest.mark.parametrize(("context_length", "num_speakers"), [(1, 1), (5, 2), (9, 4)])
@@ -236,14 +228,6 @@ def test_pretrained_encoder_starts_from_imagenet(hub, imagenet):
     assert torch.equal(model.v_layer1[0].conv1.weight, imagenet["layer1.0.conv1.weight"])  # no shared memory
 
 
-def test_imagenet_weights_without_batch_counters(hub, imagenet):
-    """Files of early versions of torch lack `num_batches_tracked`."""
-    old = {name: value for name, value in imagenet.items() if not name.endswith("num_batches_tracked")}
-    torch.save(old, hub / IMAGENET_FILE)
-    state = short_term_encoder(3, pretrained=True).state_dict()
-    assert torch.equal(state["a_layer4.1.bn2.running_var"], imagenet["layer4.1.bn2.running_var"])
-
-
 @pytest.mark.parametrize("kind", ["missing", "empty", "web page", "cut off", "other network"])
 def test_missing_and_broken_imagenet_weights_are_an_error(hub, kind):
     path = hub / IMAGENET_FILE
@@ -306,13 +290,6 @@ def test_safetensors_are_loaded(tmp_path):
     save_file(state, path)
     load_weights(model, path, HINT)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
-def test_safetensors_without_their_package(tmp_path, monkeypatch):
-    (tmp_path / "weights.safetensors").write_bytes(bytes(8))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(InputError, match="pip install safetensors"):
-        load_weights(build("asc"), tmp_path / "weights.safetensors", HINT)
 
 
 def test_a_pickled_module_is_an_error(tmp_path):
