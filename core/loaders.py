@@ -151,9 +151,12 @@ def identity(batch):
 def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
     """Loaders of the datasets `train` (shuffled) and `val`, configured by the flags of the training scripts.
 
-    Raises InputError if there are too few training samples for the number of ranks.
+    Raises InputError if a batch cannot be split evenly over the ranks, or if there are too few training samples.
     """
     world_size, size = distributed.get_world_size(), len(datasets["train"])
+    if args.batch_size % world_size:
+        problem = f"a batch of {args.batch_size} samples does not split evenly over {world_size} ranks"
+        raise InputError(f"{problem}; pass a --batch-size that is a multiple of {world_size}")
     if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
         raise InputError(f"{size} training samples are too few for {world_size} ranks; start fewer ranks")
     return {
@@ -162,15 +165,6 @@ def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device
         )
         for split, dataset in datasets.items()
     }
-
-
-def require_even_batch(batch_size: int) -> None:
-    """Raise InputError if the samples of a batch cannot be split evenly over the ranks."""
-    world_size = distributed.get_world_size()
-    if remainder := batch_size % world_size:
-        sizes = " or ".join(str(size) for size in (batch_size - remainder, batch_size - remainder + world_size) if size)
-        problem = f"a batch of {batch_size} samples does not split evenly over {world_size} ranks"
-        raise InputError(f"{problem}; pass --batch-size {sizes}, or start another number of ranks")
 
 
 def to_device(batch: dict[str, torch.Tensor | np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:

@@ -89,7 +89,7 @@ TRAINING_CALLS = [
     ("rename", 4),  # the checkpoint is saved, the log is not
 ]
 MORE_TRAINING_CALLS = [
-    *[("backward", call) for call in (1, 2, 3)],
+    ("backward", 1),
     ("sync", 1),  # weights are written, but not yet renamed
     ("metrics", 1),  # after the steps of an epoch
     ("evaluate", 1),
@@ -127,7 +127,7 @@ def test_killed_training_resumes_to_the_same_weights(script, inputs, expected, t
 @pytest.mark.slow
 @pytest.mark.parametrize("script", TRAINING)
 def test_training_can_be_killed_anywhere(script, inputs, expected, tmp_path):
-    check_killed_training(script, MORE_TRAINING_CALLS + TRAINING_CALLS, inputs, expected(script), tmp_path / "out")
+    check_killed_training(script, MORE_TRAINING_CALLS, inputs, expected(script), tmp_path / "out")
 
 
 @pytest.mark.parametrize("script", some("STE_forward.py", DATA[2], slow=("ASC_forward.py", *DATA[:2])))
@@ -143,7 +143,7 @@ def test_killed_stage_finishes_with_the_same_command(script, inputs, expected, t
 def test_stage_can_be_killed_anywhere(script, inputs, expected, tmp_path):
     draw = random.Random(script)
     renames = len(expected(script)) + 1  # results and settings
-    for number, call in enumerate([*MORE_CALLS[script], *(("rename", draw.randint(1, renames)) for _ in range(4))]):
+    for number, call in enumerate([*MORE_CALLS[script], ("rename", draw.randint(1, renames))]):
         out = tmp_path / str(number) / "out"
         kill(tmp_path / "printed", command(script, inputs, out), call)
         if out.exists():

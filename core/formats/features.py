@@ -41,21 +41,17 @@ def encoder_of(directory: str | Path) -> dict[str, str | None]:
     return {name: read_setting(directory, STE_FORWARD_SETTINGS, key) for name, key in keys.items()}
 
 
-def require_same_encoder(
-    first: dict, first_name: str | Path, second: dict, second_name: str | Path, allow: bool
-) -> None:
-    """Raise InputError if two records of `encoder_of` differ and this is not allowed; print a note if one is empty."""
-    records = {str(first_name): first, str(second_name): second}
-    for name, record in records.items():
-        if not record.get("encoder_sha256"):
-            print(f"note: {name}: no record of the encoder of the features; it must be the same in all stages")
+def require_same_encoder(records: dict[str | Path, dict], allow: bool) -> None:
+    """Raise InputError if two records of `encoder_of`, by source, differ; print a note if one is empty."""
+    uses = {}
+    for source, record in records.items():
+        sha256 = record.get("encoder_sha256")
+        if not sha256:
+            print(f"note: {source}: no record of the encoder of the features; it must be the same in all stages")
             return
-    if first["encoder_sha256"] != second["encoder_sha256"] and not allow:
-        uses = (
-            f"{record.get('encoder_weights')} ({record['encoder_sha256'][:8]}) for {name}"
-            for name, record in records.items()
-        )
-        raise InputError(f"two encoders: {', but '.join(uses)}; use the same one, or pass --allow-mismatch")
+        uses.setdefault(sha256, f"{record.get('encoder_weights')} ({sha256[:8]}) for {source}")
+    if len(uses) > 1 and not allow:
+        raise InputError(f"two encoders: {', but '.join(uses.values())}; use the same one, or pass --allow-mismatch")
 
 
 def require_trained_on(weights: str | Path, encoder: dict, context_stride: int, allow: bool) -> None:
@@ -64,7 +60,7 @@ def require_trained_on(weights: str | Path, encoder: dict, context_stride: int, 
     The settings of its training are those next to its weights. Without them, print a note.
     """
     trained = training_settings(weights)
-    require_same_encoder(encoder, "the features", trained, weights, allow)
+    require_same_encoder({"the features": encoder, weights: trained}, allow)
     stride = trained.get("skip_frames", trained.get("context_stride", context_stride))
     if stride != context_stride and not allow:
         advice = f"pass {stride}, or --allow-mismatch"
@@ -191,11 +187,12 @@ class FeatureStore:
 
 def store_digests(stores: dict[str, FeatureStore]) -> dict[str, str]:
     """Return digests of the rows and of the features of each split, for the settings of a training run."""
-    rows = {f"{split}_rows": store.table.digest() for split, store in stores.items()}
-    features = {
-        split: hashlib.blake2b("".join(store.digests).encode(), digest_size=16) for split, store in stores.items()
-    }
-    return {**rows, **{f"{split}_features": digest.hexdigest() for split, digest in features.items()}}
+    digests = {}
+    for split, store in stores.items():
+        digests[f"{split}_rows"] = store.table.digest()
+        features = hashlib.blake2b("".join(store.digests).encode(), digest_size=16)
+        digests[f"{split}_features"] = features.hexdigest()
+    return digests
 
 
 def _digest(frame: pd.DataFrame) -> str:
