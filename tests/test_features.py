@@ -182,7 +182,7 @@ class TestBrokenStores:
         np.save(store / "talk.npy", array)
         message = refusal(store)
         assert f"talk.npy: {array.dtype} {array.shape}" in message
-        assert "expected float32 (7, 1024), one row for each of talk.csv" in message
+        assert "expected float32 (7, 1024) in row order, one row for each of talk.csv" in message
 
     def test_pickled_objects_are_refused_and_not_executed(self, store, tmp_path):
         payload = np.array([Payload(tmp_path / "executed")], dtype=object)

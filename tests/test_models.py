@@ -79,13 +79,6 @@ def test_parameter_names_and_shapes(name):
         assert shapes(build(name)) == released_shapes(name)
 
 
-@pytest.mark.parametrize(("context_length", "num_speakers"), [(1, 1), (5, 2), (9, 4)])
-def test_size_of_the_context_changes_one_parameter(context_length, num_speakers):
-    expected = {**released_shapes("asc"), "fc_final.weight": [2, 128 * context_length * num_speakers]}
-    with torch.device("meta"):
-        assert shapes(ASC_Net(context_length, num_speakers)) == expected
-
-
 def test_convolutions_start_as_kaiming_normal_fan_out():
     torch.manual_seed(0)
     ste, asc = short_term_encoder(11), active_speakers_context(11, 3)
@@ -350,27 +343,13 @@ def test_code_in_a_file_of_weights_does_not_run(tmp_path, kind):
     assert proof.exists()  # the payload works
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.999])
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_truncated_weights_are_an_error(tmp_path, fraction, zipped):
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "zeros"])
+def test_missing_and_broken_weights_are_an_error(tmp_path, kind):
     path = tmp_path / "weights.pth"
-    torch.save(filled_state("asc"), path, _use_new_zipfile_serialization=zipped)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(fraction * len(content))])
+    torch.save(filled_state("asc"), path)
+    contents = {"empty": b"", "truncated": path.read_bytes()[:-5000], "text": b"not weights\n", "zeros": bytes(4096)}
+    path.write_bytes(contents.get(kind, b""))
+    if kind == "missing":
+        path.unlink()
     with pytest.raises(InputError, match=r"weights\.pth"):
         load_weights(build("asc"), path, HINT)
-
-
-@pytest.mark.parametrize("content", [b"not weights\n", b"\x80\x02}q\x00.", b"PK\x03\x04" + bytes(100), bytes(4096)])
-def test_files_that_are_no_weights_are_an_error(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"weights\.pth"):
-        load_weights(build("asc"), path, HINT)
-
-
-@pytest.mark.parametrize("name", ["nowhere.pth", "."])
-def test_missing_weights_are_an_error(tmp_path, name):
-    with pytest.raises(InputError, match="no such file") as error:
-        load_weights(build("asc"), tmp_path / name, HINT)
-    assert str(tmp_path / name) in str(error.value)

@@ -1,6 +1,7 @@
 """Annotations: official and augmented csv files, read into one validated table of arrays."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -169,21 +170,17 @@ def find_annotations(source: str | Path) -> list[Path]:
     If `ava_activespeaker_<split>_augmented.csv` does not exist, the directory `<split>` next to it is used instead.
     Raises InputError.
     """
-    source = Path(source)
-    name = source.name
-    if not source.exists() and name.startswith("ava_activespeaker_") and name.endswith("_augmented.csv"):
-        directory = source.with_name(name.removeprefix("ava_activespeaker_").removesuffix("_augmented.csv"))
-        if not directory.is_dir():
-            raise InputError(f"{source}: no such file, and no directory {directory} of official annotations")
-        source = directory
-    if not source.is_dir():
-        if not source.exists():
-            raise InputError(f"{source}: no such file; expected an annotation csv or a directory of official ones")
-        return [source]
-    files = sorted(source.glob(f"*{OFFICIAL_SUFFIX}"))
-    if not files:
-        raise InputError(f"{source}: no files named <video_id>{OFFICIAL_SUFFIX} in this directory")
-    return files
+    path = Path(source)
+    augmented = re.fullmatch(r"ava_activespeaker_(.+)_augmented\.csv", path.name)
+    directory = path.with_name(augmented[1]) if augmented and not path.exists() else path
+    if directory.is_dir():
+        files = sorted(directory.glob(f"*{OFFICIAL_SUFFIX}"))
+        if not files:
+            raise InputError(f"{directory}: no files named <video_id>{OFFICIAL_SUFFIX} in this directory")
+        return files
+    if not path.exists():
+        raise InputError(f"{path}: no such file; expected an annotation csv or a directory of official ones")
+    return [path]
 
 
 def annotations_of(other: str, csv: str, split: str) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 from core.config import STE_FEATURES
 from core.formats.annotations import NO_LABEL, FaceTable, check_tracks
 from core.formats.csv_table import first_fields, read_table, write_csv
-from core.runtime.errors import InputError
+from core.runtime.errors import InputError, first_line
 from core.runtime.files import list_files, read_setting, replacing
 from core.runtime.progress import progress
 from core.runtime.weights import training_settings
@@ -240,14 +240,12 @@ def _map_array(path: Path, rows: int) -> np.ndarray:
             warnings.simplefilter("error")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy evaluates the header, which may contain anything
-        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise InputError(f"{path}: cannot be read as an array: {reason.splitlines()[0]}") from None
-    expected = f"expected float32 ({rows}, {STE_FEATURES}), one row for each of {path.stem}.csv"
+        raise InputError(f"{path}: cannot be read as an array: {first_line(error)}") from None
+    expected = f"expected float32 ({rows}, {STE_FEATURES}) in row order, one row for each of {path.stem}.csv"
     if not isinstance(array, np.memmap):
         raise InputError(f"{path}: not a single array; {expected}")
     if array.dtype not in _FLOATS or array.shape != (rows, STE_FEATURES) or not array.flags.c_contiguous:
-        order = "" if array.flags.c_contiguous else " in column order"
-        raise InputError(f"{path}: {array.dtype} {array.shape}{order}; {expected}")
+        raise InputError(f"{path}: {array.dtype} {array.shape}; {expected}")
     if os.path.getsize(path) != array.offset + array.nbytes:
         raise InputError(f"{path}: larger than the {rows} rows of its header")
     return array

@@ -1,6 +1,5 @@
 """A training run on disk: weights of every epoch, the log, and the checkpoint to resume from."""
 
-import shutil
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -93,6 +92,8 @@ class TrainingRun:
         self.log = [*self.log, row]
         if distributed.is_main_process():
             self._save(states["model"], f"{self.epoch}.pth")
+            if self.best_epoch == self.epoch:
+                self._save(states["model"], BEST_FILE)
             state = {**states, "log": self.log, "settings": self.settings, "rng": torch.get_rng_state()}
             self._save(state, CHECKPOINT_FILE)
             self._write_log()
@@ -121,10 +122,5 @@ class TrainingRun:
         write_bytes(self.directory / name, buffer.getbuffer(), durable=True)
 
     def _write_log(self) -> None:
-        """Write the log, and copy the weights of the best epoch to best.pth."""
-        best = self.directory / f"{self.best_epoch}.pth"
-        if best.exists():
-            with replacing(self.directory / BEST_FILE) as temporary:
-                shutil.copyfile(best, temporary)
         with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")
