@@ -85,8 +85,8 @@ def assert_fails(result: subprocess.CompletedProcess[str], *words: object) -> No
 
 TRAINING_CALLS = [
     ("step", 2),
-    ("save", 2),  # weights are saved, the checkpoint is not
-    ("rename", 4),  # the checkpoint is saved, the log is not
+    ("save", 3),  # weights are saved, the checkpoint is not
+    ("rename", 5),  # the checkpoint is saved, the log is not
 ]
 MORE_TRAINING_CALLS = [
     ("backward", 1),

@@ -154,8 +154,8 @@ class TestTrainingRun:
         monkeypatch.setattr(os, "replace", lambda a, b: events.append(("rename", Path(b).name)) or replace(a, b))
         self.open(tmp_path).save(small_parts(), {"epoch": 1, "val_ap": 0.5})
         size = {path.name: path.stat().st_size for path in (tmp_path / "run").iterdir()}
-        names = ("1.pth", "last.ckpt")
-        assert events[:4] == [event for name in names for event in (("sync", size[name]), ("rename", name))]
+        names = ("1.pth", "best.pth", "last.ckpt")
+        assert events[:6] == [event for name in names for event in (("sync", size[name]), ("rename", name))]
 
     def test_other_settings_and_data_are_refused(self, tmp_path):
         run = self.open(tmp_path, seed=0)

@@ -49,7 +49,7 @@ class TrainingRun:
             advice = "pass --resume to continue it, or another --models-out"
             raise InputError(f"{self.directory}: already holds a run ({found[-1]}); {advice}")
         if not self.path.exists():
-            if found not in ([], ["1.pth"]):  # a run killed in its first epoch may leave 1.pth
+            if not {"1.pth", BEST_FILE}.issuperset(found):  # a run killed in its first epoch may leave them
                 raise InputError(f"{self.directory}: weights without {CHECKPOINT_FILE}; choose another --models-out")
             return None
         state = load_checkpoint(self.path)
