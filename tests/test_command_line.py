@@ -97,44 +97,23 @@ class TestDefaults:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "value"),
+    ("name", "valid", "invalid"),
     [
-        ("odd_positive", "11", 11),
-        ("odd_window", "0", 0),
-        ("odd_window", "11", 11),
-        ("positive_int", "1", 1),
-        ("worker_count", "0", 0),
-        ("seed", str(2**63 - 1), 2**63 - 1),
-        ("positive_float", "3e-4", 3e-4),
-        ("fraction", "0", 0),
-        ("fraction", "1", 1),
-        ("device_name", "cpu", "cpu"),
-        ("device_name", "1", "1"),
-        ("device_name", "cuda:0", "0"),
-        ("seconds", "0", 0),
+        ("odd_positive", {"11": 11}, ["10", "0", "-1", "eleven", "11.0", "1e1", "", "\u0661"]),
+        ("odd_window", {"0": 0, "11": 11}, ["2", "-1"]),
+        ("worker_count", {"0": 0}, ["-1", "two"]),
+        ("seed", {str(2**63 - 1): 2**63 - 1}, ["-1", "1.0", str(2**63)]),
+        ("positive_float", {"3e-4": 3e-4}, ["0", "-1", "nan", "inf", "fast"]),
+        ("fraction", {"0": 0, "1": 1}, ["-0.1", "1.1", "nan"]),
+        ("device_name", {"cpu": "cpu", "1": "1", "cuda:0": "0"}, ["gpu", "cuda", "cuda:x", "-1", "1.0", ""]),
     ],
 )
-def test_valid_arguments(name, text, value):
-    assert getattr(cli, name)(text) == value
-
-
-@pytest.mark.parametrize(
-    ("name", "texts"),
-    [
-        ("odd_positive", ["10", "0", "-1", "-11", "eleven", "11.0", "1e1", "", "\u0661"]),
-        ("odd_window", ["2", "-1", "x"]),
-        ("positive_int", ["0", "-1", "1.5", "many", ""]),
-        ("worker_count", ["-1", "two"]),
-        ("seed", ["-1", "1.0", str(2**63)]),
-        ("positive_float", ["0", "-1", "nan", "inf", "fast"]),
-        ("fraction", ["-0.1", "1.1", "nan"]),
-        ("device_name", ["gpu", "cuda", "cuda:", "cuda:x", "-1", "1.0", "CPU", ""]),
-    ],
-)
-def test_invalid_arguments(name, texts):
-    for text in texts:
+def test_argument_types(name, valid, invalid):
+    parse = getattr(cli, name)
+    assert {text: parse(text) for text in valid} == valid
+    for text in invalid:
         with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"not {text!r}")):
-            getattr(cli, name)(text)
+            parse(text)
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,8 @@ def feature_writer(
     logits = np.full((len(rows), 2), np.nan, np.float32)
     with replacing(npy_path) as temporary:
         features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
-        if hasattr(os, "posix_fallocate"):  # raises an error if the disk is full; writing to mapped memory would crash
-            with open(temporary, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        with open(temporary, "r+b") as file:  # an error if the disk is full; writing to mapped memory would crash
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         yield logits, features
         require_finite(table, rows, logits, directory)
         features.flush()
