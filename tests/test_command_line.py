@@ -307,16 +307,6 @@ class TestForwardResults:
             assert np.isfinite(features).all()
             assert len(np.unique(features, axis=0)) == len(keys)
 
-    def test_text_features_equal_binary_features(self, encoded, inputs, tmp_path):
-        assert run_here(*command("STE_forward.py", inputs, tmp_path), "--text-features").returncode == 0
-        for video in ("one", "two"):
-            header, *lines = read_csv(encoded / f"{video}.csv")
-            text = read_csv(tmp_path / f"{video}.csv")
-            assert len(header) == 6
-            assert [line[:3] + line[4:6] for line in text] == [line[:3] + line[4:] for line in lines]
-            lists = np.array([line[6].strip("[]").split(",") for line in text], np.float32)
-            assert (lists == np.load(encoded / f"{video}.npy")).all()
-
     @pytest.mark.parametrize("script", ["ASC_train.py", "ASC_forward.py"])
     def test_features_of_some_videos_are_refused(self, encoded, inputs, tmp_path, script):
         """An unfinished STE_forward.py leaves them."""

@@ -167,10 +167,8 @@ class TestReproducibility:
         more = contexts_of([*faces_of([Track("q", "0000", 10.0, "more"), Track("b", "0000", 10.0, "more")]), *CROWD])
         assert {face: context for face, context in more.items() if face.video != "more"} == expected
 
-    def test_validation_draws_are_the_same_in_every_epoch(self, store):
-        assert contexts_by_row(store, epoch=1) == contexts_by_row(store, epoch=2)
-
     def test_training_draws_differ_between_epochs_and_are_repeatable(self, store):
+        assert contexts_by_row(store, epoch=1) == contexts_by_row(store, epoch=2)  # validation
         drawn = {
             (seed, epoch): contexts_by_row(store, redraw=True, seed=seed, epoch=epoch)
             for seed, epoch in product(range(3), range(1, 5))

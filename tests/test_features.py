@@ -211,11 +211,6 @@ class TestBrokenStores:
             with pytest.raises(InputError, match=directory.name):
                 read_logits(directory)
 
-    def test_other_files_are_ignored(self, store):
-        write_text(store / "STE_forward_cfg.json", "{}\n")
-        write_text(store / ".partial-other.csv", "half")
-        assert len(FeatureStore(store).table) == 7
-
     def test_features_of_too_few_videos_are_refused(self, store):
         write_text(store / "STE_forward_cfg.json", '{"videos": 2}\n')
         assert refusal(store) == f"{store}: 1 of 2 videos; finish STE_forward.py first"

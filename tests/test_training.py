@@ -228,11 +228,10 @@ class TestResuming:
 
 
 class TestLossThatIsNotFinite:
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_features_that_cause_it_are_named(self, features, tmp_path, value):
+    def test_features_that_cause_it_are_named(self, features, tmp_path):
         def broken(faces: list[Face]) -> np.ndarray:
             values = noise_features(faces)
-            values[5, 100] = value
+            values[5, 100] = np.nan
             return values
 
         store = write_store(tmp_path / "train", faces_of(TRAIN), broken)
@@ -511,12 +510,6 @@ class TestTrainingSamples:
         assert self.draw(dataset, 1) == self.draw(again, 1)
         assert all(one != two for one, two in zip(self.draw(dataset, 1), self.draw(dataset, 2), strict=True))
         assert self.draw(dataset, 1) != self.draw(other, 1)
-
-    def test_validation_draws_are_the_same_in_every_epoch(self, reader):
-        dataset = STEDataset(reader, seed=5, augment=False)
-        loader = batch_loader(dataset, EpochSampler(len(dataset), 5, shuffle=False), 2, 0, CPU)
-        passes = [[batch["video"].numpy().tobytes() for batch in loader] for _ in range(2)]
-        assert passes[0] == passes[1]
 
 
 def test_every_sample_once_per_epoch_in_another_order():
