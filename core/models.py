@@ -151,9 +151,7 @@ def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamR
     state = {f"{stream}_{name}": value for name, value in weights.items() for stream in "av"}
     state["video_conv1.weight"] = rgb.repeat(1, clip_length, 1, 1)
     state["audio_conv1.weight"] = rgb.mean(dim=1, keepdim=True)
-    heads = {name: value for name, value in model.state_dict().items() if name.startswith("fc_")}
-    counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
-    model.load_state_dict({**heads, **counters, **state})
+    model.load_state_dict(state, strict=False)  # the heads stay random
     return model
 
 
