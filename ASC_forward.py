@@ -22,7 +22,7 @@ from core.formats.predictions import holds_rows
 from core.inference import predict_videos
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
-from core.runtime.device import device_label, get_device
+from core.runtime.device import device_label, get_device, set_precision
 from core.runtime.files import read_settings
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
@@ -39,6 +39,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--weights", default=inputs["weights"], help="state_dict of the context network")
     parser.add_argument("--output-dir", default=params["output_dir"], help="directory of the predictions")
     parser.add_argument("--batch-size", type=cli.positive_int, default=params["batch_size"], help="contexts per batch")
+    cli.add_precision_argument(parser, params["precision"])
     parser.add_argument("--seed", type=cli.seed, default=params["seed"], help="seed of the choice of speakers")
     cli.add_mismatch_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="recreate finished videos")
@@ -47,8 +48,9 @@ def get_args_parser() -> cli.Parser:
 
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> None:
-    cli.print_settings(vars(args))
     device = get_device(args.cuda_device)
+    args.precision = set_precision(args.precision, device)
+    cli.print_settings(vars(args))
 
     model = active_speakers_context(args.clips, args.speakers)
     hint = f"were they trained with clips {args.clips}, speakers {args.speakers}?"
@@ -60,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
 
     output_dir = Path(args.output_dir)
     settings = {**vars(args), "weights_sha256": weights_sha256, **encoder}
-    identity = ("weights_sha256", "encoder_sha256", "clips", "time_stride", "speakers", "seed")
+    identity = ("weights_sha256", "encoder_sha256", "clips", "time_stride", "speakers", "precision", "seed")
     results = OutputDirectory(output_dir / "ASC_forward_cfg.json", settings, identity, (".csv",), args.overwrite)
     store = FeatureStore(args.features_val_full)
     table = store.table
@@ -79,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
 
     num_rows = np.bincount(table.video, minlength=len(done))
     videos = [video for video in distributed.local_items(np.where(done, 0, num_rows)) if not done[video]]
-    predict_videos(model, dataset, videos, output_dir, device, batch_size=args.batch_size)
+    predict_videos(model, dataset, videos, output_dir, device, batch_size=args.batch_size, precision=args.precision)
     distributed.wait_for_all()
     print(f"predictions of {len(done)} videos: {output_dir}")
     encoding = read_settings(Path(args.features_val_full, STE_FORWARD_SETTINGS))

@@ -17,11 +17,11 @@ import torch
 from core.config import ASC_inputs, ASC_optimization_params
 from core.datasets import context_datasets, require_trainable
 from core.formats.features import FeatureStore, encoder_of, require_same_encoder, store_digests
-from core.loaders import split_loaders
+from core.loaders import context_loaders
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
 from core.runtime.checkpoint import BEST_FILE, TRAINING_IDENTITY, TrainingRun
-from core.runtime.device import device_label, get_device, parameter_count
+from core.runtime.device import device_label, get_device, parameter_count, set_precision
 from core.runtime.errors import RunError
 from core.runtime.weights import load_weights
 from core.training import asc_losses, context_run_name, fit
@@ -41,10 +41,11 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    device = get_device(args.cuda_device)
+    args.precision = set_precision(args.precision, device)
     encoder = encoder_of(args.features_train_full)
     settings = {**ASC_optimization_params, **vars(args), **encoder}
     cli.print_settings(settings)
-    device = get_device(args.cuda_device)
     torch.manual_seed(args.seed)
     context_shape = (args.clip_length, args.skip_frames, args.speakers)
     identity = (*TRAINING_IDENTITY, "clip_length", "skip_frames", "speakers", "encoder_sha256")
@@ -56,8 +57,8 @@ def main(args: argparse.Namespace) -> None:
     tables = {split: store.table for split, store in stores.items()}
     require_trainable(tables, sources)
     run.set_data(store_digests(stores))
-    datasets = context_datasets(stores, context_shape, args.seed, args.workers, device)
-    loaders = split_loaders(datasets, args, device)
+    datasets = context_datasets(stores, context_shape, args.seed, device)
+    loaders = context_loaders(datasets, args, device)
 
     model = active_speakers_context(args.clip_length, args.speakers)
     if args.init_weights and run.epoch == 0 and distributed.is_main_process():  # other ranks receive those of rank 0

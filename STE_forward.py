@@ -31,7 +31,7 @@ from core.formats.predictions import holds_rows
 from core.inference import encode_videos
 from core.models import short_term_encoder
 from core.runtime import cli, distributed
-from core.runtime.device import device_label, get_device
+from core.runtime.device import default_precision, device_label, get_device, memory_format, set_precision
 from core.runtime.errors import InputError
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
@@ -62,12 +62,13 @@ def get_args_parser() -> cli.Parser:
 def main(args: argparse.Namespace) -> None:
     args.csv = args.csv or annotation_csvs[args.split]
     args.output_dir = args.output_dir or str(Path(STE_forward_params["output_dir"], args.split))
-    cli.print_settings(vars(args))
     device = get_device(args.cuda_device)
+    args.precision = set_precision(args.precision, device)
+    cli.print_settings(vars(args))
 
     model = short_term_encoder(args.clip_length)
     weights_sha256 = load_weights(model, args.weights, f"were they trained with clip_length {args.clip_length}?")
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device, memory_format=memory_format(device, args.precision)).eval()
 
     output_dir = Path(args.output_dir)
     settings = {**vars(args), "encoder": "resnet18", "weights_sha256": weights_sha256}
@@ -110,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
             audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
             video_dir=(args.video_dir, STE_inputs["video_dir"]),
             output_dir=(str(output_dir.with_name("val")), ASC_inputs["features_val_full"]),
-            precision=(args.precision, STE_forward_params["precision"]),
+            precision=(args.precision, STE_forward_params["precision"] or default_precision(device)),
             clip_boxes=(args.clip_boxes, False),
             skip_missing=(args.skip_missing, False),
         )

@@ -18,11 +18,11 @@ from core.config import STE_inputs, STE_optimization_params
 from core.datasets import ClipReader, STEDataset, require_trainable
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
-from core.loaders import split_loaders
+from core.loaders import clip_loaders
 from core.models import short_term_encoder
 from core.runtime import cli, distributed
 from core.runtime.checkpoint import BEST_FILE, TRAINING_IDENTITY, TrainingRun
-from core.runtime.device import device_label, get_device, parameter_count
+from core.runtime.device import device_label, get_device, memory_format, parameter_count, set_precision
 from core.runtime.weights import load_weights
 from core.training import fit, ste_losses
 
@@ -44,9 +44,10 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    device = get_device(args.cuda_device)
+    args.precision = set_precision(args.precision, device)
     settings = {**STE_optimization_params, **vars(args), "encoder": "resnet18"}
     cli.print_settings(settings)
-    device = get_device(args.cuda_device)
     torch.manual_seed(args.seed)
     identity = (*TRAINING_IDENTITY, "encoder", "clip_length", "no_pretrained", "skip_missing")
     run = TrainingRun(args.models_out, "ste_encoder", settings, args.resume, identity)
@@ -62,14 +63,14 @@ def main(args: argparse.Namespace) -> None:
     tables = {split: dataset.reader.table for split, dataset in datasets.items()}
     require_trainable(tables, csvs)
     run.set_data({f"{split}_rows": table.digest() for split, table in tables.items()})
-    loaders = split_loaders(datasets, args, device)
+    loaders = clip_loaders(datasets, args, device)
 
     first = run.epoch == 0 and distributed.is_main_process()  # other ranks receive the weights of rank 0
     pretrained = first and not args.no_pretrained and not args.init_weights
     model = short_term_encoder(args.clip_length, pretrained)
     if first and args.init_weights:
         load_weights(model, args.init_weights, f"were they trained with clip_length {args.clip_length}?")
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=memory_format(device, args.precision))
     sizes = ", ".join(f"{len(dataset)} {split} tracks" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
     fit(run, model, ste_losses, loaders["train"], loaders["val"], settings, device)

@@ -18,7 +18,7 @@ from core.datasets import context_datasets
 from core.formats.annotations import FaceTable
 from core.formats.features import FeatureStore, store_digests
 from core.formats.predictions import join, join_logits
-from core.loaders import split_loaders
+from core.loaders import context_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
 from core.models import active_speakers_context
 from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
@@ -81,8 +81,8 @@ def train_variant(
     run.set_data(store_digests(stores))
     if run.epoch < params["epochs"]:
         torch.manual_seed(seed)
-        datasets = context_datasets(stores, variant.shape, seed, params["workers"], device)
-        loaders = split_loaders(datasets, argparse.Namespace(**settings), device)
+        datasets = context_datasets(stores, variant.shape, seed, device)
+        loaders = context_loaders(datasets, argparse.Namespace(**settings), device)
         model = active_speakers_context(
             variant.context_length, variant.num_speakers, variant.pairwise, variant.temporal
         ).to(device)

@@ -28,7 +28,7 @@ SEEK_GAP_SECONDS = 20.0  # videos are decoded forward; longer parts without face
 STE_FEATURES = 1024  # 512 audio + 512 video
 ASC_HIDDEN = 128
 
-_WORKERS = min(8, os.cpu_count() or 1)  # data-loading processes
+_WORKERS = min(16, len(os.sched_getaffinity(0)))  # data-loading processes; at most the cores of this process
 _csv = os.path.join(DATA_ROOT, "csv")
 _models = os.path.join(DATA_ROOT, "models")
 _csv_val = os.path.join(_csv, "ava_activespeaker_val_augmented.csv")
@@ -61,7 +61,7 @@ STE_optimization_params = {
     "epochs": 100,
     "batch_size": 128,  # clips
     "workers": _WORKERS,
-    "precision": "fp32",
+    "precision": None,  # fp32, tf32 or bf16; None: tf32 on GPUs that have it, else fp32
     "seed": 0,
 }
 
@@ -70,7 +70,7 @@ STE_forward_params = {
     "output_dir": os.path.join(DATA_ROOT, "ste_features"),  # <split>/<video_id>.csv and .npy
     "batch_size": 128,  # clips
     "workers": _WORKERS,
-    "precision": "fp32",
+    "precision": None,  # also fp16
 }
 
 ASC_inputs = {
@@ -85,8 +85,8 @@ ASC_optimization_params = {
     "gamma": 0.1,
     "epochs": 15,
     "batch_size": 64,  # contexts
-    "workers": 0,  # gathering a batch is faster than sending it between processes; a slow disk may need some
-    "precision": "fp32",
+    "workers": 1,  # threads that gather features ahead; a slow disk may need more
+    "precision": None,
     "seed": 0,
 }
 
@@ -98,6 +98,7 @@ ASC_inputs_forward = {
 ASC_forward_params = {
     "output_dir": os.path.join(DATA_ROOT, "asc_predictions"),
     "batch_size": 256,  # contexts
+    "precision": None,
     "seed": 0,
 }
 

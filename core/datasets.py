@@ -11,19 +11,17 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
+from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE
 from core.contexts import Contexts, epoch_seed, window
 from core.formats.annotations import FaceTable
 from core.formats.clips import crop_path, read_crop, read_wav, wav_path
 from core.formats.features import FeatureStore
 from core.mfcc import clip_bounds, clip_mfccs
-from core.runtime.device import free_device_memory
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
-from core.transforms import evaluation_clip, training_clip
+from core.transforms import draw_augmentation, evaluation_clip, training_clip
 
 ROWS_PER_ITEM = 512  # longer tracks are read in parts, which limits memory
-_ROWS_PER_COPY = 1 << 14  # features copied to a device at once
 
 
 class ClipReader:
@@ -65,6 +63,7 @@ class STEDataset(Dataset):
       audio        (1, 13, W) float32
       label        int64: the person of the middle crop is speaking
       audio_label  int64: anyone is speaking in the middle frame
+    and with `augment`, what `draw_augmentation` returns, for `core.transforms.augment` on the device.
     """
 
     def __init__(self, reader: ClipReader, seed: int, augment: bool):
@@ -82,12 +81,14 @@ class STEDataset(Dataset):
         middle = rng.integers(len(rows))
         positions = window(middle, len(rows), self.reader.clip_length)
         images = self.reader.images(rows[positions])
-        return {
-            "video": torch.from_numpy(training_clip(images, rng) if self.augment else evaluation_clip(images)),
+        item = {
+            "video": torch.from_numpy(training_clip(images) if self.augment else evaluation_clip(images)),
             "audio": torch.from_numpy(self.reader.mfccs(entity, positions[None])),
             "label": torch.tensor(int(table.is_speaking[rows[middle]])),
             "audio_label": torch.tensor(int(table.anyone_speaking[rows[middle]])),
         }
+        draws = draw_augmentation(len(images), rng) if self.augment else {}
+        return item | {name: torch.from_numpy(value) for name, value in draws.items()}
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """A batch: the items of a list of (epoch, index), stacked."""
@@ -145,14 +146,6 @@ class ASCDataset(Dataset):
     ):
         self.store, self.seed, self.redraw = store, seed, redraw
         self.context_rows = Contexts(store.table, context_length, context_stride, num_speakers)
-        self.device_features: torch.Tensor | None = None
-
-    def cache_on(self, device: torch.device) -> None:
-        """Copy all features (4 kB per row) to the device and assemble batches there from now on."""
-        self.device_features = torch.empty(len(self), STE_FEATURES, device=device)
-        for start in progress(range(0, len(self), _ROWS_PER_COPY), desc=f"features to {device}", unit="", leave=False):
-            rows = np.arange(start, min(start + _ROWS_PER_COPY, len(self)))
-            self.device_features[rows[0] : rows[-1] + 1] = torch.from_numpy(self.store.gather(rows))
 
     def require_finite(self) -> None:
         """Read all features. Raises InputError with file and row if one is not finite."""
@@ -166,12 +159,7 @@ class ASCDataset(Dataset):
     def contexts(self, rows: np.ndarray, seed: int) -> torch.Tensor:
         """Features (B, 1024, L, S) of the contexts of rows (B,)."""
         context = self.context_rows.draw(rows, seed)  # (B, L, S)
-        if self.device_features is None:
-            features = torch.from_numpy(self.store.gather(context))  # (B, L, S, 1024)
-        else:
-            device = self.device_features.device
-            features = self.device_features[torch.from_numpy(context).to(device, non_blocking=True)]
-        return features.permute(0, 3, 1, 2)
+        return self.store.tensor(context).permute(0, 3, 1, 2)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         epoch, rows = keys[0][0], np.array([row for _, row in keys])
@@ -199,15 +187,13 @@ def require_trainable(tables: dict[str, FaceTable], sources: dict[str, str]) -> 
 
 
 def context_datasets(
-    stores: dict[str, FeatureStore], shape: tuple[int, int, int], seed: int, workers: int, device: torch.device
+    stores: dict[str, FeatureStore], shape: tuple[int, int, int], seed: int, device: torch.device
 ) -> dict[str, ASCDataset]:
     """Datasets of the stores `train` (redrawn in each epoch) and `val`; shape is (L, stride, S).
 
-    Without worker processes, the features are copied to a CUDA device if they fit into half of its free memory.
+    Their features are copied to a CUDA device if they fit into its free memory.
     """
     datasets = {split: ASCDataset(store, *shape, seed, redraw=split == "train") for split, store in stores.items()}
-    num_bytes = 4 * STE_FEATURES * sum(map(len, datasets.values()))
-    if workers == 0 and 2 * num_bytes < free_device_memory(device):
-        for dataset in datasets.values():
-            dataset.cache_on(device)
+    for store in stores.values():
+        store.cache_on(device, np.arange(len(store.table)))
     return datasets

@@ -12,7 +12,7 @@ from core.datasets import ASCDataset, ClipReader, STETrackDataset
 from core.formats.features import feature_writer, require_finite
 from core.formats.predictions import write_predictions
 from core.loaders import clip_batches, item_loader
-from core.runtime.device import autocast, input_dtype, tune_malloc
+from core.runtime.device import autocast, input_dtype, memory_format, tune_malloc
 from core.runtime.progress import progress
 
 
@@ -30,12 +30,14 @@ def encode_videos(
     """Write logits and features of every row of the reader's table, `<video_id>.csv` and `<video_id>.npy` per video."""
     table, dataset = reader.table, STETrackDataset(reader)
     loader = item_loader(dataset, workers)
+    image_format = memory_format(device, precision)
     tune_malloc()
     with progress(total=len(table), desc="encoder", unit="row") as bar:
         for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda pair: pair[0]):
             rows_of_video = table.rows_of_video(video)
             with feature_writer(output_dir, table, rows_of_video, text_features) as (all_logits, all_features):
-                batches = clip_batches((item for _, item in group), batch_size, device, input_dtype(precision))
+                items = (item for _, item in group)
+                batches = clip_batches(items, batch_size, device, input_dtype(precision), image_format)
                 for rows, logits, features in encode(encoder, batches, device, precision):
                     index = np.searchsorted(rows_of_video, rows)
                     all_logits[index], all_features[index] = logits, features
@@ -50,6 +52,7 @@ def predict_videos(
     device: torch.device,
     *,
     batch_size: int,
+    precision: str,
 ) -> None:
     """Write the context network's logits of every row of some videos, `<video_id>.csv` per video."""
     store, table = dataset.store, dataset.store.table
@@ -58,10 +61,11 @@ def predict_videos(
     with progress(total=sum(map(len, rows_of.values())), desc="context", unit="row") as bar:
         for video, rows in rows_of.items():
             store.require_finite(video)
+            store.cache_on(device, rows)
             parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
             batches = ((part, dataset.contexts(part, dataset.seed)) for part in parts)
             outputs = []
-            for part, output in predict(network, batches, device):
+            for part, output in predict(network, batches, device, precision):
                 outputs.append(output)
                 bar.update(len(part))
             logits = np.concatenate(outputs)
@@ -84,10 +88,18 @@ def encode(
 
 
 def predict(
-    network: nn.Module, batches: Iterable[tuple[np.ndarray, torch.Tensor]], device: torch.device
+    network: nn.Module, batches: Iterable[tuple[np.ndarray, torch.Tensor]], device: torch.device, precision: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield rows (B,) and logits (B, 2) float32, given rows and their contexts (B, 1024, L, S)."""
-    return async_to_cpu(((rows, network(contexts.to(device))) for rows, contexts in batches), device)
+
+    def outputs() -> Iterator[tuple]:
+        for rows, contexts in batches:
+            contexts = contexts.to(device)
+            with autocast(device, precision):
+                logits = network(contexts)
+            yield rows, logits
+
+    return async_to_cpu(outputs(), device)
 
 
 def async_to_cpu(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
@@ -99,7 +111,9 @@ def async_to_cpu(batches: Iterable[tuple], device: torch.device) -> Iterator[tup
     pending: tuple | None = None
     for rows, *tensors in batches:
         tensors = [tensor.float().to("cpu", non_blocking=True) for tensor in tensors]
-        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        copied = torch.cuda.Event(blocking=True) if device.type == "cuda" else None  # leaves the core to the workers
+        if copied:
+            copied.record(torch.cuda.current_stream(device))
         if pending:
             yield _wait_to_numpy(*pending)
         pending = (copied, rows, tensors)

@@ -7,16 +7,20 @@ import os
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from core.datasets import ASCDataset
 from core.runtime import distributed
 from core.runtime.errors import InputError, RunError
-from core.transforms import to_input
+from core.transforms import AUGMENTATION, augment, to_input
 
+VALIDATION_CONTEXTS = 1024  # minimum of a batch
 # Space in /dev/shm, in bytes
 _QUEUE_BYTES = 1 << 17  # more than the queues of a worker take
 _BATCHES_BYTES = 2 << 30  # enough for two batches of 128 clips per worker, with eight workers
@@ -117,10 +121,8 @@ def _free_shared_memory() -> int:
     return shutil.disk_usage("/dev/shm").free // distributed.get_world_size()
 
 
-def batch_loader(
-    dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device
-) -> Loader:
-    """Loader of batches for training or validation: dictionaries of tensors or arrays, see `to_device`.
+def clip_loader(dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device) -> Loader:
+    """Loader of batches of clips: dictionaries of tensors or arrays, see `to_device`.
 
     Tensors of workers pass through /dev/shm. Where it is small, as in a default container with 64 MB, workers send
     arrays instead, which pass through a pipe.
@@ -131,8 +133,40 @@ def batch_loader(
         workers,
         batch_sampler=DistributedBatchSampler(sampler, batch_size),
         collate_fn=_dict_of_arrays if is_small else identity,
-        pin_memory=device.type == "cuda" and getattr(dataset, "device_features", None) is None,
+        pin_memory=device.type == "cuda",
     )
+
+
+class ContextLoader:
+    """Batches of contexts, assembled ahead by threads, or with 0 threads when they are needed.
+
+    Threads share the features, which processes would have to send to each other.
+    """
+
+    def __init__(self, dataset: ASCDataset, sampler: EpochSampler, batch_size: int, threads: int, device: torch.device):
+        self.dataset, self.threads, self.device = dataset, threads, device
+        self.batch_sampler = DistributedBatchSampler(sampler, batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        batches = iter(self.batch_sampler)
+        if not self.threads:
+            yield from map(self._load, batches)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            ahead = deque(pool.submit(self._load, keys) for keys in itertools.islice(batches, 2 * self.threads))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(pool.submit(self._load, keys) for keys in itertools.islice(batches, 1))
+                yield batch
+
+    def _load(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        batch = self.dataset.__getitems__(keys)
+        if self.device.type == "cuda":
+            batch = {key: value if value.is_cuda else value.pin_memory() for key, value in batch.items()}
+        return batch
 
 
 def item_loader(dataset: Dataset, workers: int) -> Loader:
@@ -148,41 +182,70 @@ def identity(batch):
     return batch
 
 
-def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
-    """Loaders of the datasets `train` (shuffled) and `val`, configured by the flags of the training scripts.
-
-    Raises InputError if a batch cannot be split evenly over the ranks, or if there are too few training samples.
-    """
-    world_size, size = distributed.get_world_size(), len(datasets["train"])
-    if args.batch_size % world_size:
-        problem = f"a batch of {args.batch_size} samples does not split evenly over {world_size} ranks"
-        raise InputError(f"{problem}; pass a --batch-size that is a multiple of {world_size}")
-    if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
-        raise InputError(f"{size} training samples are too few for {world_size} ranks; start fewer ranks")
+def clip_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
+    """Loaders of the clips `train` (shuffled) and `val`, configured by the flags of STE_train.py. Raises InputError."""
+    require_batches(len(datasets["train"]), args.batch_size)
     return {
-        split: batch_loader(
+        split: clip_loader(
             dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
         )
         for split, dataset in datasets.items()
     }
 
 
-def to_device(batch: dict[str, torch.Tensor | np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """Copy a training batch to the device; clips of crops (B, T, 3, 144, 144) become input (B, 3T, 144, 144)."""
-    batch = {key: torch.as_tensor(value).to(device, non_blocking=True) for key, value in batch.items()}
+def context_loaders(
+    datasets: dict[str, ASCDataset], args: argparse.Namespace, device: torch.device
+) -> dict[str, ContextLoader]:
+    """Loaders of the contexts `train` (shuffled) and `val`, configured by the flags of ASC_train.py.
+
+    Batches of `val` have at least 1,024 contexts, because its metrics do not depend on their size. Raises InputError.
+    """
+    require_batches(len(datasets["train"]), args.batch_size)
+    sizes = {"train": args.batch_size, "val": max(args.batch_size, VALIDATION_CONTEXTS)}
+    return {
+        split: ContextLoader(
+            dataset, EpochSampler(len(dataset), args.seed, split == "train"), sizes[split], args.workers, device
+        )
+        for split, dataset in datasets.items()
+    }
+
+
+def require_batches(num_samples: int, batch_size: int) -> None:
+    """Raise InputError if batches cannot be split evenly over the ranks, or if there are too few training samples."""
+    world_size = distributed.get_world_size()
+    if batch_size % world_size:
+        problem = f"a batch of {batch_size} samples does not split evenly over {world_size} ranks"
+        raise InputError(f"{problem}; pass a --batch-size that is a multiple of {world_size}")
+    if world_size > 1 and num_samples < world_size * min(2, batch_size // world_size):
+        raise InputError(f"{num_samples} training samples are too few for {world_size} ranks; start fewer ranks")
+
+
+def to_device(
+    batch: dict[str, torch.Tensor | np.ndarray], device: torch.device, memory_format: torch.memory_format
+) -> dict[str, torch.Tensor]:
+    """Copy a training batch to the device, where clips are augmented if the batch has draws of an augmentation.
+
+    Clips of crops (B, T, 3, 144, 144) become input (B, 3T, 144, 144).
+    """
+    batch = {key: torch.as_tensor(value) for key, value in batch.items()}
+    draws = [batch.pop(name) for name in AUGMENTATION if name in batch]
+    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     if "video" in batch:
-        video = to_input(batch["video"]).flatten(1, 2)
-        batch["video"] = video.contiguous(memory_format=torch.channels_last)
+        crops = augment(batch["video"], *draws) if draws else batch["video"]
+        batch["video"] = to_input(crops).flatten(1, 2).contiguous(memory_format=memory_format)
     return batch
 
 
 def clip_batches(
-    items: Iterable[Sequence[np.ndarray]], batch_size: int, device: torch.device, dtype: torch.dtype
+    items: Iterable[Sequence[np.ndarray]],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Full batches of clips, across tracks, from the items of `STETrackDataset`.
 
-    Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype in channels_last, both on the
-    device. Each crop is copied to the device once, as bytes; the overlapping clips are cut there.
+    Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype and format, on the device. Each crop is copied to the device once, as bytes; the overlapping clips are cut there.
     """
     pending: list[tuple[torch.Tensor, ...]] = []
     free = batch_size
@@ -201,16 +264,18 @@ def clip_batches(
             free -= len(rows[part])
             start += len(rows[part])
             if not free:
-                yield _join(pending)
+                yield _join(pending, memory_format)
                 pending, free = [], batch_size
     if pending:
-        yield _join(pending)
+        yield _join(pending, memory_format)
 
 
-def _join(pending: list[tuple[torch.Tensor, ...]]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+def _join(
+    pending: list[tuple[torch.Tensor, ...]], memory_format: torch.memory_format
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     rows, audio, parts = zip(*pending, strict=True)
     size = (sum(map(len, rows)), *parts[0].shape[1:])
-    video = torch.empty(size, dtype=parts[0].dtype, device=parts[0].device, memory_format=torch.channels_last)
+    video = torch.empty(size, dtype=parts[0].dtype, device=parts[0].device, memory_format=memory_format)
     for target, part in zip(video.split([len(part) for part in parts]), parts, strict=True):
         target.copy_(part)
     return torch.cat(rows).numpy(), torch.cat(audio), video

@@ -14,7 +14,7 @@ from core.loaders import to_device
 from core.metrics import average_precision, roc_auc, speaking_score
 from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.device import autocast, tune_malloc
+from core.runtime.device import autocast, memory_format, tune_malloc
 from core.runtime.errors import RunError
 from core.runtime.progress import progress
 
@@ -94,9 +94,10 @@ def train_one_epoch(
     values over all samples. Raises RunError if a loss is not finite.
     """
     model.train()
+    torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
     meter = Meter("train", loader)
     for index, batch in enumerate(meter.bar):
-        batch = to_device(batch, device)
+        batch = to_device(batch, device, memory_format(device, precision))
         with autocast(device, precision):
             losses, logits = losses_of(model, batch)
             loss = sum(losses.values())
@@ -115,9 +116,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Validate. Returns the same metrics and raises the same error as `train_one_epoch`."""
     model.eval()
+    torch.backends.cudnn.benchmark = False
     meter = Meter("val", loader)
     for batch in meter.bar:
-        batch = to_device(batch, device)
+        batch = to_device(batch, device, memory_format(device, precision))
         with autocast(device, precision):
             losses, logits = losses_of(model, batch)
         meter.update(losses, logits, batch["label"])
@@ -138,7 +140,9 @@ def fit(
     `params` has the keys of `STE_optimization_params` and `ASC_optimization_params`. With several ranks, each calls
     this with the same model, its part of every batch and the same run.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=params["learning_rate"])
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = torch.optim.Adam(model.parameters(), lr=params["learning_rate"], **fused)
+    optimizer.register_load_state_dict_pre_hook(keep_implementation)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, params["step_size"], params["gamma"])
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     run.restore(parts)
@@ -163,6 +167,12 @@ def fit(
     if np.isnan(best["val_ap"]):
         reason = "the last one, because there is no validation AP"
     print(f"best.pth is epoch {best['epoch']}, {reason}")
+
+
+def keep_implementation(optimizer: Optimizer, state: dict) -> None:
+    """Keep how an optimizer is computed, which its state may have from a run on another kind of device."""
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        saved.update({key: group[key] for key in ("fused", "foreach", "capturable")})
 
 
 def _format(metrics: dict[str, float]) -> str:

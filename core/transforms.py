@@ -12,13 +12,14 @@ from core.runtime.device import exact_products
 
 JITTER = 0.4  # brightness, contrast and saturation are scaled by 1 - JITTER .. 1 + JITTER
 MIN_CROP = 0.5  # minimum side of the random crop, as a fraction of the image
+AUGMENTATION = ("flip", "box", "factors", "order")  # what `draw_augmentation` returns
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # weights of red, green and blue
 
 
 def to_input(crops: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Normalise crops (..., 3, 144, 144) uint8 with the mean and standard deviation of AVA's faces, on their device."""
+    """Normalise crops (..., 3, 144, 144), 0 to 255, with mean and standard deviation of AVA's faces, on their device."""
     mean, std = _statistics(crops.device)
-    return crops.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std).to(dtype)
+    return (crops / 255).sub_(mean).div_(std).to(dtype)
 
 
 @lru_cache
@@ -94,7 +95,8 @@ def augment(
     The other arguments are those of `draw_augmentation` for each clip, on the CPU. Returns float32 of the same shape,
     with values of whole numbers from 0 to 255.
     """
-    size = 1 if clips.device.type == "cpu" else len(clips)  # a single clip fits into the caches of a CPU
+    # A single clip fits into the caches of a CPU; a GPU needs more at once.
+    size = 1 if clips.device.type == "cpu" else 32
     draws = (draw.split(size) for draw in (flip, box, factors, order))
     parts = [
         jitter(

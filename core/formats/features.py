@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from core.config import STE_FEATURES
 from core.formats.annotations import NO_LABEL, FaceTable, check_tracks
 from core.formats.csv_table import first_fields, read_table, write_csv
+from core.runtime.device import fits_on
 from core.runtime.errors import InputError, first_line
 from core.runtime.files import list_files, read_setting, replacing
 from core.runtime.progress import progress
@@ -30,6 +32,7 @@ FEATURE_COLUMNS = {
     "logit_1": "number",
 }
 TEXT_COLUMNS = [*FEATURE_COLUMNS, "features"]  # of the released format, which has no header
+_ROWS_AT_ONCE = 1 << 14  # rows whose features are checked or copied in one step
 _FLOATS = (np.float16, np.float32, np.float64)
 _NUMPY_SCALAR = re.compile(r"np\.float\d+\(([^()]*)\)")  # how numpy 2 writes a number in a list
 STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read by later stages
@@ -152,6 +155,7 @@ class FeatureStore:
             return f"{files[video]}, line {lines[video][row - self._first[video]]}"
 
         check_tracks(self.table, line_of)
+        self._cached_rows, self._cache = np.empty(0, np.int64), None
 
     def _features(self, video: int) -> np.ndarray:
         """Return the features of one video, (n, 1024) float32."""
@@ -162,8 +166,8 @@ class FeatureStore:
     def require_finite(self, video: int) -> None:
         """Read all features of a video. Raises InputError with file and row if one is not finite."""
         features = self._features(video)
-        for start in range(0, len(features), 1 << 14):
-            bad = ~np.isfinite(features[start : start + (1 << 14)]).all(axis=1)
+        for start in range(0, len(features), _ROWS_AT_ONCE):
+            bad = ~np.isfinite(features[start : start + _ROWS_AT_ONCE]).all(axis=1)
             if bad.any():
                 raise InputError(f"{self.files[video]}: feature {start + int(bad.argmax()) + 1} is not finite")
 
@@ -182,6 +186,30 @@ class FeatureStore:
             else:
                 out[start:end] = features[local]
         return out.reshape(*rows.shape, STE_FEATURES)
+
+    def cache_on(self, device: torch.device, rows: np.ndarray) -> None:
+        """Copy the features of rows (n,), in increasing order, to a CUDA device, if they fit into its free memory.
+
+        They replace those of an earlier call. `tensor` takes features from there, for these rows only.
+        """
+        if self._cache is not None and np.array_equal(rows, self._cached_rows):
+            return
+        self._cached_rows, self._cache = rows, None  # frees the memory of the earlier ones
+        if not fits_on(device, 4 * STE_FEATURES * len(rows)):
+            return
+        cache = torch.empty(len(rows), STE_FEATURES, device=device)
+        starts = range(0, len(rows), _ROWS_AT_ONCE)
+        for start in progress(starts, desc=f"features to {device}", unit="", leave=False):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            cache[start : start + len(part)] = torch.from_numpy(self.gather(part))
+        self._cache = cache
+
+    def tensor(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the features of rows of any shape (...), (..., 1024) float32, on the CPU or the device of the cache."""
+        if self._cache is None:
+            return torch.from_numpy(self.gather(rows))
+        index = torch.from_numpy(np.searchsorted(self._cached_rows, rows))
+        return self._cache[index.to(self._cache.device, non_blocking=True)]
 
 
 def store_digests(stores: dict[str, FeatureStore]) -> dict[str, str]:

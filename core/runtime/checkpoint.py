@@ -94,11 +94,9 @@ class TrainingRun:
         self.log = [*self.log, row]
         if distributed.is_main_process():
             self._save(states["model"], f"{self.epoch}.pth")
-            if self.best_epoch == self.epoch:
-                self._save(states["model"], BEST_FILE)
             state = {**states, "log": self.log, "settings": self.settings, "rng": torch.get_rng_state()}
             self._save(state, CHECKPOINT_FILE)
-            self._write_log()
+            self._write_log_and_best()
 
     def restore(self, parts: dict[str, object]) -> None:
         """Save the settings and load the state of every part after the last finished epoch, if there is one.
@@ -115,7 +113,7 @@ class TrainingRun:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             raise self._broken() from None
         if distributed.is_main_process():
-            self._write_log()
+            self._write_log_and_best()
         self.state = None
 
     def _save(self, value: dict, name: str) -> None:
@@ -123,7 +121,11 @@ class TrainingRun:
         torch.save(value, buffer)
         write_bytes(self.directory / name, buffer.getbuffer(), durable=True)
 
-    def _write_log(self) -> None:
+    def _write_log_and_best(self) -> None:
+        """Write the log, and copy the weights of the best epoch to best.pth. A resumed run does this again."""
+        best = self.directory / f"{self.best_epoch}.pth"
+        if best.exists():
+            write_bytes(self.directory / BEST_FILE, best.read_bytes(), durable=True)
         with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")
 

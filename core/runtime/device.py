@@ -14,6 +14,7 @@ from core.runtime import distributed
 from core.runtime.errors import InputError
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+_WORKING_MEMORY = 2 << 30  # bytes; more than training the context network takes
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
@@ -116,12 +117,15 @@ def device_label(device: torch.device) -> str:
     return label if distributed.get_world_size() == 1 else f"{distributed.get_world_size()} ranks, the first on {label}"
 
 
-def free_device_memory(device: torch.device) -> int:
-    """Return the free memory of a CUDA device in bytes; 0 for the CPU, where the page cache keeps files in memory."""
+def fits_on(device: torch.device, num_bytes: int) -> bool:
+    """True if a CUDA device has free memory for this many bytes and for training the context network.
+
+    False for the CPU, where the page cache keeps files in memory.
+    """
     if device.type == "cpu":
-        return 0
+        return False
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free for new tensors
-    return torch.cuda.mem_get_info(device)[0] + cached
+    return num_bytes + _WORKING_MEMORY < torch.cuda.mem_get_info(device)[0] + cached
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

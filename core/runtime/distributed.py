@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -180,7 +181,11 @@ def parallel(network: "nn.Module", device: "torch.device") -> "nn.Module":
     group = distributed.new_group(backend=backend, timeout=STEP_TIMEOUT)
     if device.type == "cuda":
         SyncBatchNorm.convert_sync_batchnorm(network, group)
-    return DistributedDataParallel(network, device_ids=devices, process_group=group)
+    # On CUDA, convolutions of 1 x 1 in channels_last make torch warn of strides, to no purpose.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    parallel = DistributedDataParallel(network, device_ids=devices, process_group=group, gradient_as_bucket_view=True)
+    parallel.broadcast_buffers = device.type != "cuda"  # synchronised norms have equal buffers
+    return parallel
 
 
 def share_buffers(network: "nn.Module") -> None:
