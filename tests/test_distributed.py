@@ -123,7 +123,6 @@ def test_batches_that_cannot_be_split_are_refused(set_rank, num_ranks, problem):
 
 
 def test_different_values_on_two_ranks_are_refused(set_rank, monkeypatch):
-    """For example if the ranks do not share a disk."""
     set_rank(1, 3)
     monkeypatch.setattr(distributed, "all_gather", lambda value: ["rows", "rows", value])
     distributed.require_same("annotations", lambda: "rows")
