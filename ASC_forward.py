@@ -18,7 +18,6 @@ import torch
 from core.config import ASC_forward_params, ASC_inputs_forward, postprocessing_params, result_options
 from core.datasets import ASCDataset
 from core.formats.features import STE_FORWARD_SETTINGS, FeatureStore, encoder_of, require_trained_on
-from core.formats.predictions import holds_rows
 from core.inference import predict_videos
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
@@ -68,12 +67,11 @@ def main(args: argparse.Namespace) -> None:
     table = store.table
     distributed.require_same("features", lambda: store.digests)
     settings["features"] = dict(zip(table.video_ids, store.digests, strict=True))
-    saved_features = results.saved.get("features", {})  # not saved by earlier versions
+    saved_features = results.saved.get("features", {})
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
 
-    def is_current(csv_file: Path, video: int) -> bool:
-        same_features = saved_features.get(table.video_ids[video], store.digests[video]) == store.digests[video]
-        return same_features and holds_rows(csv_file, table, table, video)
+    def is_current(_: Path, video: int) -> bool:
+        return saved_features.get(table.video_ids[video]) == store.digests[video]
 
     done = np.array(results.done(table.video_ids, is_current))
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {done.sum()} videos already done")

@@ -38,7 +38,8 @@ def encode_videos(
             with feature_writer(output_dir, table, rows_of_video, text_features) as (all_logits, all_features):
                 items = (item for _, item in group)
                 batches = clip_batches(items, batch_size, device, input_dtype(precision), image_format)
-                for rows, logits, features in encode(encoder, batches, device, precision):
+                outputs = encode(encoder, batches, device, precision)
+                for rows, logits, features in async_to_cpu(outputs, device):
                     index = np.searchsorted(rows_of_video, rows)
                     all_logits[index], all_features[index] = logits, features
                     bar.update(len(rows))
@@ -65,7 +66,7 @@ def predict_videos(
             parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
             batches = ((part, dataset.contexts(part, dataset.seed)) for part in parts)
             outputs = []
-            for part, output in predict(network, batches, device, precision):
+            for part, output in async_to_cpu(predict(network, batches, device, precision), device):
                 outputs.append(output)
                 bar.update(len(part))
             logits = np.concatenate(outputs)
@@ -75,31 +76,23 @@ def predict_videos(
 
 def encode(
     encoder: nn.Module, batches: Iterable[tuple], device: torch.device, precision: str
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield rows (B,), logits (B, 2) and features (B, 1024) float32 of the batches of `core.loaders.clip_batches`."""
-
-    def outputs() -> Iterator[tuple]:
-        for rows, audio, video in batches:
-            with autocast(device, precision):
-                logits, _, _, features = encoder(audio, video)
-            yield rows, logits, features
-
-    return async_to_cpu(outputs(), device)
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Yield rows (B,), logits (B, 2) and features (B, 1024) of the batches of `core.loaders.clip_batches`."""
+    for rows, audio, video in batches:
+        with autocast(device, precision):
+            logits, _, _, features = encoder(audio, video)
+        yield rows, logits, features
 
 
 def predict(
     network: nn.Module, batches: Iterable[tuple[np.ndarray, torch.Tensor]], device: torch.device, precision: str
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield rows (B,) and logits (B, 2) float32, given rows and their contexts (B, 1024, L, S)."""
-
-    def outputs() -> Iterator[tuple]:
-        for rows, contexts in batches:
-            contexts = contexts.to(device)
-            with autocast(device, precision):
-                logits = network(contexts)
-            yield rows, logits
-
-    return async_to_cpu(outputs(), device)
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield rows (B,) and logits (B, 2), given rows and their contexts (B, 1024, L, S)."""
+    for rows, contexts in batches:
+        contexts = contexts.to(device)
+        with autocast(device, precision):
+            logits = network(contexts)
+        yield rows, logits
 
 
 def async_to_cpu(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:

@@ -245,7 +245,8 @@ def clip_batches(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Full batches of clips, across tracks, from the items of `STETrackDataset`.
 
-    Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype and format, on the device. Each crop is copied to the device once, as bytes; the overlapping clips are cut there.
+    Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype and format, on the device.
+    Each crop is copied to the device once, as bytes; the overlapping clips are cut there.
     """
     pending: list[tuple[torch.Tensor, ...]] = []
     free = batch_size

@@ -17,7 +17,7 @@ _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # weights of red, green an
 
 
 def to_input(crops: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Normalise crops (..., 3, 144, 144), 0 to 255, with mean and standard deviation of AVA's faces, on their device."""
+    """Normalise crops (..., 3, 144, 144), 0 to 255, by mean and standard deviation of AVA's faces, on their device."""
     mean, std = _statistics(crops.device)
     return (crops / 255).sub_(mean).div_(std).to(dtype)
 

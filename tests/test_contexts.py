@@ -13,7 +13,7 @@ from core.contexts import Contexts
 from core.datasets import ASCDataset
 from core.formats.annotations import FaceTable
 from core.formats.features import FeatureStore
-from core.loaders import EpochSampler, batch_loader
+from core.loaders import ContextLoader, EpochSampler
 
 CPU = torch.device("cpu")
 # Two videos with the same timestamps, and tracks of different lengths whose rows are mixed
@@ -135,7 +135,7 @@ def contexts_by_row(
     sampler = EpochSampler(len(dataset), seed=17, shuffle=shuffle)
     sampler.epoch = epoch
     result = {}
-    for batch in batch_loader(dataset, sampler, batch_size, workers, CPU):
+    for batch in ContextLoader(dataset, sampler, batch_size, workers, CPU):
         for features in batch["features"]:
             result[int(features[0, 1, 0]) // 1024] = features.contiguous().numpy().tobytes()
     assert len(result) == len(CROWD)

@@ -23,16 +23,17 @@ from torchvision.transforms.v2 import functional as F
 
 from core import datasets, metrics
 from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
+from core.formats import features
 from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore
-from core.loaders import EpochSampler, batch_loader, clip_batches
+from core.loaders import ContextLoader, EpochSampler, clip_batches
 from core.media import crops
 from core.media import reader as video_reader
 from core.media.audio import slice_track_audio
 from core.media.reader import VideoReader
 from core.metrics import smooth_tracks
 from core.runtime.jobs import Outcome
-from core.transforms import JITTER, fast_resize, jitter, resize
+from core.transforms import fast_resize, resize
 
 CPU = torch.device("cpu")
 LABELS = "0110210110"
@@ -160,43 +161,39 @@ class TestContexts:
         monkeypatch.setattr(
             FeatureStore, "gather", lambda self, rows: shapes.append(rows.shape) or original(self, rows)
         )
-        batches = list(batch_loader(contexts, EpochSampler(len(contexts), 0), 16, 0, CPU))
+        batches = list(ContextLoader(contexts, EpochSampler(len(contexts), 0), 16, 0, CPU))
         assert [shape[1:] for shape in shapes] == [(5, 3)] * len(batches)
         assert sum(shape[0] for shape in shapes) == len(contexts)
 
-    def test_cached_features_give_the_same_batches(self, contexts, monkeypatch):
-        monkeypatch.setattr(datasets, "_ROWS_PER_COPY", 7)
+    def test_features_on_the_device_give_the_same_batches(self, contexts, monkeypatch):
+        monkeypatch.setattr(features, "_ROWS_AT_ONCE", 7)
+        monkeypatch.setattr(features, "fits_on", lambda device, num_bytes: True)
         keys = [(0, row) for row in range(len(contexts))]
         before = contexts.__getitems__(keys)
-        contexts.cache_on(CPU)
+        contexts.store.cache_on(CPU, np.arange(len(contexts)))
         monkeypatch.setattr(FeatureStore, "gather", None)  # no further reads
         after = contexts.__getitems__(keys)
         assert torch.equal(before["features"], after["features"])
         assert torch.equal(before["label"], after["label"])
 
+    def test_features_of_some_rows_on_the_device(self, contexts, monkeypatch):
+        monkeypatch.setattr(features, "fits_on", lambda device, num_bytes: True)
+        rows = np.array([3, 8, 9, 20])
+        expected = torch.from_numpy(contexts.store.gather(rows))
+        contexts.store.cache_on(CPU, np.arange(5))
+        contexts.store.cache_on(CPU, rows)
+        monkeypatch.setattr(FeatureStore, "gather", None)
+        assert torch.equal(contexts.store.tensor(rows[::-1].copy()), expected.flip(0))
+
 
 # Fast versions
-
-
-def test_jitter_equals_pillow():
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        spread = rng.uniform(1, 80)
-        pixels = rng.normal(rng.uniform(0, 255, 3), spread, (48, 40, 3)).clip(0, 255).astype(np.uint8)
-        rng, expected = np.random.default_rng(seed), F.to_pil_image(pixels)
-        factors = rng.uniform(1 - JITTER, 1 + JITTER, size=3)
-        for index in rng.permutation(3):
-            adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)[index]
-            expected = adjust(expected, float(factors[index]))
-        found = jitter(pixels.transpose(2, 0, 1), np.random.default_rng(seed))
-        assert (found.transpose(1, 2, 0) == np.asarray(expected)).all()
 
 
 @pytest.mark.parametrize("size", [(144, 144), (90, 40), (60, 60), (200, 150), (300, 299), (1, 1)])
 def test_fast_resize_differs_by_at_most_one_grey_level(size):
     """Sizes for which Pillow resizes rows first as well; for tall images it may start with columns."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
-    found = fast_resize(np.ascontiguousarray(pixels.transpose(2, 0, 1))).transpose(1, 2, 0)
+    found = fast_resize(pixels).transpose(1, 2, 0)
     difference = np.abs(found.astype(int) - np.asarray(resize(F.to_pil_image(pixels))))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01

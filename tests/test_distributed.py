@@ -27,7 +27,7 @@ from processes import run
 from stages import DATA, TRACKS, TRAINING, command, results
 from tiny_inputs import files_under, read_csv, run_here, write_text
 
-from core.loaders import DistributedBatchSampler, EpochSampler, split_loaders
+from core.loaders import DistributedBatchSampler, EpochSampler, context_loaders
 from core.runtime import distributed
 from core.runtime.device import get_device
 from core.runtime.errors import InputError
@@ -116,14 +116,13 @@ def test_batches_that_cannot_be_split_are_refused(set_rank, num_ranks, problem):
     set_rank(0, num_ranks)
     args = runpy.run_path(str(ROOT / "ASC_train.py"))["get_args_parser"]().parse_args(["3", "2", "2", "cpu"])
     with pytest.raises(InputError, match=problem):
-        split_loaders({"train": range(7), "val": range(7)}, args, torch.device("cpu"))
+        context_loaders({"train": range(7), "val": range(7)}, args, torch.device("cpu"))
 
 
 # Environment
 
 
 def test_different_values_on_two_ranks_are_refused(set_rank, monkeypatch):
-    """For example if the ranks do not share a disk."""
     set_rank(1, 3)
     monkeypatch.setattr(distributed, "all_gather", lambda value: ["rows", "rows", value])
     distributed.require_same("annotations", lambda: "rows")

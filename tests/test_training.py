@@ -37,7 +37,7 @@ from torch import nn
 import core.datasets
 from core.datasets import ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import read_annotations
-from core.loaders import EpochSampler, batch_loader, clip_batches
+from core.loaders import ContextLoader, EpochSampler, clip_batches
 from core.models import ASC_Net
 from core.runtime.checkpoint import TrainingRun
 from core.runtime.errors import InputError
@@ -267,7 +267,7 @@ def test_learning_rate_is_divided_by_ten_every_step_size_epochs(tmp_path):
     model.bias.data = torch.tensor([3.0, 0.0])  # far from the optimum, so that the gradient is constant
     first = {name: value.clone() for name, value in model.state_dict().items()}
     params = {"learning_rate": 1e-4, "step_size": step_size, "gamma": 0.1, "epochs": epochs, "precision": "fp32"}
-    loader = batch_loader(Rows(torch.ones(6, 4)), EpochSampler(6, 0), 6, 0, CPU)
+    loader = ContextLoader(Rows(torch.ones(6, 4)), EpochSampler(6, 0), 6, 0, CPU)
     run = TrainingRun(tmp_path, "tiny", params, resume=False)
     fit(run, model, asc_losses, loader, loader, params, CPU)
 
@@ -287,7 +287,7 @@ def test_metrics_are_means_over_samples():
 
     rows = Rows(torch.arange(5.0)[:, None])
     metrics = evaluate(
-        Margin(), batch_loader(rows, EpochSampler(5, 0, shuffle=False), 2, 0, CPU), asc_losses, CPU, "fp32"
+        Margin(), ContextLoader(rows, EpochSampler(5, 0, shuffle=False), 2, 0, CPU), asc_losses, CPU, "fp32"
     )
     losses = [math.log(1 + math.exp(i)) - (i % 2) * i for i in range(5)]
     assert metrics == {

@@ -6,10 +6,22 @@ import torch
 from conftest import GOLDEN
 from PIL import Image
 from scipy.stats import chi2, kstest
+from torchvision.transforms.v2 import functional as F
 
 from core import transforms
 from core.formats.clips import read_crop
-from core.transforms import evaluation_clip, random_box, resize, to_input, training_clip
+from core.transforms import (
+    augment,
+    crop_and_resize,
+    draw_augmentation,
+    evaluation_clip,
+    fast_resize,
+    jitter,
+    random_box,
+    resize,
+    to_input,
+    training_clip,
+)
 
 SIZE = 144
 ONE_IN_A_MILLION = 1e-6
@@ -31,6 +43,14 @@ def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
 def no_jitter(monkeypatch):
     """Leaves flip and crop."""
     monkeypatch.setattr(transforms, "JITTER", 0.0)
+
+
+def augmented_clip(images: list[Image.Image], rng: np.random.Generator) -> np.ndarray:
+    """T crops of any size -> (T, 3, 144, 144) uint8, as in training."""
+    draws = {name: torch.from_numpy(value)[None] for name, value in draw_augmentation(len(images), rng).items()}
+    clip = augment(torch.from_numpy(training_clip(images))[None], **draws)[0]
+    assert torch.equal(clip, clip.byte())
+    return clip.byte().numpy()
 
 
 # Evaluation
@@ -118,7 +138,7 @@ def test_training_clip_of_images_of_any_size():
     images = [noise(size, seed) for seed, size in enumerate([(30, 40), (144, 144), (300, 200), (1, 1)])]
     before = [image.tobytes() for image in images]
     for seed in range(20):
-        clip = training_clip(images, generator(seed))
+        clip = augmented_clip(images, generator(seed))
         assert clip.shape == (4, 3, SIZE, SIZE)
         assert clip.dtype == np.uint8
     assert [image.tobytes() for image in images] == before
@@ -128,15 +148,43 @@ def test_all_draws_are_from_the_given_generator():
     images = [noise((60, 50), seed) for seed in range(3)]
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
-    first = training_clip(images, generator(5))
+    first = augmented_clip(images, generator(5))
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     np.random.seed(2)  # noqa: NPY002
     torch.manual_seed(2)
-    np.testing.assert_array_equal(training_clip(images, generator(5)), first)
-    assert not np.array_equal(training_clip(images, generator(6)), first)
+    np.testing.assert_array_equal(augmented_clip(images, generator(5)), first)
+    assert not np.array_equal(augmented_clip(images, generator(6)), first)
     np.random.seed(1)  # noqa: NPY002
-    training_clip(images, generator(7))
+    augmented_clip(images, generator(7))
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_augmentation_equals_torchvision():
+    """Flip, crop and resize of torch, and the colour jitter of torchvision on Pillow images, in every value."""
+    images = [noise((50, 60), seed) for seed in range(3)]
+    for seed in range(20):
+        draws = draw_augmentation(3, generator(seed))
+        left, upper, right, lower = draws["box"]
+        found = augmented_clip(images, generator(seed))
+        for crop, image, factors, order in zip(found, images, draws["factors"], draws["order"], strict=True):
+            pixels = fast_resize(np.asarray(image)).transpose(1, 2, 0)
+            pixels = pixels[:, ::-1] if draws["flip"] else pixels
+            pixels = fast_resize(np.ascontiguousarray(pixels[upper:lower, left:right])).transpose(1, 2, 0)
+            expected = F.to_pil_image(np.ascontiguousarray(pixels))
+            for index in order:
+                adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)[index]
+                expected = adjust(expected, float(factors[index]))
+            np.testing.assert_array_equal(crop.transpose(1, 2, 0), np.asarray(expected))
+
+
+def test_clips_of_a_batch_are_augmented_at_once():
+    """Several clips at once, as on a GPU, give the same values as single clips."""
+    clips = torch.from_numpy(generator().integers(0, 256, (5, 2, 3, SIZE, SIZE)).astype(np.uint8))
+    draws = [draw_augmentation(2, generator(seed)) for seed in range(5)]
+    batch = {name: torch.from_numpy(np.stack([draw[name] for draw in draws])) for name in draws[0]}
+    cropped = crop_and_resize(clips, batch["flip"], batch["box"]).flatten(0, 1)
+    together = jitter(cropped, batch["factors"].flatten(0, 1), batch["order"].flatten(0, 1))
+    assert torch.equal(together.view(clips.shape), augment(clips, **batch))
 
 
 def geometry(crop: np.ndarray) -> tuple[bool, list[int]]:
@@ -165,7 +213,7 @@ RAMPS = Image.fromarray(
 def test_flip_and_box_are_drawn_once_per_clip(no_jitter):
     flips, found = [], []
     for seed in range(200):
-        clip = training_clip([RAMPS] * 2, generator(seed))
+        clip = augmented_clip([RAMPS] * 2, generator(seed))
         np.testing.assert_array_equal(clip[1], clip[0])
         flip, box = geometry(clip[0])
         flips.append(flip)
@@ -183,7 +231,7 @@ def test_flip_and_box_are_drawn_once_per_clip(no_jitter):
 
 def test_without_jitter_a_training_crop_is_cut_and_resized(no_jitter):
     image = noise((SIZE, SIZE))
-    flip, box = geometry(training_clip([RAMPS], generator(11))[0])
+    flip, box = geometry(augmented_clip([RAMPS], generator(11))[0])
     expected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
     candidates = [
         np.asarray(resize(expected.crop((left, upper, size, size)))).transpose(2, 0, 1).astype(int)
@@ -191,7 +239,7 @@ def test_without_jitter_a_training_crop_is_cut_and_resized(no_jitter):
         for upper in range(box[1] - 1, box[1] + 2)
         for size in range(box[2] - 1, box[2] + 2)
     ]
-    found = training_clip([image], generator(11))[0].astype(int)
+    found = augmented_clip([image], generator(11))[0].astype(int)
     assert min(np.abs(found - candidate).max() for candidate in candidates) <= 1
 
 
@@ -201,7 +249,7 @@ TEXTURE = resize(Image.fromarray(generator().integers(100, 140, (9, 9)).astype(n
 @pytest.fixture(scope="module")
 def grey_levels() -> np.ndarray:
     """(clips, T) levels of uniformly grey crops of level 100, which contrast and saturation do not change."""
-    clips = [training_clip([uniform((100, 100, 100))] * 8, generator(seed)) for seed in range(60)]
+    clips = [augmented_clip([uniform((100, 100, 100))] * 8, generator(seed)) for seed in range(60)]
     assert all((clip.min(axis=(1, 2, 3)) == clip.max(axis=(1, 2, 3))).all() for clip in clips)
     return np.array([clip[:, 0, 0, 0] for clip in clips])
 
@@ -221,7 +269,7 @@ def test_contrast_differs_between_the_crops_of_a_clip():
     """Standard deviation over mean changes neither with brightness nor, in a grey image, with saturation."""
     spread = []
     for seed in range(20):
-        clip = training_clip([TEXTURE] * 8, generator(seed))[:, 0].reshape(8, -1).astype(float)
+        clip = augmented_clip([TEXTURE] * 8, generator(seed))[:, 0].reshape(8, -1).astype(float)
         contrast = clip.std(axis=1) / clip.mean(axis=1)
         assert contrast.max() / contrast.min() < 1.4 / 0.6 * 1.1
         spread.append(contrast.std() / contrast.mean())
@@ -233,7 +281,7 @@ def test_saturation_differs_between_the_crops_of_a_clip():
     colour = (150, 88, 100)  # 0.299 r + 0.587 g + 0.114 b = 107.9
     variances = []
     for seed in range(30):
-        clip = training_clip([uniform(colour)] * 8, generator(seed))[:, :, 70, 70].astype(float)
+        clip = augmented_clip([uniform(colour)] * 8, generator(seed))[:, :, 70, 70].astype(float)
         luminance = clip @ [0.299, 0.587, 0.114]
         saturation = (clip[:, 0] - clip[:, 1]) / luminance * 107.9 / 62
         assert saturation.min() > 0.36 * 0.95 and saturation.max() < 1.96 * 1.05

@@ -205,7 +205,7 @@ class FeatureStore:
         self._cache = cache
 
     def tensor(self, rows: np.ndarray) -> torch.Tensor:
-        """Return the features of rows of any shape (...), (..., 1024) float32, on the CPU or the device of the cache."""
+        """Return the features of rows of any shape (...), (..., 1024) float32, on the device of the cache, if any."""
         if self._cache is None:
             return torch.from_numpy(self.gather(rows))
         index = torch.from_numpy(np.searchsorted(self._cached_rows, rows))
