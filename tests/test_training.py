@@ -154,7 +154,7 @@ class TestTrainingRun:
         monkeypatch.setattr(os, "replace", lambda a, b: events.append(("rename", Path(b).name)) or replace(a, b))
         self.open(tmp_path).save(small_parts(), {"epoch": 1, "val_ap": 0.5})
         size = {path.name: path.stat().st_size for path in (tmp_path / "run").iterdir()}
-        names = ("1.pth", "best.pth", "last.ckpt")
+        names = ("1.pth", "last.ckpt", "best.pth")
         assert events[:6] == [event for name in names for event in (("sync", size[name]), ("rename", name))]
 
     def test_other_settings_and_data_are_refused(self, tmp_path):
@@ -473,7 +473,8 @@ def face_of(encoder_inputs) -> dict[bytes, Face]:
 class TestTrainingSamples:
     @staticmethod
     def draw(dataset: STEDataset, epoch: int) -> list[bytes]:
-        return [dataset[epoch, index]["video"].numpy().tobytes() for index in range(len(dataset))]
+        samples = [dataset[epoch, index] for index in range(len(dataset))]
+        return [b"".join(value.numpy().tobytes() for value in sample.values()) for sample in samples]
 
     def test_one_row_of_each_track_with_its_labels(self, reader, face_of):
         """The row's own label, and whether anyone speaks audibly in its frame."""

@@ -167,7 +167,7 @@ def test_augmentation_equals_torchvision():
         left, upper, right, lower = draws["box"]
         found = augmented_clip(images, generator(seed))
         for crop, image, factors, order in zip(found, images, draws["factors"], draws["order"], strict=True):
-            pixels = fast_resize(np.asarray(image)).transpose(1, 2, 0)
+            pixels = fast_resize(np.array(image)).transpose(1, 2, 0)
             pixels = pixels[:, ::-1] if draws["flip"] else pixels
             pixels = fast_resize(np.ascontiguousarray(pixels[upper:lower, left:right])).transpose(1, 2, 0)
             expected = F.to_pil_image(np.ascontiguousarray(pixels))
