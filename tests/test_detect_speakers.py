@@ -722,7 +722,7 @@ def test_audio_stays_in_sync(root, tmp_path, kind, expected):
     wav = read_wav(tmp_path / "out" / "work" / "audio_tracks" / "video.wav")
     assert np.flatnonzero(np.abs(wav.astype(float)) > 8000)[0] / RATE == pytest.approx(expected, abs=0.03)
     assert len(wav) >= 1.6 * RATE
-    assert duration(marked) == pytest.approx(max(1.6, len(wav) / RATE), abs=0.06)
+    assert 1.54 < duration(marked) < 2  # ends with the last frame
 
 
 def test_truncated_video(root, squares, tmp_path):
@@ -776,7 +776,7 @@ def test_unusable_arguments_are_one_line(root, tmp_path, flags, words):
     [
         ("missing", "no such file"),
         ("text", "cannot be opened as a video"),
-        ("audio", "has audio but no video stream"),
+        ("audio", "no video stream"),
         ("cut", "cut off: its index is missing; record or download it again"),
         ("pipe", "no such file"),
     ],

@@ -1,6 +1,5 @@
 """Active speaker detection in one video without annotations: detection and tracking, then the paper's stages."""
 
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
-from core.media.audio import audio_frames, extract_audio, slice_track_audio
+from core.media.audio import extract_audio, iter_audio, slice_track_audio
 from core.media.container import choose_stream, open_container
 from core.media.crops import extract_crops, rows_without_crop
 from core.media.reader import WHOLE, VideoReader
@@ -276,15 +275,15 @@ class SpeakerDetection:
         """Write the analysed part with boxes and scores, at the row rate. Raises RunError if it cannot be encoded."""
 
         def work() -> None:
-            times, (start, stop) = self.shots.times, self._part
-            options = {"form": "sample_fmts=fltp:channel_layouts=stereo", "rate": MARKED_AUDIO_RATE}
+            times, start = self.shots.times, self._part[0]
+            form = {"layout": "stereo", "rate": MARKED_AUDIO_RATE}
             with self._open() as reader:
                 frames = reader.frames(times, float("inf"))
                 images = progress(frames, total=len(times), desc="marked video", unit="frame")
                 marked = marked_frames(images, self.size, times, self.usable_rows, scores, threshold)
-                audio = audio_frames(self.video, [], reader.start_offset + start, self._audio_stream, **options)
-                audio = itertools.takewhile(lambda block: block.time < stop - start, audio)
-                encode_video(self.marked_video, marked, self.size, self.shots.rate, audio, self._pixel_aspect)
+                audio = iter_audio(self.video, None, reader.start_offset + start, self._audio_stream, **form)
+                options = (audio, MARKED_AUDIO_RATE, "stereo", self._pixel_aspect)
+                encode_video(self.marked_video, marked, self.size, self.shots.rate, *options)
                 seconds = images.n / self.shots.rate
             if seconds < self.shots.seconds - start - 1:
                 print(f"note: only {seconds:.1f} of {self.shots.seconds - start:.1f} s of the video can be decoded")

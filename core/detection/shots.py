@@ -1,5 +1,6 @@
 """Shot boundaries of a video, and the timestamps of its rows."""
 
+import itertools
 import math
 from bisect import bisect
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 from av.video.reformatter import ColorRange
 
 from core.config import tracking_params
-from core.media.container import FilterChain
+from core.media.container import filter_frames
 from core.media.reader import WHOLE, VideoReader
 from core.runtime.progress import progress
 
@@ -217,9 +218,10 @@ def detect_shots(path: Path, stream: int | None = None, part: tuple[float, float
 def scene_scores(reader: VideoReader) -> Iterator[tuple[Frame, float]]:
     """Yield each frame and its scene score, the difference from the previous frame: 0 to 1."""
     scale = ("scale", f"{_SCENE_WIDTH}:-2:flags=fast_bilinear")
-    chain = FilterChain(lambda: [scale, ("format", "gray"), ("select", "gte(scene,0)")])
-    for start, time, frame in reader.timeline():
+    timeline, images = itertools.tee(reader.timeline())
+    filters = [scale, ("format", "gray"), ("select", "gte(scene,0)")]
+    scored_frames = filter_frames((frame for _, _, frame in images), lambda: filters)
+    for (start, time, frame), scored in zip(timeline, scored_frames, strict=True):
         # Grey levels are 0 to 255 whatever the range of the video, but scores refer to its own range.
         factor = 1.0 if frame.color_range == ColorRange.JPEG else 219 / 255
-        for scored in chain.run(frame):
-            yield Frame(start, time, scored), factor * float(scored.metadata["lavfi.scene_score"])
+        yield Frame(start, time, scored), factor * float(scored.metadata["lavfi.scene_score"])
