@@ -162,7 +162,7 @@ def beep_start(samples: np.ndarray) -> float:
 def test_plain_video(root):
     assert frame_numbers(root, "plain") == expected_numbers(FPS25)
     assert failures(root / "crops" / "val", "plain") == []
-    assert len(audio(root, "plain")) == pytest.approx(SECONDS * RATE, abs=0.03 * RATE)  # AAC is padded
+    assert len(audio(root, "plain")) == SECONDS * RATE
     assert beep_start(audio(root, "plain")) == pytest.approx(2, abs=0.002)
 
 
@@ -212,7 +212,7 @@ def test_avi_without_presentation_times(root):
 def test_a_crop_too_large_for_jpeg_is_listed(root):
     assert list(crops(root, "wide")) == [0.04]
     (line,) = failures(root / "crops" / "val", "wide")
-    assert line == "wide at 0.0 s of wide: the box has 70000 x 16 pixels, which a JPEG cannot have"
+    assert line == "wide at 0.0 s of wide: a box of 70000 x 16 pixels cannot be a JPEG"
 
 
 @pytest.mark.parametrize("video", ["empty", "text", "pipe"])
@@ -244,7 +244,7 @@ def test_odd_width_and_height(root):
         1.6: (95, 127),
     }
     (line,) = failures(root / "crops" / "val", "odd")
-    assert line == "odd at 1.2 s of odd: the box has 0 x 38 pixels, which a JPEG cannot have"
+    assert line == "odd at 1.2 s of odd: a box of 0 x 38 pixels cannot be a JPEG"
 
 
 def test_60_frames_per_second(root):

@@ -1,5 +1,6 @@
 """Audio of videos and of face tracks, written as wavs."""
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -7,15 +8,17 @@ from pathlib import Path
 import av
 import numpy as np
 
-from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE
+from core.config import MAX_MISSING_SECONDS, MAX_START_OFFSET_SECONDS, SAMPLE_RATE, SEEK_GAP_SECONDS
 from core.formats.annotations import FaceTable
 from core.formats.clips import read_wav, slice_bounds, wav_length, wav_path, write_wav
-from core.media.container import choose_stream, decode, filter_frames, open_container
+from core.media.container import SEEKABLE, choose_stream, decode, filter_frames, open_container
 from core.media.reader import WHOLE, VideoReader
 from core.runtime.jobs import Outcome
 
 _BLOCK_SAMPLES = 1 << 14
 _SILENCE = 8  # of 32768; the peak of digital silence, possibly with dither
+_BATCH = 64  # decoded frames between two reads from the filters, which is faster than a read for each
+_MAX_PADDING = 0.13  # seconds; 1024 samples at 8 kHz
 _CHECKED = 8  # one in this many decoded frames is checked for inverted channels
 
 
@@ -68,11 +71,22 @@ def iter_audio(
                 expected += frame.samples
                 yield frame
 
-        for block in filter_frames(timed_frames(), filters):
+        if offset > SEEK_GAP_SECONDS and container.format.name in SEEKABLE:
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(int((start - 1) / chosen.time_base), stream=chosen)
+        last: np.ndarray | None = None
+        for block in filter_frames(timed_frames(), filters, _BATCH):
+            if last is not None:
+                yield last
+            last = block.to_ndarray().ravel()
             produced += block.samples
-            yield block.to_ndarray().ravel()
-        seconds, declared = offset + produced / rate, (chosen.duration or 0) * chosen.time_base
-        declared = float(declared) or (container.duration or 0) / av.time_base
+        seconds, declared = offset + produced / rate, float((chosen.duration or 0) * chosen.time_base)
+        # FFmpeg before version 9 keeps the padding at the end of AAC in mp4, less than a frame.
+        padding = seconds - declared if container.format.name.startswith("mov") else 0.0
+        if 0 < padding < _MAX_PADDING:
+            last = last[: len(last) - round(padding * rate) * (2 if layout == "stereo" else 1)]
+        yield last
+        declared = declared or (container.duration or 0) / av.time_base
         if seconds < declared - MAX_MISSING_SECONDS:
             notes.append(f"audio ends at {seconds:.1f} s of {declared:.1f} s")
 

@@ -161,11 +161,11 @@ def decode(
 
 
 def filter_frames(
-    frames: Iterable[av.VideoFrame | av.AudioFrame], filters: Callable[[], list[tuple[str, str]]]
+    frames: Iterable[av.VideoFrame | av.AudioFrame], filters: Callable[[], list[tuple[str, str]]], batch: int = 1
 ) -> Iterator[av.VideoFrame | av.AudioFrame]:
     """Pass frames through filters, set up again whenever the format of the frames changes.
 
-    `filters` returns their names and arguments.
+    `filters` returns their names and arguments. Output is pulled once for every `batch` frames.
     """
     for arguments, group in itertools.groupby(frames, _buffer_arguments):
         graph = av.filter.Graph()
@@ -174,8 +174,10 @@ def filter_frames(
         else:
             source, sink = graph.add_buffer(**arguments, time_base=Fraction(1, 1000)), "buffersink"
         graph.link_nodes(source, *[graph.add(*each) for each in (*filters(), (sink,))]).configure()
-        for frame in itertools.chain(group, [None]):
+        for count, frame in enumerate(itertools.chain(group, [None]), 1):
             graph.push(frame)
+            if frame is not None and count % batch:
+                continue
             with contextlib.suppress(av.BlockingIOError, av.EOFError):
                 while True:
                     yield graph.pull()

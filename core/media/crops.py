@@ -34,7 +34,7 @@ def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
     except cv2.error:
         encoded = False
     if not encoded:
-        raise ValueError(f"the box has {x2 - x1} x {y2 - y1} pixels, which a JPEG cannot have")
+        raise ValueError(f"a box of {x2 - x1} x {y2 - y1} pixels cannot be a JPEG")
     return jpeg.tobytes()
 
 
