@@ -17,9 +17,10 @@ import torch
 from conftest import ROOT, assert_refused
 from golden import fill
 from imageio_ffmpeg import get_ffmpeg_exe
-from numbered_videos import ffmpeg, rate
+from numbered_videos import ffmpeg
 from processes import Fault, Running, kill, run, samples
 from square_videos import H264_AAC, Square, SquareDetector, make_video
+from timed_videos import AAC, H264, beep_times, make_timed_video, shown_time
 from tiny_inputs import (
     RATE,
     Face,
@@ -39,7 +40,6 @@ from tiny_inputs import (
 import core.detection.timeline
 import core.detection.tracks
 from core.config import tracking_params
-from core.detection.shots import row_rate
 from core.formats.annotations import read_annotations
 from core.formats.predictions import read_scores
 from core.media.audio import iter_audio
@@ -47,7 +47,7 @@ from core.media.reader import VideoReader
 
 SCRIPT = "scripts/detect_speakers.py"
 SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0)
-STEPS = ["shots", "tracks", "audio", "crops", "encoder", "context", "results", "marked video"]
+STEPS = ["shots", "tracks", "crops", "audio", "encoder", "context", "results", "marked video"]
 SIZE = (320, 240)  # pixels
 FACES = [
     Square(40, 50, 60, (20, 0), end=0.8),
@@ -153,6 +153,9 @@ def test_output_files(base):
     stdout = (base / "stdout.txt").read_text()
     assert "3 tracks in 1.6 s of video" in stdout
     assert str(base / "out" / "talk_speakers.mp4") in stdout
+    tracks = read_json(base / "out" / "speakers.json")["tracks"]
+    spoken = sorted((track["speaking_seconds"] for track in tracks if track["speaking"]), reverse=True)
+    assert re.findall(r"^  talk:\d: ([\d.]+) s of speech$", stdout, re.M) == [f"{seconds:.1f}" for seconds in spoken]
 
 
 def test_tracks_match_the_faces(base):
@@ -201,13 +204,6 @@ def test_json_matches_its_schema_the_csv_and_the_rttm(base):
     segments = [(segment["start"], track["id"]) for track in content["tracks"] for segment in track["speaking"]]
     assert [(float(line[3]), line[7]) for line in lines] == sorted(segments)
     assert [(float(row[1]), row[0]) for row in read_csv(base / "out" / "speakers.csv")[1:]] == sorted(segments)
-
-
-def test_seconds_of_speech_are_printed(base):
-    tracks = read_json(base / "out" / "speakers.json")["tracks"]
-    spoken = sorted((track["speaking_seconds"] for track in tracks if track["speaking"]), reverse=True)
-    printed = re.findall(r"^  talk:\d: ([\d.]+) s of speech$", (base / "stdout.txt").read_text(), re.M)
-    assert printed == [f"{seconds:.1f}" for seconds in spoken]
 
 
 def ffmpeg_info(video: Path) -> str:
@@ -337,12 +333,9 @@ def test_second_run_skips_every_step(copied, base, root, squares):
     [
         (("--threshold", 0.3), ["results", "marked video"]),
         (("--duration", 0.6), STEPS),
-        pytest.param(("--video-stream", 0), STEPS, marks=slow),
         (("--min-face", 20), STEPS[1:]),
-        pytest.param(("--min-track", 0.2), STEPS[1:], marks=slow),
-        pytest.param(("--audio-stream", 0), STEPS[2:], marks=slow),
-        (("--smoothing", 0), ["results", "marked video"]),
-        pytest.param(("--ste-weights", "{root}/other.pth"), STEPS[STEPS.index("encoder") :], marks=slow),
+        (("--audio-stream", 0), STEPS[3:]),
+        pytest.param(("--ste-weights", "{root}/other.pth"), STEPS[4:], marks=slow),
         pytest.param(("--overwrite",), STEPS, marks=slow),
     ],
 )
@@ -403,11 +396,7 @@ def test_corrected_tracks_are_kept_and_can_be_used(copied, base, root, squares, 
     assert result.returncode == 0, result.stderr
     assert len(read_csv(tmp_path / "ste" / "talk.csv")) == 41
 
-
-def test_directory_is_usable_once_edited_tracks_are_moved_away(copied, base, root, squares, tmp_path):
-    (copied / "tracks.csv").write_text("edited\n")
-    assert_refused(detect(root, base / "talk.mp4", copied), copied / "tracks.csv")
-    (copied / "tracks.csv").rename(tmp_path / "edited.csv")
+    corrected.rename(tmp_path / "corrected.csv")
     assert steps_run(detect(root, base / "talk.mp4", copied)) == ["results"]
 
 
@@ -424,7 +413,7 @@ def test_tracks_from_a_directory_of_official_files(root, tmp_path):
 
 
 def test_rows_beyond_the_end_of_the_video_are_listed(root, tmp_path):
-    """One track is complete, one continues beyond the end, and one starts after it."""
+    """One track is complete, one continues beyond the end, and one starts after it. Other tracks end the list."""
     video = make_video(tmp_path / "video.mp4", FACE, 1.2, size=SIZE)
     tracks = [
         Track(*track, "video") for track in (("complete", "000", 0.4), ("beyond", "0000", 1.12), ("after", "000", 7.0))
@@ -436,7 +425,11 @@ def test_rows_beyond_the_end_of_the_video_are_listed(root, tmp_path):
     failures = (tmp_path / "out" / "failures.txt").read_text().splitlines()
     assert str(tmp_path / "out" / "failures.txt") in result.stdout
     assert "5 of 10 rows" in result.stdout
-    assert [line for line in failures if "beyond at 1.2 s" in line or "beyond at 1.24 s" in line] == failures[1:3]
+    assert [line.partition(":")[0] for line in failures] == [
+        *("beyond at 1.2 s of video", "beyond at 1.24 s of video"),
+        *(f"after at {time} s of video" for time in (7.0, 7.04, 7.08)),
+        "after",  # its audio
+    ]
     table = read_annotations(tmp_path / "out" / "tracks.csv")
     assert table.entity_ids == ["complete", "beyond"]
     assert table.timestamp.tolist() == [0.4, 0.44, 0.48, 1.12, 1.16]
@@ -445,27 +438,17 @@ def test_rows_beyond_the_end_of_the_video_are_listed(root, tmp_path):
     assert second.returncode == 1
     assert "crops: already done" in second.stdout
     assert (tmp_path / "out" / "failures.txt").read_text().splitlines() == failures
-
-
-@slow
-def test_failures_of_previous_tracks_are_removed(root, tmp_path, squares):
-    video = make_video(tmp_path / "video.mp4", [], 1.2, size=SIZE)
-    tracks = [Track("video:1", "00", 0.4, "video"), Track("video:2", "00", 7.0, "video")]
-    csv_file = write_annotations(tmp_path / "tracks.csv", faces_of(tracks))
-    assert detect(root, video, tmp_path / "out", "--tracks", csv_file).returncode == 1
-    assert (tmp_path / "out" / "failures.txt").exists()
-    assert detect(root, video, tmp_path / "out").returncode == 0  # detects no faces
+    write_annotations(csv_file, faces_of(tracks[:1]))
+    assert detect(root, video, tmp_path / "out", "--tracks", csv_file).returncode == 0
     assert not (tmp_path / "out" / "failures.txt").exists()
-    assert read_json(tmp_path / "out" / "speakers.json")["tracks"] == []
 
 
-@pytest.mark.parametrize(("step", "noted"), [(0.05, False), (0.08, True), (0.02, True)])
-def test_unusual_row_rates_are_noted(root, tmp_path, step, noted):
-    rows = [Face("one", "one:1", round(0.1 + step * n, 2), 0) for n in range(5)]
+def test_unusual_row_rates_are_noted(root, tmp_path):
+    rows = [Face("one", "one:1", round(0.1 + 0.08 * n, 2), 0) for n in range(5)]
     csv_file = write_annotations(tmp_path / "rows.csv", rows)
     result = detect(root, one_video(root), tmp_path / "out", "--tracks", csv_file)
     assert result.returncode == 0, result.stderr
-    assert (f"note: {csv_file}: rows are {step} s apart" in result.stdout) == noted
+    assert f"note: {csv_file}: rows are 0.08 s apart" in result.stdout
 
 
 # Choosing tracks, streams and a part
@@ -545,35 +528,40 @@ def test_chosen_streams(root, squares, tmp_path):
 # Several videos
 
 
-def test_videos_of_a_directory(base, root, squares, tmp_path):
-    """A failure of one does not stop the others. The default output directories are next to the videos."""
+def test_videos_of_a_directory(root, tmp_path):
+    """A failure or crash of one does not stop the others. The default output directories are next to the videos."""
     videos = tmp_path / "videos"
     write_text(videos / "broken.mp4", "not a video")
     write_text(videos / "notes.txt", "ignored")
-    make_video(videos / "one.mp4", FACE, 0.6, size=SIZE)
-    shutil.copytree(base / "out", videos / "talk_speakers")
-    shutil.copy(base / "talk.mp4", videos)
-    arguments_without_output = [word for word in arguments(root, videos, "-") if word not in ("--output-dir", "-")]
-    result = run_here(*arguments_without_output)
-    assert result.returncode == 1
+    for name in ("one", "two", "three"):
+        shutil.copy(root / "videos" / f"{name}.mp4", videos)
+    command = arguments(root, videos, "", "--tracks", root / "val.csv")
+    del command[3:5]  # --output-dir
+    result = run(tmp_path, *command, fault=Fault(crash_on=("core.detection.pipeline.detect_shots", "two.mp4")))
+    assert result.returncode == 1, result
     assert "notes.txt" in result.stdout
-    assert "2 of 3 videos are done" in result.stdout
-    (failure,) = re.findall("failed: .*", result.stderr)
-    assert failure.startswith(f"failed: {videos / 'broken.mp4'}: cannot be opened as a video")
-    assert result.stdout.count("already done") == len(STEPS)
-    assert (videos / "one_speakers" / "one_speakers.mp4").exists()
-    assert contents(videos / "talk_speakers") == contents(base / "out")
-    assert read_json(videos / "one_speakers" / "detect_speakers_cfg.json")["video"] == str(videos / "one.mp4")
+    assert "2 of 4 videos are done" in result.stdout
+    broken, crashed = re.findall("failed: .*", result.stderr)
+    assert broken.startswith(f"failed: {videos / 'broken.mp4'}: cannot be opened as a video")
+    assert crashed.startswith(f"failed: {videos / 'two.mp4'}: its process died")
+    for name in ("one", "three"):
+        assert (videos / f"{name}_speakers" / f"{name}_speakers.mp4").exists()
+        assert read_json(videos / f"{name}_speakers" / "detect_speakers_cfg.json")["video"] == f"{videos / name}.mp4"
+    result = run(tmp_path, *command)
+    assert "3 of 4 videos are done" in result.stdout
+    assert result.stdout.count("already done") == 2 * len(STEPS)
 
 
-def test_several_videos_share_a_parent_directory(base, root, squares, tmp_path):
-    shutil.copytree(base / "out", tmp_path / "out" / "talk_speakers")
-    command = arguments(root, base / "talk.mp4", tmp_path / "out")
-    result = run_here(*command[:2], tmp_path / "no.mp4", *command[2:])
-    assert result.returncode == 1
+def test_several_videos_share_a_parent_directory(root, tmp_path):
+    command = arguments(root, one_video(root), tmp_path / "out", "--tracks", root / "val.csv")
+    command[2:2] = [tmp_path / "no.mp4"]
+    result = run(tmp_path / "printed", *command)
+    assert result.returncode == 1, result
     assert "1 of 2 videos are done" in result.stdout
     assert result.stderr.endswith(f"failed: {tmp_path / 'no.mp4'}: no such file; it should be a video\n")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["talk_speakers"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one_speakers"]
+    result = run(tmp_path / "printed", *command, "--speakers", 3)
+    assert_refused(result, "ASC.pth", "--speakers 3")
 
 
 def test_videos_must_not_share_an_output_directory(base, root, tmp_path):
@@ -621,32 +609,26 @@ def test_video_without_audio_is_an_error(root, squares, tmp_path):
     assert files_under(tmp_path) == ["silent.mp4"]
 
 
-@pytest.mark.parametrize("fps", ["60", pytest.param("30000/1001", marks=slow), pytest.param("12", marks=slow)])
-def test_other_frame_rates(speakers, tmp_path, fps):
-    video = make_video(tmp_path / "video.mp4", FACE, 1, fps, size=SIZE, audio=CLICK)
+def test_sixty_frames_per_second(speakers, tmp_path):
+    video = make_video(tmp_path / "video.mp4", FACE, 1, "60", size=SIZE, audio=CLICK)
     content = speakers(video)
-    rows = row_rate(rate(fps))
-    assert content["video"]["frame_rate"] == pytest.approx(rate(fps), abs=0.001)
-    assert content["video"]["rows_per_second"] == pytest.approx(rows, abs=0.001)
+    assert (content["video"]["frame_rate"], content["video"]["rows_per_second"]) == (60, 30)
     (track,) = content["tracks"]
-    assert track["start"] == 0
-    assert track["end"] == pytest.approx(1, abs=0.5 / rate(fps) + 0.5 / rows)
-    assert track["rows"] == pytest.approx(rows, abs=2)
+    assert (track["start"], track["rows"]) == (0, 30)
+    assert track["end"] == pytest.approx(1, abs=0.02)
     out = tmp_path / "out"
     table = read_annotations(out / "tracks.csv")
-    frame_times = np.floor(table.timestamp * rate(fps) + 0.5) / rate(fps)
-    true = np.array([FACE[0].box(time, SIZE) for time in frame_times])
-    tolerance = 2 if rate(fps) > 20 else 2 + 40 / rate(fps)  # pixels; interpolated between repeated frames
-    assert np.abs((table.box - true) * np.tile(SIZE, 2)).max() < tolerance
+    true = np.array([FACE[0].box(np.floor(time * 60 + 0.5) / 60, SIZE) for time in table.timestamp])
+    assert np.abs((table.box - true) * np.tile(SIZE, 2)).max() < 2  # pixels
     marked = out / "video_speakers.mp4"
     assert duration(marked) == pytest.approx(duration(video), abs=0.05)
-    assert len(read_frames(marked)) == pytest.approx(rows, abs=1)
+    assert len(read_frames(marked)) == 30
     assert click_time(marked) == pytest.approx(0.6, abs=0.03)
     assert_boxes_are_drawn(out, video)
 
 
 def test_rotation_flag(speakers, tmp_path):
-    """The boxes and the marked video are those of the displayed, rotated frame."""
+    """Boxes and marked video are those of the displayed, rotated frame."""
     video = make_video(tmp_path / "plain.mp4", FACE, 0.8, size=SIZE)
     ffmpeg("-display_rotation", 90, "-i", video, "-c", "copy", tmp_path / "rotated.mp4")
     content = speakers(tmp_path / "rotated.mp4")
@@ -669,15 +651,9 @@ def test_odd_width_and_height(speakers, tmp_path):
     assert_boxes_are_drawn(tmp_path / "out", video)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "one, two: 100 %d%%.mp4",
-        pytest.param("-d\u00e9j\u00e0 'vu' [1].mkv", marks=slow),
-    ],
-)
-def test_special_characters_in_names(root, tmp_path, monkeypatch, name):
+def test_special_characters_in_names(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    name = "-d\u00e9j\u00e0 'vu' [1], two: 100 %d%%.mp4"
     make_video(tmp_path / "plain.mkv", FACE, 0.6, size=SIZE, audio=CLICK)
     ffmpeg("-i", tmp_path / "plain.mkv", "-c", "copy", f"file:{tmp_path / name}")
     video_id = Path(name).stem
@@ -687,42 +663,38 @@ def test_special_characters_in_names(root, tmp_path, monkeypatch, name):
     ]
     with open(tmp_path / "rows.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
-    argument = f"./{name}" if name.startswith("-") else name
     out = Path("out, 5 % of it")
-    result = detect(root, argument, out, "--tracks", "rows.csv")
+    result = detect(root, f"./{name}", out, "--tracks", "rows.csv")
     assert result.returncode == 0, result.stderr
     assert read_json(out / "speakers.json")["video"]["id"] == video_id
     assert read_annotations(out / "tracks.csv").entity_ids == [f"{video_id}:1"]
     assert len(read_frames(out / f"{video_id}_speakers.mp4")) == 15
-    assert steps_run(detect(root, argument, out, "--tracks", "rows.csv")) == []
+    assert steps_run(detect(root, f"./{name}", out, "--tracks", "rows.csv")) == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("late audio", 1.12),
-        pytest.param("late video", 0.08, marks=slow),
-        pytest.param("short audio", 0.6, marks=slow),
-    ],
-)
-def test_audio_stays_in_sync(root, tmp_path, kind, expected):
-    """In the marked video and in the extracted audio, if the streams start or end at different times."""
-    audio = f"{CLICK}:d={0.8 if kind == 'short audio' else 1.6}"
-    whole = make_video(tmp_path / "whole.mp4", FACE, 1.6, size=SIZE, audio=audio)
-    video = tmp_path / "video.mp4"
-    delayed, on_time = {"late audio": (1, 0), "late video": (0, 1)}.get(kind, (1, 1))
-    inputs = ("-itsoffset", 0.52, "-i", whole, "-i", whole)
-    ffmpeg(*inputs, "-map", f"{delayed}:v", "-map", f"{on_time}:a", "-c", "copy", video)
+@pytest.mark.parametrize("late", ["video", "audio"])
+def test_marked_video_is_on_time(root, tmp_path, late):
+    """A rotated video of variable frame rate, whose audio and video start 0.52 s apart."""
+    drop = ("-vf", "select='not(between(mod(n,25),8,18))'", "-fps_mode", "vfr")  # 11 of 25 frames are missing
+    made = make_timed_video(tmp_path / "made.mp4", options=(*drop, *H264, *AAC))
+    inputs = ("-display_rotation", 90, "-itsoffset", 0.52 * (late == "video"), "-i", made)
+    inputs = (*inputs, "-itsoffset", 0.52 * (late == "audio"), "-i", made)
+    ffmpeg(*inputs, "-map", "0:v", "-map", "1:a", "-c", "copy", tmp_path / "video.mp4")
     csv_file = write_annotations(tmp_path / "rows.csv", faces_of([Track("video:1", "0" * 5, 0.4, "video")]))
-    result = detect(root, video, tmp_path / "out", "--tracks", csv_file)
+    result = detect(root, tmp_path / "video.mp4", tmp_path / "out", "--tracks", csv_file)
     assert result.returncode == 0, result.stdout + result.stderr
     marked = tmp_path / "out" / "video_speakers.mp4"
-    assert len(read_frames(marked)) == 40
-    assert click_time(marked) == pytest.approx(expected, abs=0.03)
-    wav = read_wav(tmp_path / "out" / "work" / "audio_tracks" / "video.wav")
-    assert np.flatnonzero(np.abs(wav.astype(float)) > 8000)[0] / RATE == pytest.approx(expected, abs=0.03)
-    assert len(wav) >= 1.6 * RATE
-    assert duration(marked) == pytest.approx(max(1.6, len(wav) / RATE), abs=0.06)
+    with VideoReader(marked) as reader:
+        times = np.arange(0, 3.9, 1 / reader.fps)
+        images = list(reader.frames(times, 60.0))
+    shown = np.array([shown_time(cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)) for image in images])
+    frames = np.array([n for n in range(100) if not 8 <= n % 25 <= 18]) / 25
+    displayed = frames[np.searchsorted(frames, times + 0.001) - 1]  # each until the next one
+    assert np.abs(shown - displayed).max() < 0.041
+    expected = np.arange(1, 4) + (-0.52 if late == "video" else 0.52)
+    for path in (marked, tmp_path / "out" / "work" / "audio_tracks" / "video.wav"):
+        samples = read_wav(path) if path.suffix == ".wav" else np.concatenate(list(iter_audio(path)))
+        assert beep_times(samples) == pytest.approx(expected, abs=0.01)
 
 
 def test_truncated_video(root, squares, tmp_path):
@@ -745,11 +717,6 @@ def test_truncated_video(root, squares, tmp_path):
     ("flags", "words"),
     [
         ("--ste-weights {tmp}/no.pth", ["no.pth", "downloads.sh weights"]),
-        (
-            "--ste-weights {tmp} --asc-weights no.pth",
-            ["--ste-weights {tmp}, --asc-weights no.pth;", "downloads.sh weights"],
-        ),
-        ("--face-detector {tmp}/no.onnx", ["no.onnx", "downloads.sh detector", "--tracks"]),
         ("--face-detector no.onnx --asc-weights no.pth", ["no.pth, --face-detector", "downloads.sh weights detector"]),
         ("--video-stream 1", ["no video stream 1", "it has 1"]),
         ("--audio-stream 1", ["no audio stream 1", "it has 1"]),
@@ -774,8 +741,6 @@ def test_unusable_arguments_are_one_line(root, tmp_path, flags, words):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("missing", "no such file"),
-        ("text", "cannot be opened as a video"),
         ("audio", "has audio but no video stream"),
         ("cut", "cut off: its index is missing; record or download it again"),
         ("pipe", "no such file"),
@@ -783,9 +748,7 @@ def test_unusable_arguments_are_one_line(root, tmp_path, flags, words):
 )
 def test_files_that_are_no_videos_are_errors(root, tmp_path, kind, words):
     video = tmp_path / "video.mp4"
-    if kind == "text":
-        write_text(video, "This is not a video.\n" * 100)
-    elif kind == "audio":
+    if kind == "audio":
         ffmpeg("-i", one_video(root), "-map", "0:a", "-c", "copy", video)
     elif kind == "cut":
         video.write_bytes(one_video(root).read_bytes()[:2000])
@@ -829,7 +792,6 @@ def with_tracks(root: Path, out: Path) -> list[object]:
 KILLS = [
     ("cv2.imencode", 5),  # while writing crops
     ("core.detection.pipeline.sha256", 1),  # before tracks.csv is renamed
-    ("core.detection.segments.write_bytes", 1),  # between speakers.json and speakers.rttm
     ("core.detection.overlay.mark_faces", 4),  # while writing the marked video
 ]
 
@@ -885,9 +847,9 @@ def test_real_clip(test_data, tmp_path):
 @slow
 def test_memory_does_not_depend_on_the_length_of_the_video(root, tmp_path):
     peaks = {}
-    for minutes in (1, 10):
+    for minutes in (1, 6):
         video = tmp_path / f"video{minutes}.mp4"
-        frames = f"testsrc2=size=320x240:rate=25:duration={60 * minutes}"
+        frames = f"testsrc2=size=160x120:rate=25:duration={60 * minutes}"
         audio = f"anoisesrc=duration={60 * minutes}:sample_rate=16000:seed=1"
         ffmpeg("-f", "lavfi", "-i", frames, "-f", "lavfi", "-i", audio, *H264_AAC, video)
         tracks = [Track(f"t{n}", "000", 10.0 * n + 1, video.stem) for n in range(6)]
@@ -897,4 +859,4 @@ def test_memory_does_not_depend_on_the_length_of_the_video(root, tmp_path):
         result = running.wait(500)
         assert result.returncode == 0, result.stderr
         peaks[minutes] = max(peak for _, peak, _ in samples(result))
-    assert peaks[10] - peaks[1] < 60e6, peaks  # bytes
+    assert peaks[6] - peaks[1] < 30e6, peaks  # bytes
