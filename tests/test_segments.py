@@ -338,14 +338,11 @@ def test_labels_of_many_faces_do_not_overlap(monkeypatch, size, columns):
     ("text", "expected"),
     [
         ("Zo\u00eb 1: $x$ [a]", "Zo\u00eb 1: $x$ [a]"),
-        ("\u5f20\u4e09 2", "[5f20 4e09] 2"),
-        ("\ud55c\uad6d \u304b", "[han gug] [ka]"),
-        ("a\U0001f389\ufe0f", "a[party popper]"),
-        ("\U000e0041", ""),  # only modifies other characters
-        ("\U0010ffff", "[10ffff]"),
+        ("\u5f20\u4e09 2", "[5f20][4e09] 2"),
+        ("a\U0001f389", "a[1f389]"),
     ],
 )
-def test_characters_without_a_font_are_replaced_by_their_names(monkeypatch, text, expected):
+def test_characters_without_a_font_are_replaced_by_their_code_points(monkeypatch, text, expected):
     monkeypatch.setattr(fonts, "_characters", lambda: {chr(code) for code in range(0x250)})
     assert drawable(text) == expected
 
