@@ -64,7 +64,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--duration", type=cli.positive_float, help=duration_help)
     min_track, min_face = tracking_params["min_track"], tracking_params["min_face"]
     parser.add_argument("--min-track", type=cli.seconds, default=min_track, help="minimum seconds of a track")
-    face_help = "minimum shorter side of a track's boxes in pixels (median), as they are written"
+    face_help = "minimum shorter side of the final boxes in pixels (median of the track)"
     parser.add_argument("--min-face", type=cli.integer(0), default=min_face, help=face_help)
     parser.add_argument("--clip-length", type=cli.odd_positive, default=defaults["clip_length"], help="crops in a clip")
     parser.add_argument("--clips", type=cli.odd_positive, default=defaults["clips"], help="steps in a context")
