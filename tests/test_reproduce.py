@@ -180,31 +180,12 @@ def test_published_weights_need_no_training_and_only_validation_data(server, tor
 
 
 class TestErrors:
-    @pytest.mark.parametrize(
-        ("args", "message"),
-        [
-            (("--epochs", 3), "usage:"),
-            (("--device",), "usage:"),
-            (("--device", "gpu"), "must be the number of a CUDA device or cpu"),
-            (("--device", 99), "error: cuda_device 99"),
-        ],
-    )
-    def test_invalid_options_before_any_download(self, server, torch_home, tmp_path, args, message):
-        server.requests.clear()
+    @pytest.mark.parametrize("args", [("--epochs", 3), ("--device",)])
+    def test_invalid_options(self, server, torch_home, tmp_path, args):
         run = Run(server, torch_home, tmp_path / "log", "--root", tmp_path / "ava", *args)
         assert run.wait() == 2
-        assert message in run.text
-        assert server.requests == []
+        assert "usage:" in run.text
         assert not (tmp_path / "ava").exists()
-
-    def test_damaged_imagenet_weights_before_any_download(self, server, tmp_path):
-        server.requests.clear()
-        (tmp_path / "home" / IMAGENET).parent.mkdir(parents=True)
-        (tmp_path / "home" / IMAGENET).write_bytes(b"damaged")
-        run = Run(server, tmp_path / "home", tmp_path / "log", "--root", tmp_path / "ava")
-        assert run.wait() == 2
-        assert re.match(f"error: .*{IMAGENET.name}", run.last_line)
-        assert server.requests == []
 
     def test_missing_and_unreadable_videos(self, server, torch_home, tmp_path):
         """Each ends the script with the exit status of the failed step, before training."""
@@ -224,7 +205,9 @@ class TestErrors:
 
     def test_ctrl_c(self, server, torch_home, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent.settimeout(200)
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             run = Run(server, torch_home, tmp_path / "log", "--root", tmp_path / "ava", ASC_AVA_URL=url)
-            assert run.send_signal(signal.SIGINT, lambda: "== Downloads" in run.text) == 130
+            with silent.accept()[0]:  # curl is running
+                assert run.send_signal(signal.SIGINT, lambda: True) == 130
         assert run.last_line == "interrupted; run the same command again to resume"

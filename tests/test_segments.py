@@ -480,21 +480,6 @@ def draw_hour(tmp_path, monkeypatch, seconds: float, scores: np.ndarray):
     return drawn[0].axes[1]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (8.0, ["0", "1", "2", "3", "4", "5", "6", "7", "8"]),
-        (3600.0, [f"0:{minute:02}:00" for minute in range(0, 60, 5)] + ["1:00:00"]),
-        (30 * 3600.0, [f"{hour}:00:00" for hour in range(0, 31, 3)]),
-    ],
-)
-def test_long_timelines_are_labelled_in_hours(tmp_path, monkeypatch, seconds, expected):
-    axes = draw_hour(tmp_path, monkeypatch, seconds, np.zeros(200))
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    low, high = axes.get_xlim()
-    assert [label for label, at in zip(labels, axes.get_xticks(), strict=True) if low <= at <= high] == expected
-
-
 def test_curves_of_long_tracks_are_means_and_ranges(tmp_path, monkeypatch):
     scores = np.tile([0.2, 0.6], 45_000)
     axes = draw_hour(tmp_path, monkeypatch, 3600.0, scores)
