@@ -114,25 +114,20 @@ def read_samples(monkeypatch) -> list[int]:
 
 class TestEncoder:
     def test_forward_opens_each_crop_and_wav_once(self, reader, opened_crops, read_samples):
+        """Batches are filled across tracks, in channels last."""
         tracks = STETrackDataset(reader)
         batches = list(clip_batches((tracks[index] for index in range(len(tracks))), 8, CPU, torch.float32))
         assert sum(len(rows) for rows, _, _ in batches) == len(reader.table)
+        assert {len(rows) for rows, _, _ in batches[:-1]} == {8}
+        assert all(video.is_contiguous(memory_format=torch.channels_last) for _, _, video in batches)
         assert len(opened_crops) == len(set(opened_crops)) == len(reader.table)
         assert len(read_samples) == len(TRACKS)
 
-    def test_forward_fills_batches_across_tracks_in_channels_last(self, reader):
-        tracks = STETrackDataset(reader)
-        batches = list(clip_batches((tracks[index] for index in range(len(tracks))), 8, CPU, torch.float32))
-        assert {len(rows) for rows, _, _ in batches[:-1]} == {8}
-        assert all(video.is_contiguous(memory_format=torch.channels_last) for _, _, video in batches)
-
-    def test_training_clip_reads_only_its_crops(self, reader, opened_crops):
-        STEDataset(reader, seed=0, augment=True)[1, 0]
-        assert 3 <= len(opened_crops) == len(set(opened_crops)) <= 5
-
-    def test_training_clip_reads_only_its_audio(self, reader, read_samples):
+    def test_training_clip_reads_only_its_crops_and_audio(self, reader, opened_crops, read_samples):
         dataset = STEDataset(reader, seed=0, augment=False)
-        for index in range(len(dataset)):
+        dataset[1, 0]
+        assert 3 <= len(opened_crops) == len(set(opened_crops)) <= 5
+        for index in range(1, len(dataset)):
             dataset[1, index]
         longest = round(4 * 0.04 * 16000)
         assert len(read_samples) == len(dataset)
@@ -192,7 +187,7 @@ def test_jitter_equals_pillow():
         assert (found.transpose(1, 2, 0) == np.asarray(expected)).all()
 
 
-@pytest.mark.parametrize("size", [(144, 144), (90, 40), (60, 60), (200, 150), (300, 299), (1, 1)])
+@pytest.mark.parametrize("size", [(144, 144), (90, 40), (300, 299), (1, 1)])
 def test_fast_resize_differs_by_at_most_one_grey_level(size):
     """Sizes for which Pillow resizes rows first as well; for tall images it may start with columns."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)

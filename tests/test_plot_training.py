@@ -68,11 +68,6 @@ class TestRuns:
         result = run_here(SCRIPT, write_log(tmp_path / "run", rows))
         assert "val AP 0.8000 in epoch 4" in result.stdout
 
-    def test_runs_that_differ_by_the_ending_of_their_logs(self, tmp_path, plotted):
-        write_log(tmp_path / "run", log_of("asc", 2)).rename(tmp_path / "run.csv")
-        run_here(SCRIPT, tmp_path / "run.csv", write_log(tmp_path / "run", log_of("asc", 2)))
-        assert list(plotted[0]) == ["run.csv", "run/run"]
-
 
 class TestFiles:
     def test_directory_of_a_training_run(self, tmp_path):
@@ -94,24 +89,14 @@ class TestFiles:
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10
         TrainingRun(tmp_path, "ste_encoder", {}, resume=True)
 
-    def test_output_in_another_directory(self, tmp_path):
-        log = write_log(tmp_path / "run", log_of("asc", 2))
-        result = run_here(SCRIPT, log, "--output", tmp_path / "plots" / "a.png")
-        assert result.returncode == 0, result.stderr
-        assert files_under(tmp_path / "plots") == ["a.png", "plot_training_cfg.json"]
-        assert files_under(tmp_path / "run") == ["run_logs.csv"]
-
     @pytest.mark.parametrize(
         ("lines", "words"),
         [
             ([], "empty file"),
             (["learning_rate,val_ap", "0.1,0.5"], "line 1: expected columns epoch"),
             (["epoch,val_ap", "1,0.5"], "line 1: no column 'learning_rate'"),
-            (["epoch,learning_rate,ap", "1,0.1,0.5"], "train_<metric> or val_<metric>"),
             (["epoch,learning_rate,val_ap", "1,0.1,0.5", "2,0.1,high"], "line 3: val_ap is 'high', not a number"),
-            (["epoch,learning_rate,val_ap", "1,0.1,0.5", "2,0.1,inf"], "line 3: val_ap is 'inf', not a number"),
             (["epoch,learning_rate,val_ap", "1,0.1,0.5", "1,0.1,0.5"], "line 3: epoch is 1, expected a whole number"),
-            (["epoch,learning_rate,val_ap", "1.5,0.1,0.5"], "line 2: epoch is 1.5, expected a whole number"),
             (["epoch,learning_rate,val_ap", "1,0.1,0.5", "2,0.1,0.5", "cut"], "line 4: 1 columns, expected 3"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -143,7 +128,7 @@ class TestFiles:
         """With a few bytes of a log replaced at random."""
         whole = write_log(tmp_path / "run", log_of("asc", 4)).read_bytes()
         rng, statuses = random.Random(0), []
-        for _ in range(150):
+        for _ in range(100):
             data = bytearray(whole)
             for _ in range(rng.randint(1, 3)):
                 at = rng.randrange(len(data))
