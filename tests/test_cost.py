@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import write_lines
 from numbered_videos import make_video
-from scipy.ndimage import median_filter
 from tiny_inputs import (
     Face,
     Track,
@@ -21,7 +20,7 @@ from tiny_inputs import (
 )
 from torchvision.transforms.v2 import functional as F
 
-from core import datasets, metrics
+from core import datasets
 from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore
@@ -30,7 +29,6 @@ from core.media import crops
 from core.media import reader as video_reader
 from core.media.audio import slice_track_audio
 from core.media.reader import VideoReader
-from core.metrics import smooth_tracks
 from core.runtime.jobs import Outcome
 from core.transforms import JITTER, fast_resize, jitter, resize
 
@@ -195,18 +193,6 @@ def test_fast_resize_differs_by_at_most_one_grey_level(size):
     difference = np.abs(found.astype(int) - np.asarray(resize(F.to_pil_image(pixels))))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
-
-
-@pytest.mark.parametrize("width", [3, 5, 101])
-def test_smoothing_equals_a_median_filter_of_each_track(width, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "_VALUES_PER_STEP", 150)  # several steps
-    faces = sorted(faces_of(TRACKS), key=lambda face: face.time)
-    table = read_annotations(write_annotations(tmp_path / "video-activespeaker.csv", faces))
-    values = np.random.default_rng(0).normal(size=(len(table), 2)).astype(np.float32)
-    smooth = smooth_tracks(values, table, width)
-    for entity in range(len(TRACKS)):
-        rows = table.rows_of_track(entity)
-        assert (smooth[rows] == median_filter(values[rows], size=(width, 1), mode="nearest")).all()
 
 
 def test_numeric_ids_remain_text_if_other_ids_follow(tmp_path):

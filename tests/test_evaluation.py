@@ -473,3 +473,13 @@ def test_scores_of_a_video_are_those_of_the_tracks_with_the_largest_errors(monke
     assert [lane.title.split()[0] for lane in lanes] == wrong
     assert [(lane.states.tolist(), lane.scores[0].tolist()) for lane in lanes] == [([0, 1], [1, 0])] * 12
     assert [lane.limits for lane in lanes] == [pytest.approx(span) for span in [(31, 35.08)] * 4 + [(86, 93.08)] * 8]
+
+
+def test_long_curves_are_means_of_neighbouring_rows():
+    lane = plots.Lane("", np.arange(5000) / 25, [np.tile([0.2, 0.6], 2500)], np.zeros(5000, int), (0, 200))
+    _, axes = plots.plt.subplots()
+    plots._draw_lane(axes, lane, ["red"])
+    curve = axes.lines[0].get_xydata()
+    plots.plt.close()
+    assert 500 < len(curve) <= 1000
+    assert np.allclose(curve[:, 1], 0.4)

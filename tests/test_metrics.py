@@ -98,10 +98,13 @@ def table_of(directory: Path, faces: list[Face]) -> FaceTable:
     return read_annotations(write_annotations(directory / "table.csv", faces))
 
 
-class TestSmoothing:
-    def test_median_along_a_track(self, tmp_path):
-        table = table_of(tmp_path, faces_of([Track("a", "0" * 7)]))
-        values = np.array([1.0, 9.0, 2.0, 3.0, -5.0, 4.0, 4.0])
-        assert smooth_tracks(values, table, 3)[1:-1].tolist() == [2, 3, 2, 3, 4]
-        assert smooth_tracks(values, table, 5)[2:-2].tolist() == [2, 3, 3]
-        assert values.tolist() == [1, 9, 2, 3, -5, 4, 4]
+def test_smoothing_is_a_median_along_each_track(tmp_path):
+    """The rows of two tracks alternate; at the ends of a track, its first and last rows are repeated."""
+    table = table_of(tmp_path, sorted(faces_of([Track("a", "0" * 7), Track("b", "0" * 7)]), key=lambda face: face.time))
+    values = np.array([1.0, 9.0, 2.0, 3.0, -5.0, 4.0, 4.0])
+    both = np.stack([values, 100 + values], axis=1).ravel()
+    assert smooth_tracks(both, table, 3)[::2].tolist() == [1, 2, 3, 2, 3, 4, 4]
+    assert smooth_tracks(both, table, 3)[1::2].tolist() == [101, 102, 103, 102, 103, 104, 104]
+    assert smooth_tracks(both, table, 5)[::2].tolist() == [1, 2, 2, 3, 3, 4, 4]
+    assert both[::2].tolist() == values.tolist()
+    assert smooth_tracks(np.stack([both, -both], axis=1), table, 3)[2].tolist() == [2, -2]
