@@ -53,19 +53,10 @@ def measure(
     """
     seconds, memory = run_script(root, script, *args)
     bound = min(ceilings, key=ceilings.__getitem__)
+    result = {"stage": stage, "unit": unit, "size": size, "seconds": seconds, "rate": size / seconds, "memory": memory}
     fraction = size / seconds / ceilings[bound]
     print(f"  {stage}: {size:,} {unit} in {seconds:.1f} s, {fraction:.2f} of the ceiling", flush=True)
-    return {
-        "stage": stage,
-        "unit": unit,
-        "size": size,
-        "seconds": seconds,
-        "rate": size / seconds,
-        "memory": memory,
-        "ceilings": ceilings,
-        "bound": bound,
-        "fraction": fraction,
-    }
+    return {**result, "ceilings": ceilings, "bound": bound, "fraction": fraction}
 
 
 def run_script(root: Path, script: str, *args: object) -> tuple[float, int]:
@@ -157,13 +148,9 @@ def measure_stages(root: Path, args: argparse.Namespace) -> Iterator[dict]:
     precision = max(gflops, key=gflops.__getitem__)  # bf16 is slow on a CPU without its arithmetic
     options = (CLIP_LENGTH, args.device, "--precision", precision)
 
-    def products(network: str, training: int, validation: int, precision: str) -> dict[str, float]:
-        """Rate of training samples, each epoch being followed by a validation."""
-        work = training * GFLOP[f"{network} training"] + validation * GFLOP[f"{network} forward"]
-        return {"matrix products": training * gflops[precision] / work}
-
-    ceilings = products("STE", tracks, len(val.entity_ids), precision)
-    ceilings["Pillow decoding the crops"] = crops / CLIP_LENGTH
+    validation = GFLOP["STE forward"] * len(val.entity_ids) / tracks
+    products = gflops[precision] / (GFLOP["STE training"] + validation)
+    ceilings = {"matrix products": products, "Pillow decoding the crops": crops / CLIP_LENGTH}
     command = ("STE_train.py", *options, "--no-pretrained", "--epochs", 1)
     yield measure(root, f"STE training, {precision}", "clips", tracks, ceilings, *command)
 
@@ -172,7 +159,8 @@ def measure_stages(root: Path, args: argparse.Namespace) -> Iterator[dict]:
     yield measure(root, f"STE forward, {precision}", "rows", rows, ceilings, *forward, "train")
     run_script(root, *forward, "val")
 
-    ceilings = products("ASC", rows, len(val), "fp32")
+    validation = GFLOP["ASC forward"] * len(val) / rows
+    ceilings = {"matrix products": gflops["fp32"] / (GFLOP["ASC training"] + validation)}
     command = ("ASC_train.py", *CONTEXT, args.device, "--epochs", 1)
     yield measure(root, "ASC training, fp32", "contexts", rows, ceilings, *command)
 

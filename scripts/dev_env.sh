@@ -29,7 +29,7 @@ python=.venv/bin/python stamp=.venv/.dev_env
 checksum=$(cat requirements.txt requirements.lock scripts/dev_env.sh | sha256sum)
 if [[ -f $stamp && $(<"$stamp") == "$checksum" ]] && is_supported $python; then exit; fi
 
-# An installation that failed or was killed may have left incomplete packages, so the next one starts from nothing.
+# A killed installation may have left incomplete packages, so it starts again with an empty environment.
 if ! is_supported $python || [[ -f $stamp && $(<"$stamp") == unfinished ]]; then
     PATH=${PATH//"$PWD/.venv/bin:"/} # the environment cannot recreate itself
     candidates=(python3.13 python3.12 python3.11 python3)
@@ -44,8 +44,10 @@ fi
 
 trap 'exit 130' INT # pip turns Ctrl-C into an ordinary error
 echo unfinished >$stamp
-PIP_DISABLE_PIP_VERSION_CHECK=1 $python -m pip install -r requirements.txt -c requirements.lock ||
-    die "pip could not install requirements.txt; see above"
+status=0
+PIP_DISABLE_PIP_VERSION_CHECK=1 $python -m pip install -r requirements.txt -c requirements.lock || status=$?
+((status > 128)) || rm -f $stamp # unless it was killed, pip can continue in the same environment
+((status == 0)) || die "pip could not install requirements.txt; see above"
 
 # Bare servers and containers lack two system libraries of opencv-python.
 if ! $python -c 'import cv2' 2>/dev/null; then

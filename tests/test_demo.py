@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import ROOT, run_script
 
@@ -62,18 +61,6 @@ def test_every_row_has_a_crop_and_features(demo, split):
     store = FeatureStore(root / "ste_features" / split)
     assert store.table.timestamp.tolist() == table.timestamp.tolist()
     assert np.isfinite(store.gather(np.arange(len(table)))).all()
-
-
-def test_predictions_have_the_rows_of_the_ground_truth(demo):
-    root, _ = demo
-    truth = pd.read_csv(root / "results" / "ground_truth_val.csv", header=None)
-    annotations = pd.concat(pd.read_csv(path, header=None) for path in sorted((root / "csv" / "val").iterdir()))
-    assert truth.to_numpy().tolist() == annotations.to_numpy().tolist()
-    for name in ("ste", "asc"):
-        predictions = pd.read_csv(root / "results" / f"{name}_predictions_val.csv", header=None)
-        assert predictions[[0, 1, 7]].equals(truth[[0, 1, 7]])
-        assert set(predictions[6]) == {"SPEAKING_AUDIBLE"}
-        assert predictions[8].between(0, 1).all()
 
 
 def test_both_networks_are_far_above_chance(demo):

@@ -114,9 +114,9 @@ def test_packages_are_installed_once_and_again_after_a_change(project):
         assert len(project.installs()) == count
 
 
-@pytest.mark.parametrize("failure", ["kill -9 $PPID", "kill -9 $$", "exit 1"])
-def test_a_failed_installation_starts_again_with_an_empty_environment(project, failure):
-    project.on_install(f'touch "$(dirname "$0")/incomplete"; {failure}\n')
+@pytest.mark.parametrize("target", ["$PPID", "$$"])
+def test_a_killed_installation_starts_with_an_empty_environment(project, target):
+    project.on_install(f'touch "$(dirname "$0")/incomplete"; kill -9 {target}\n')
     process = project.start()
     process.communicate(timeout=20)
     assert process.returncode != 0
@@ -124,6 +124,15 @@ def test_a_failed_installation_starts_again_with_an_empty_environment(project, f
     project.on_install("")
     project.run()
     assert not (project.venv / "bin" / "incomplete").exists()
+
+
+def test_an_error_of_pip_is_retried_in_the_same_environment(project):
+    project.on_install("exit 1\n")
+    assert project.run(status=1) == "error: pip could not install requirements.txt; see above\n"
+    (project.venv / "kept").touch()
+    project.on_install("")
+    project.run()
+    assert (project.venv / "kept").exists()
 
 
 def test_ctrl_c_ends_the_installation(project):

@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_refused, run_script
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numbered_videos import make_video
 from PIL import Image
 from plain_metrics import plain_auc, plain_average_precision
@@ -35,9 +32,9 @@ from tiny_inputs import (
 
 from core import config
 from core.formats.annotations import FaceTable, read_annotations
-from core.formats.predictions import join, read_logits
+from core.formats.predictions import join
 from core.reports import plots
-from core.reports.report import breakdown, display_names, faces_group, width_group
+from core.reports.report import display_names, faces_group, width_group
 from core.runtime.errors import InputError
 
 # Two videos: tracks overlap in time and have any labels
@@ -91,20 +88,6 @@ class TestJoin:
         rows = [(face.video, face.time, face.entity, score_of(face)) for face in faces]
         return pd.DataFrame(rows, columns=["video_id", "frame_timestamp", "entity_id", "score"])
 
-    def test_order_is_that_of_the_ground_truth(self, tmp_path):
-        shuffled = self.frame(FACES).sample(frac=1, random_state=3)
-        joined = join(shuffled, table_of(tmp_path, FACES), "here")
-        assert joined["score"].tolist() == [score_of(face) for face in FACES]
-        assert joined["entity_id"].tolist() == [face.entity for face in FACES]
-
-    def test_timestamps_are_compared_as_numbers(self, tmp_path):
-        texts = ("1080", "1080.04", "1080.1", "1080.5"), ("1080.0", "1080.040", "1080.10", "1080.50")
-        truth = "".join(f"talk,{text},0.1,0.1,0.5,0.5,{LABELS[1]},me\n" for text in texts[0])
-        table = read_annotations(write_text(tmp_path / "truth.csv", truth))
-        lines = [f"me,{text},0,{i}\n" for i, text in enumerate(texts[1])]
-        write_text(tmp_path / "predictions" / "talk.csv", "".join(lines))
-        assert join(read_logits(tmp_path / "predictions"), table, "here")["logit_1"].tolist() == [0, 1, 2, 3]
-
     def test_the_video_is_part_of_the_key(self, tmp_path):
         faces = [Face("one", "a:1", 900.0, 0), Face("two", "b:1", 900.0, 1)]
         swapped = [face._replace(video="two" if face.video == "one" else "one") for face in faces]
@@ -130,21 +113,6 @@ class TestJoin:
 
 
 class TestBreakdowns:
-    @settings(max_examples=50, deadline=None)
-    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=40))
-    def test_groups_are_independent(self, rows):
-        """In any row order, also for groups without rows or without positives."""
-        group, label, score = (np.array(column) for column in zip(*rows, strict=True))
-        table = FaceTable([], [], group, group, score.astype(float), label)
-        found = breakdown(score / 7, table, group, "abcd")
-        assert list(found) == list("abcd")
-        for index, name in enumerate("abcd"):
-            members = [(value / 7, which == 1) for own, which, value in rows if own == index]
-            positives = sum(truth for _, truth in members)
-            assert (found[name]["rows"], found[name]["positives"]) == (len(members), positives)
-            expected = plain_average_precision(*zip(*members, strict=True)) if positives else None
-            assert found[name]["mAP"] == (expected if expected is None else pytest.approx(expected, abs=1e-12))
-
     def test_faces_in_the_frame(self, tmp_path):
         tracks = [Track(f"a:{i}", "00", 10.0 + 0.04 * (i == 4)) for i in range(5)]
         faces = faces_of([*tracks, Track("b:1", "0", 10.0, "other")])
@@ -448,14 +416,12 @@ class TestEvaluate:
         assert list(numbers["predictions"]) == names
         assert len(list((tmp_path / "plots").glob("*.png"))) == 3
 
-    def test_files_with_equal_names_are_distinguished(self, files, tmp_path):
-        (tmp_path / "a" / "b").mkdir(parents=True)
-        copies = [Path(shutil.copy(files[0], tmp_path / "a" / name)) for name in ("first.csv", "b/first.csv")]
-        numbers, _ = evaluate(tmp_path, FACES, files[0], *copies)
-        assert list(numbers["predictions"]) == ["first.csv", "a/first.csv", "a/b/first.csv"]
-        assert display_names(["x/p.csv", "y/q.csv"]) == ["p", "q"]
-        with pytest.raises(InputError, match=r"p\.csv: given twice"):
-            display_names(["x/p.csv", "p.csv", "./x/p.csv"])
+
+def test_files_with_equal_names_are_distinguished():
+    assert display_names(["x/p.csv", "y/q.csv"]) == ["p", "q"]
+    assert display_names(["x/p.csv", "x/a/p.csv"]) == ["p.csv", "a/p.csv"]
+    with pytest.raises(InputError, match=r"p\.csv: given twice"):
+        display_names(["x/p.csv", "p.csv", "./x/p.csv"])
 
 
 def test_scores_of_a_video_are_those_of_the_tracks_with_the_largest_errors(monkeypatch, tmp_path):
