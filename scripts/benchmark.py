@@ -11,7 +11,6 @@ of the stage's main process. Post-processing takes seconds and is left out.
 """
 
 import argparse
-import contextlib
 import os
 import platform
 import re
@@ -71,8 +70,7 @@ def run_script(root: Path, script: str, *args: object) -> tuple[float, int]:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
             memory = max([memory, *(1024 * int(size) for size in re.findall(r"VmHWM:\s+(\d+) kB", status))])
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
+            time.sleep(0.05)
         seconds = time.perf_counter() - start
         if process.returncode:
             output.seek(0)

@@ -9,7 +9,7 @@ from scipy.stats import chi2, kstest
 
 from core import transforms
 from core.formats.clips import read_crop
-from core.transforms import evaluation_clip, random_box, resize, to_input, training_clip
+from core.transforms import evaluation_clip, random_box, to_input, training_clip
 
 SIZE = 144
 ONE_IN_A_MILLION = 1e-6
@@ -166,7 +166,7 @@ def test_without_jitter_a_training_crop_is_cut_and_resized(no_jitter):
     flip, box = geometry(training_clip([RAMPS], generator(11))[0])
     expected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
     candidates = [
-        np.asarray(resize(expected.crop((left, upper, size, size)))).transpose(2, 0, 1).astype(int)
+        evaluation_clip([expected.crop((left, upper, size, size))])[0].astype(int)
         for left in range(box[0] - 1, box[0] + 2)
         for upper in range(box[1] - 1, box[1] + 2)
         for size in range(box[2] - 1, box[2] + 2)
@@ -175,7 +175,7 @@ def test_without_jitter_a_training_crop_is_cut_and_resized(no_jitter):
     assert min(np.abs(found - candidate).max() for candidate in candidates) <= 1
 
 
-TEXTURE = resize(Image.fromarray(generator().integers(100, 140, (9, 9)).astype(np.uint8)).convert("RGB"))
+TEXTURE = Image.fromarray(generator().integers(100, 140, (9, 9)).astype(np.uint8)).convert("RGB").resize((SIZE, SIZE))
 
 
 @pytest.fixture(scope="module")

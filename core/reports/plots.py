@@ -204,22 +204,21 @@ def _draw_lane(axes: plt.Axes, lane: Lane, colours: Sequence[str]) -> None:
 # Ablation
 
 
-def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path:
+def plot_ablation(path: Path, table: pd.DataFrame, encoder: str) -> Path:
     """Plot the table of `core.ablation.tabulate`: a panel per axis with its runs and the mean over seeds.
 
-    `lines`: settings without an axis, such as the encoder alone, to draw as horizontal lines. Returns the path.
+    The result of the setting `encoder`, the encoder alone, is a horizontal line. Returns the path.
     """
     groups = {axis: rows for axis, rows in table.groupby("axis", sort=False) if axis and len(rows) > 1}
-    across = table[table["setting"].isin(lines) & (table["axis"] == "")]
+    encoder_map = 100 * table.set_index("setting")["mean"][encoder]
     figure, panels = plt.subplots(1, len(groups), figsize=(2.9 * len(groups), 4.2), sharey=True, squeeze=False)
     for axes, (axis, rows) in zip(panels[0], groups.items(), strict=True):
         ordered = rows["setting"].str.isdigit().all()  # else a line between settings would mean nothing
         axes.plot(rows["setting"], 100 * rows["mean"], "o-" if ordered else "o", color=COLOURS[1], markersize=7)
         runs = rows.explode("mAP")
         axes.plot(runs["setting"], 100 * runs["mAP"].astype(float), "o", color="black", markersize=3.5, alpha=0.6)
-        for number, mean in enumerate(across["mean"]):
-            axes.axhline(100 * mean, **_style(3 * number))
+        axes.axhline(encoder_map, **_style(0))
         axes.set(xlabel=axis, xmargin=0.2)
     panels[0, 0].set_ylabel("mAP (%)")
-    draw_legend(figure, panels[0, 0].lines, ["mean over seeds", "single run", *across["setting"]])
+    draw_legend(figure, panels[0, 0].lines, ["mean over seeds", "single run", encoder])
     return save(figure, path)
