@@ -8,14 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT
 
-from core.detection.tracks import box_iou
 from core.formats.annotations import read_annotations
-from core.formats.features import FeatureStore
 
 pytestmark = pytest.mark.slow
-STE, ASC = "models/ste_encoder/24.pth", "models/ASC_len_11_stride_4_speakers_3/3.pth"
 ROWS_PER_SECOND = 25
 
 
@@ -50,19 +47,6 @@ def test_table_and_plots_of_both_networks(demo):
         assert is_drawing(root / "results" / name)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_every_row_has_a_crop_and_features(demo, split):
-    root, _ = demo
-    table = read_annotations(root / "csv" / split)
-    for track, name in enumerate(table.entity_ids):
-        crops = {path.name for path in (root / "instance_crops_time" / split / name).iterdir()}
-        assert crops == {f"{float(timestamp)}.jpg" for timestamp in table.timestamp[table.rows_of_track(track)]}
-        assert (root / "instance_wavs_time" / split / f"{name}.wav").stat().st_size > 44
-    store = FeatureStore(root / "ste_features" / split)
-    assert store.table.timestamp.tolist() == table.timestamp.tolist()
-    assert np.isfinite(store.gather(np.arange(len(table)))).all()
-
-
 def test_both_networks_are_far_above_chance(demo):
     root, _ = demo
     saved = json.loads((root / "results" / "val.json").read_text())
@@ -70,59 +54,16 @@ def test_both_networks_are_far_above_chance(demo):
         assert saved["predictions"][f"{name}_predictions_val"]["mAP"] > saved["chance"] + 0.2
 
 
-def speech_overlap(root: Path, output: Path, entities: dict[str, str] | None = None) -> np.ndarray:
-    """Return the intersection and the union, in seconds, of detected and annotated speech.
-
-    `entities` maps detected tracks to annotated tracks; the default is the same name.
-    """
-    speakers = json.loads((output / "speakers.json").read_text())
+def test_speech_segments_overlap_with_the_labels(demo):
+    root, _ = demo
+    speakers = json.loads((root / "own_video" / "speakers.json").read_text())
     table = read_annotations(root / "csv" / "val" / f"{speakers['video']['id']}-activespeaker.csv")
     detected = np.zeros(len(table), bool)
     for track in speakers["tracks"]:
-        name = (entities or {}).get(track["id"], track["id"])
-        if name in table.entity_ids:
-            rows = table.entity == table.entity_ids.index(name)
-            for segment in track["speaking"]:
-                start, end = segment["start"] - 1e-6, segment["end"] - 1e-6
-                detected |= rows & (table.timestamp >= start) & (table.timestamp < end)
+        rows = table.entity == table.entity_ids.index(track["id"])
+        for segment in track["speaking"]:
+            start, end = segment["start"] - 1e-6, segment["end"] - 1e-6
+            detected |= rows & (table.timestamp >= start) & (table.timestamp < end)
     annotated = table.is_speaking
-    return np.array([(detected & annotated).sum(), (detected | annotated).sum()]) / ROWS_PER_SECOND
-
-
-def test_speech_segments_on_annotated_tracks(demo):
-    root, _ = demo
-    intersection, union = speech_overlap(root, root / "own_video")
-    assert union > 2
-    assert intersection / union > 0.4
-
-
-def match_tracks(root: Path, output: Path, video: str) -> dict[str, str]:
-    """Map each detected track to the annotated track that it overlaps most."""
-    table = read_annotations(root / "csv" / "val" / f"{video}-activespeaker.csv")
-    tracks = read_annotations(output / "tracks.csv")
-    matches = {}
-    for track, name in enumerate(tracks.entity_ids):
-        rows = tracks.rows_of_track(track)
-        overlap = np.zeros(len(table.entity_ids))
-        for row in rows:
-            same_time = np.flatnonzero(table.timestamp == tracks.timestamp[row])
-            np.add.at(overlap, table.entity[same_time], box_iou(tracks.box[row][None], table.box[same_time])[0])
-        if overlap.max() > 0.4 * len(rows):
-            matches[name] = table.entity_ids[overlap.argmax()]
-    return matches
-
-
-def test_speech_segments_on_detected_tracks(demo, test_data, tmp_path):
-    root, _ = demo
-    total = np.zeros(2)
-    for csv in sorted((root / "csv" / "val").iterdir())[:2]:
-        video = csv.name.removesuffix("-activespeaker.csv")
-        path, output = root / "videos" / "trainval" / f"{video}.mp4", tmp_path / video
-        weights = ("--ste-weights", root / STE, "--asc-weights", root / ASC)
-        detector = ("--face-detector", test_data / "models" / "yunet_n_640_640.onnx")
-        result = run_script("scripts/detect_speakers.py", path, "cpu", "--output-dir", output, *weights, *detector)
-        assert result.returncode == 0, result.stderr
-        matches = match_tracks(root, output, video)
-        assert len(set(matches.values())) > 0.6 * len(read_annotations(csv).entity_ids)
-        total += speech_overlap(root, output, matches)
-    assert total[0] / total[1] > 0.4
+    assert annotated.sum() > 2 * ROWS_PER_SECOND
+    assert (detected & annotated).sum() / (detected | annotated).sum() > 0.4

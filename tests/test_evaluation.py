@@ -168,9 +168,6 @@ def assert_prints_map(result: subprocess.CompletedProcess[str]) -> None:
 
 
 class TestPostProcessing:
-    def test_smoothing_width_must_be_odd(self):
-        assert_refused(run_here("STE_postprocessing.py", "--smoothing", 4), "smoothing", "odd and positive")
-
     def test_final_predictions_and_ground_truth(self, stage):
         result = stage.run(FACES, "--smoothing", 0)
         assert_prints_map(result)
@@ -342,9 +339,6 @@ class TestEvaluate:
         # The configured directory is used by default; without all of its videos the breakdown is left out.
         monkeypatch.setitem(config.data_inputs, "ava_video_dir", str(videos))
         assert run()[0]["predictions"] == numbers["predictions"]
-        write_text(videos / "two.mp4", "not a video\n")
-        assert_refused(run_here("scripts/evaluate.py", *command, "--ava-video-dir", videos), "two.mp4")
-        assert "two.mp4: cannot be opened" in run()[1]
         (videos / "two.mp4").unlink()
         assert_refused(run_here("scripts/evaluate.py", *command, "--ava-video-dir", videos), videos, "no video two")
         numbers, output = run()
