@@ -36,6 +36,7 @@ while (($#)); do
         *) usage >&2 && exit 2 ;;
     esac
 done
+[[ $device =~ ^(cpu|[0-9]+)$ ]] || { usage >&2 && exit 2; }
 export ASC_DATA_ROOT=${ASC_DATA_ROOT:-ava}
 results=$ASC_DATA_ROOT/results
 if [[ $published ]]; then

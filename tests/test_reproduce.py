@@ -158,7 +158,7 @@ def test_published_weights_need_no_training_and_only_validation_data(server, tor
 
 
 class TestErrors:
-    @pytest.mark.parametrize("args", [("--epochs", 3), ("--device",)])
+    @pytest.mark.parametrize("args", [("--epochs", 3), ("--device",), ("--device", "gpu")])
     def test_invalid_options(self, server, torch_home, tmp_path, args):
         run = Run(server, torch_home, tmp_path / "log", "--root", tmp_path / "ava", *args)
         assert run.wait() == 2
