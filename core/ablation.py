@@ -1,6 +1,6 @@
 """The paper's ablation: context networks with other refinements, numbers of speakers, context lengths and strides.
 
-Also computes the reference results: chance, and the short-term encoder with and without smoothing.
+Also computes the reference results: the short-term encoder alone and single-cue baselines.
 """
 
 import argparse
@@ -10,18 +10,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from core.config import STE_FEATURES
 from core.datasets import context_datasets
+from core.formats.annotations import FaceTable
 from core.formats.features import FeatureStore, store_digests
-from core.formats.predictions import join_logits
+from core.formats.predictions import join, join_logits
 from core.loaders import split_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
 from core.models import active_speakers_context
 from core.runtime.checkpoint import TRAINING_IDENTITY, TrainingRun
+from core.runtime.errors import InputError
 from core.training import asc_losses, context_run_name, fit
 
 STE = "short-term encoder"
 SMOOTHING = 11  # median filter width in rows: the simplest temporal baseline
+BASELINE_ROWS = 200_000  # single-cue baselines use a random subset of this size of larger splits
 
 
 @dataclass(frozen=True)
@@ -84,34 +90,64 @@ def train_variant(
     return run.log[params["epochs"] - 1]["val_ap"]
 
 
-def references(store: FeatureStore) -> list[tuple[str, float]]:
-    """Return the reference results on a store: (name, mAP as a fraction)."""
-    table, positive = store.table, store.table.is_speaking
-    logits = join_logits(store.directory, table)
+def references(
+    annotations: dict[str, FaceTable], stores: dict[str, FeatureStore], seeds: list[int]
+) -> list[tuple[str, list[float]]]:
+    """Reference results on `val`: (name, mAPs as fractions), one mAP per seed for the single-cue baselines.
+
+    Raises InputError if the features have other rows or labels than the annotations.
+    """
+    rng = np.random.default_rng(0)
+    cues: dict[str, dict[str, np.ndarray]] = {}
+    speaking = {}
+    for split, store in stores.items():
+        table = annotations[split]
+        stored = store.table.keys().assign(speaking=store.table.is_speaking, row=np.arange(len(store.table)))
+        joined = join(stored, table, str(store.directory))
+        if differing := int((table.is_speaking != joined["speaking"]).sum()):
+            raise InputError(f"{store.directory}: {differing} labels differ from the annotations")
+        rows = subsample(len(table), rng)
+        speaking[split] = table.is_speaking[rows]
+        top_left, bottom_right = table.box[rows, :2], table.box[rows, 2:]
+        cues[split] = {
+            "position of the face": (top_left + bottom_right) / 2,
+            "size of the face": bottom_right - top_left,
+            "audio": store.gather(joined["row"].to_numpy()[rows])[:, : STE_FEATURES // 2],
+        }
+    table = stores["val"].table
+    positive = table.is_speaking
+    logits = join_logits(stores["val"].directory, table)
     smooth = smooth_tracks(logits, table, SMOOTHING)
-    return [
-        ("chance: fraction of speaking rows", float(positive.mean())),
-        (STE, average_precision(speaking_score(logits), positive)),
-        (f"{STE}, median over {SMOOTHING} rows", average_precision(speaking_score(smooth), positive)),
-    ]
+    results = [("chance: fraction of speaking rows", [float(positive.mean())])]
+    for name in cues["val"]:
+        cue = {split: values[name] for split, values in cues.items()}
+        results.append((f"{name} alone", [single_cue_ap(cue, speaking, seed) for seed in seeds]))
+    for name, values in ((STE, logits), (f"{STE}, median over {SMOOTHING} rows", smooth)):
+        results.append((name, [average_precision(speaking_score(values), positive)]))
+    return results
+
+
+def subsample(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the indices of all rows, or a sorted random subset of BASELINE_ROWS if there are more."""
+    return np.sort(rng.choice(count, BASELINE_ROWS, replace=False)) if count > BASELINE_ROWS else np.arange(count)
 
 
 def tabulate(
-    reference_results: list[tuple[str, float]], results: dict[tuple[Variant, int], float], seeds: list[int]
+    reference_results: list[tuple[str, list[float]]], results: dict[tuple[Variant, int], float], seeds: list[int]
 ) -> pd.DataFrame:
-    """Return a table of all results with columns axis, setting, mAP (list over seeds), mean, deviation, above_ste.
+    """Table of all results with columns axis, setting, mAP (list over seeds), mean, deviation, above_ste.
 
     `reference_results` is the result of `references`; `results` maps (variant, seed) to mAP. mAPs are fractions; the
     deviation of a single value is NaN.
     """
-    lines = [("", name, [value]) for name, value in reference_results]
+    lines = [("", name, values) for name, values in reference_results]
     for axis, settings in AXES.items():
         for setting, variant in settings.items():
             lines.append((axis, setting, [results[variant, seed] for seed in seeds]))
     table = pd.DataFrame(lines, columns=["axis", "setting", "mAP"])
     table["mean"] = table["mAP"].map(np.mean)
     table["deviation"] = [pd.Series(values).std() for values in table["mAP"]]
-    table["above_ste"] = table["mean"] - dict(reference_results)[STE]
+    table["above_ste"] = table["mean"] - dict(reference_results)[STE][0]
     return table
 
 
@@ -126,3 +162,30 @@ def markdown(table: pd.DataFrame) -> str:
         lines.append(f"| {' | '.join(cells)} |")
         axis = row.axis
     return "\n".join(lines) + "\n"
+
+
+# Single-cue baselines. If one of them comes close to the networks, the annotations give the answer away.
+
+_HIDDEN, _EPOCHS, _BATCH, _RATE, _DECAY = 64, 20, 256, 1e-3, 1e-2
+
+
+def single_cue_ap(cue: dict[str, np.ndarray], speaking: dict[str, np.ndarray], seed: int) -> float:
+    """AP on `val` of a small perceptron trained on `train` to predict speaking (N,) from one cue (N, C).
+
+    One hidden layer of 64 units, AdamW, 20 epochs; inputs are scaled to zero mean and unit variance.
+    """
+    mean, deviation = cue["train"].mean(axis=0), cue["train"].std(axis=0) + 1e-6
+    inputs = {split: torch.from_numpy((values - mean) / deviation).float() for split, values in cue.items()}
+    label = torch.from_numpy(speaking["train"]).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(len(mean), _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1), nn.Flatten(0))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
+        for _ in range(_EPOCHS):
+            for rows in torch.randperm(len(label)).split(_BATCH):
+                optimizer.zero_grad()
+                binary_cross_entropy_with_logits(network(inputs["train"][rows]), label[rows]).backward()
+                optimizer.step()
+    with torch.inference_mode():
+        scores = network(inputs["val"]).numpy()
+    return average_precision(scores, speaking["val"])

@@ -4,15 +4,15 @@
     python scripts/ablation.py 0 --features-train-full ava/ste_features/train --features-val-full ava/ste_features/val
 
 The first command generates a mini AVA that needs context, trains the short-term encoder on it and extracts its
-features. It takes 6 GB of disk, and 50 minutes on two cores with bfloat16. The second command uses existing features.
-Written to the output directory:
+features. It takes 6 GB of disk, and 50 minutes on two cores with bfloat16. The second command uses existing features
+and their annotations. Written to the output directory:
 
     ablation.md, ablation.json    mAP of every network: mean, standard deviation and single runs
     ablation.png                  one panel per axis
     seed_<K>/<network>/           weights and logs of every run
 
-The table includes the short-term encoder alone. To resume, run the same command again; other settings need another
-output directory.
+The table includes the short-term encoder alone and baselines with a single cue. To resume, run the same command again;
+other settings need another output directory.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core import ablation
-from core.config import ASC_optimization_params
+from core.config import ASC_optimization_params, annotation_csvs
+from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore, encoder_of, require_same_encoder
 from core.reports.plots import plot_ablation
 from core.runtime import cli
@@ -47,6 +48,9 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--output-dir", default="ablation", help="output directory")
     parser.add_argument("--features-train-full", help="training features (default: those of a mini AVA)")
     parser.add_argument("--features-val-full", help="validation features")
+    parser.add_argument("--csv-train-full", help="annotations of the training features (default: AVA's)")
+    parser.add_argument("--csv-val-full", help="annotations of the validation features (default: AVA's)")
+    cli.add_clip_boxes_argument(parser)
     cli.add_mismatch_argument(parser)
     parser.add_argument("--videos", type=cli.positive_int, default=45, help="mini AVA: number of videos")
     parser.add_argument("--seconds", type=cli.positive_float, default=16.0, help="mini AVA: length of each video")
@@ -83,12 +87,17 @@ def make_features(args: argparse.Namespace, root: Path) -> int:
 def main(args: argparse.Namespace) -> int:
     output_dir = Path(args.output_dir)
     root = (output_dir / "mini_ava").absolute()
-    given = (args.features_train_full, args.features_val_full)
-    if any(given) and not all(given):
-        raise InputError("pass both --features-train-full and --features-val-full, or neither")
-    defaults = ASC_optimization_params if any(given) else MINI_AVA_DEFAULTS
-    paths = given if any(given) else [str(root / "ste_features" / split) for split in SPLITS]
-    features = dict(zip(SPLITS, paths, strict=True))
+    given = (args.features_train_full, args.features_val_full, args.csv_train_full, args.csv_val_full)
+    defaults = ASC_optimization_params
+    if all(given[:2]):
+        features = dict(zip(SPLITS, given[:2], strict=True))
+        csvs = {split: getattr(args, f"csv_{split}_full") or annotation_csvs[split] for split in SPLITS}
+    elif any(given):
+        raise InputError("pass both --features-train-full and --features-val-full, or no features and annotations")
+    else:
+        features = {split: root / "ste_features" / split for split in SPLITS}
+        csvs = {split: root / "csv" / split for split in SPLITS}
+        defaults = MINI_AVA_DEFAULTS
     args.epochs = args.epochs or defaults["epochs"]
     args.learning_rate = args.learning_rate or defaults["learning_rate"]
     cli.print_settings(vars(args))
@@ -96,6 +105,7 @@ def main(args: argparse.Namespace) -> int:
     device = get_device(args.cuda_device)
     if not any(given) and (status := make_features(args, root)):
         return status
+    annotations = {split: read_annotations(csvs[split], args.clip_boxes) for split in SPLITS}
     stores = {split: FeatureStore(features[split]) for split in SPLITS}
     seeds = list(range(args.seed, args.seed + args.seeds))
     train_encoder, val_encoder = (encoder_of(features[split]) for split in SPLITS)
@@ -110,7 +120,8 @@ def main(args: argparse.Namespace) -> int:
         **train_encoder,
     }
 
-    print(f"\n{device_label(device)}")
+    print(f"\n{device_label(device)}; training baselines on {len(stores['train'].table)} rows")
+    references = ablation.references(annotations, stores, seeds)
     runs = [(variant, run_seed) for run_seed in seeds for variant in ablation.VARIANTS]
     results = {}
     for index, (variant, run_seed) in enumerate(runs):
@@ -119,7 +130,7 @@ def main(args: argparse.Namespace) -> int:
         results[variant, run_seed] = value
         print(f"mAP: {100 * value:.2f}")
 
-    table = ablation.tabulate(ablation.references(stores["val"]), results, seeds)
+    table = ablation.tabulate(references, results, seeds)
     text = ablation.markdown(table)
     write_bytes(output_dir / "ablation.md", text.encode())
     without_nan = table.astype(object).where(table.notna(), None)  # JSON has no NaN

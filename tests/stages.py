@@ -91,7 +91,7 @@ def command(script: str, root: Path, out: Path) -> list[object]:
             *("--predictions", root / "predictions.csv", *truth, "--plots", out, "--json", out / "numbers.json"),
         ),
         "scripts/plot_training.py": ("--output", out / "training.png", root / "run_logs.csv"),
-        "scripts/ablation.py": ("cpu", *features, "--output-dir", out),
+        "scripts/ablation.py": ("cpu", *features, *csvs, "--output-dir", out),
     }
     return [script, *arguments[script]]
 

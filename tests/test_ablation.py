@@ -1,4 +1,4 @@
-"""The ablation: networks without refinements, training, the table, and scripts/ablation.py."""
+"""The ablation: networks without refinements, training, baselines, the table, and scripts/ablation.py."""
 
 import json
 import re
@@ -64,6 +64,17 @@ def test_network_without_refinements(pairwise, temporal):
 
 
 class TestVariants:
+    def test_axes_are_those_of_the_paper(self):
+        assert {axis: list(settings) for axis, settings in ablation.AXES.items()} == {
+            "refinement": ["none", "pairwise", "temporal", "both"],
+            "speakers S": ["1", "2", "3"],
+            "steps L": ["1", "5", "11"],
+            "stride": ["1", "2", "4", "8"],
+            "no context": ["S = 1, L = 1"],
+        }
+        for axis, last in (("refinement", "both"), ("speakers S", "3"), ("steps L", "11"), ("stride", "4")):
+            assert ablation.AXES[axis][last] == PAPER
+
     def test_names_are_unique(self):
         names = [variant.name for variant in ablation.VARIANTS]
         assert len(set(names)) == len(names) == len(set(ablation.VARIANTS)) == 12
@@ -94,27 +105,53 @@ class TestTraining:
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         assert read_json(tmp_path / "p" / "p.json")["mAP"] == pytest.approx(expected, abs=1e-6)
 
+    def test_finished_runs_are_not_repeated(self, stores, tmp_path):
+        variant = ablation.Variant(context_length=1, num_speakers=1, temporal=False)
+        first = ablation.train_variant(variant, stores, tmp_path, PARAMS, 0, CPU)
+        before = digests(tmp_path)
+        assert ablation.train_variant(variant, stores, tmp_path, PARAMS, 0, CPU) == first
+        assert digests(tmp_path) == before
+
+
+class TestBaselines:
+    @pytest.mark.parametrize("informative", [True, False])
+    def test_baseline_learns_an_informative_cue_only(self, informative):
+        faces = faces_of([Track("one:a", "0110" * 100, 0.4, "one"), Track("one:b", "10" * 200, 0.4, "one")])
+        label = np.array([face.label == 1 for face in faces])
+        rng = np.random.default_rng(0)
+        cues = {split: rng.random((len(faces), 2)) for split in ("train", "val")}
+        if informative:
+            for cue in cues.values():
+                cue[:, 0] = 100 + 0.3 * cue[:, 0] + 0.1 * label
+        speaking = dict.fromkeys(cues, label)
+        state = torch.get_rng_state()
+        found = ablation.single_cue_ap(cues, speaking, 0)
+        assert (found > 0.7) if informative else (abs(found - 0.5) < 0.06)
+        assert torch.equal(torch.get_rng_state(), state)  # networks trained later do not depend on it
+        assert ablation.single_cue_ap(cues, speaking, 0) == found
+
 
 def test_table_has_mean_deviation_and_difference_to_the_encoder():
-    references = [("chance", 0.25), (ablation.STE, 0.5)]
+    references = [("chance", [0.25]), ("audio alone", [0.3, 0.5]), (ablation.STE, [0.5])]
     results = {(variant, seed): 0.6 + 0.1 * seed for variant in ablation.VARIANTS for seed in (0, 1)}
     table = ablation.tabulate(references, results, [0, 1])
-    assert len(table) == 2 + 4 + 3 + 3 + 4 + 1
+    assert len(table) == 3 + 4 + 3 + 3 + 4 + 1
     columns = ["axis", "setting", "mean", "deviation", "above_ste"]
     assert table[columns].iloc[0].tolist() == ["", "chance", 0.25, pytest.approx(np.nan, nan_ok=True), -0.25]
     expected = ["refinement", "both", pytest.approx(0.65), pytest.approx(0.1 / 2**0.5), pytest.approx(0.15)]
-    assert table[columns].iloc[5].tolist() == expected
+    assert table[columns].iloc[6].tolist() == expected
     lines = ablation.markdown(table).splitlines()
     assert len(lines) == 2 + len(table)
     assert lines[2] == "|  | chance | 25.0 | -25.0 |  |"
-    assert lines[4] == "| refinement | none | 65.0 ± 7.1 | +15.0 | 60.0, 70.0 |"
-    assert lines[5] == "|  | pairwise | 65.0 ± 7.1 | +15.0 | 60.0, 70.0 |"
+    assert lines[5] == "| refinement | none | 65.0 ± 7.1 | +15.0 | 60.0, 70.0 |"
+    assert lines[6] == "|  | pairwise | 65.0 ± 7.1 | +15.0 | 60.0, 70.0 |"
 
 
 def ablate(root: Path, out: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     """Run the script on features, with two networks of two seeds."""
     features = ("--features-train-full", root / "features", "--features-val-full", root / "features")
-    return run_few("--output-dir", out, *features, "--seeds", 2, *FLAGS, *flags)
+    csvs = ("--csv-train-full", root / "annotations.csv", "--csv-val-full", root / "annotations.csv")
+    return run_few("--output-dir", out, *features, *csvs, "--seeds", 2, *FLAGS, *flags)
 
 
 def run_few(*flags: object) -> subprocess.CompletedProcess[str]:
@@ -137,7 +174,7 @@ class TestScript:
         out, printed = finished
         assert (out / "ablation.md").read_text() in printed
         table = json.loads((out / "ablation.json").read_text(), parse_constant=pytest.fail)["table"]  # without NaN
-        assert len(table) == 3 + 2
+        assert len(table) == 6 + 2
         found = {row["setting"]: row["mAP"] for row in table if row["axis"] == "refinement"}
         for setting, variant in FEW["refinement"].items():
             logs = [out / f"seed_{seed}" / variant.name / f"{variant.name}_logs.csv" for seed in (0, 1)]
@@ -161,6 +198,15 @@ class TestScript:
     def test_other_settings_are_refused(self, root, finished):
         assert_refused(ablate(root, finished[0], "--learning-rate", 1e-4), "learning_rate 0.001, now 0.0001")
 
+    def test_annotations_of_other_rows_or_labels_are_refused(self, root, tmp_path):
+        faces = faces_of(TRACKS)
+        other = write_annotations(tmp_path / "other.csv", faces[1:])
+        assert_refused(ablate(root, tmp_path / "out", "--csv-train-full", other), "have no row in the ground truth")
+        other = write_annotations(tmp_path / "other.csv", [faces[0]._replace(label=1), *faces[1:]])
+        result = ablate(root, tmp_path / "out", "--csv-val-full", other)
+        assert_refused(result, "1 labels differ from the annotations")
+        assert not (tmp_path / "out").exists()
+
     def test_features_of_two_encoders_are_refused(self, root, tmp_path):
         other = write_store(tmp_path / "other", faces_of(TRACKS), noise_features)
         others = write_store(tmp_path / "others", faces_of(TRACKS), noise_features)
@@ -169,8 +215,9 @@ class TestScript:
         flags = ("--features-train-full", other, "--features-val-full", others)
         assert_refused(ablate(root, tmp_path / "out", *flags), "two encoders")
 
-    def test_incomplete_arguments_are_refused(self, tmp_path):
-        assert_refused(run_few("--output-dir", tmp_path / "out", "--features-val-full", "x"), "pass both")
+    @pytest.mark.parametrize("flag", ["--features-train-full", "--csv-val-full"])
+    def test_incomplete_arguments_are_refused(self, tmp_path, flag):
+        assert_refused(run_few("--output-dir", tmp_path / "out", flag, "x"), "pass both")
         assert not (tmp_path / "out").exists()
 
     def test_ablation_on_a_mini_ava(self, tmp_path):

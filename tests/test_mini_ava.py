@@ -12,6 +12,7 @@ from conftest import assert_refused
 from imageio_ffmpeg import get_ffmpeg_exe
 from tiny_inputs import digests, run_here
 
+from core.ablation import single_cue_ap
 from core.formats.annotations import LABELS, read_annotations
 from core.media.audio import iter_audio
 from core.media.reader import VideoReader
@@ -191,6 +192,12 @@ def test_only_faces_and_voices_reveal_the_label(hard):
     assert (0.3 < hidden.mean() < 0.5) if hard else (0.05 < hidden.mean() < 0.15)
     for cue in (*cues.T, hidden):
         assert auc_distance_from_chance(cue, labels == 1) < 0.1
+    # Nor does a combination of them.
+    half = len(labels) // 2
+    parts = {"train": slice(0, half, 5), "val": slice(half, None)}
+    inputs = {split: np.column_stack([cues, hidden])[part] for split, part in parts.items()}
+    speaking = {split: (labels == 1)[part] for split, part in parts.items()}
+    assert single_cue_ap(inputs, speaking, 0) < speaking["val"].mean() + 0.1
 
 
 def test_chins_do_not_reveal_the_label_in_hard_videos():
