@@ -1,4 +1,4 @@
-"""scripts/benchmark.py: its measurements and its table."""
+"""scripts/benchmark.py: its data, its measurements and its table."""
 
 import json
 import runpy
@@ -6,6 +6,7 @@ import runpy
 import pytest
 from conftest import ROOT, run_script
 
+from core.formats.annotations import read_annotations
 from core.runtime.errors import RunError
 
 
@@ -14,9 +15,16 @@ def benchmark() -> dict:
     return runpy.run_path(str(ROOT / "scripts" / "benchmark.py"))
 
 
-def test_fraction_is_that_of_the_lowest_ceiling(benchmark, tmp_path):
+def test_annotations_are_valid_and_complete(benchmark, tmp_path):
+    table = read_annotations(benchmark["write_annotations"](tmp_path, ["a", "b"], 1234))
+    assert len(table) == 2 * 1234
+    assert table.video_ids == ["a", "b"]
+    assert len(table.entity_ids) == 2 * 50
+
+
+def test_fraction_is_that_of_the_lowest_ceiling(benchmark):
     ceilings = {"reading": 80.0, "decoding": 1e9}
-    stage = benchmark["measure"](tmp_path, "stage", "rows", 160, ceilings, "scripts/evaluate.py", "--help")
+    stage = benchmark["measure"]("stage", "rows", 160, ceilings, "scripts/evaluate.py", "--help")
     assert stage["bound"] == "reading"
     assert stage["fraction"] == pytest.approx(160 / stage["seconds"] / 80)
 
@@ -29,12 +37,15 @@ def test_table(benchmark):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_time_and_memory_of_a_script(benchmark, tmp_path):
-    seconds, memory = benchmark["run_script"](tmp_path, "scripts/evaluate.py", "--help")
+def test_time_and_memory_of_a_script(benchmark):
+    seconds, memory = benchmark["run_script"]("scripts/evaluate.py", "--help")
     assert seconds > 0.2
     assert 10**6 < memory < 10**9
+
+
+def test_failing_stage_is_one_error(benchmark):
     with pytest.raises(RunError, match=r"STE_train.py: exit status 2: error: .*clip_length"):
-        benchmark["run_script"](tmp_path, "STE_train.py", 4, "cpu")
+        benchmark["run_script"]("STE_train.py", 4, "cpu")
 
 
 @pytest.mark.slow
@@ -43,7 +54,7 @@ def test_all_stages_are_measured(tmp_path):
     result = run_script("scripts/benchmark.py", *arguments, timeout=1800, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     stages = json.loads((tmp_path / "benchmark.json").read_text())["stages"]
-    assert len(stages) == 7
+    assert len(stages) == 8
     assert all(stage["rate"] > 0 and stage["memory"] > 0 and 0 < stage["fraction"] < 2 for stage in stages)
     assert {path.name for path in tmp_path.iterdir()} == {"benchmark.json", "benchmark.md"}
     assert (tmp_path / "benchmark.md").read_text() in result.stdout
