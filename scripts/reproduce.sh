@@ -36,7 +36,6 @@ while (($#)); do
         *) usage >&2 && exit 2 ;;
     esac
 done
-[[ $device =~ ^(cpu|[0-9]+)$ ]] || { usage >&2 && exit 2; }
 export ASC_DATA_ROOT=${ASC_DATA_ROOT:-ava}
 results=$ASC_DATA_ROOT/results
 if [[ $published ]]; then
@@ -48,6 +47,28 @@ fi
 
 trap 'printf "interrupted; run the same command again to resume\n" >&2; exit 130' INT
 bash scripts/dev_env.sh
+# An unusable device and missing ImageNet weights are errors before anything large is downloaded.
+.venv/bin/python - "$device" "$published" <<'PYTHON'
+from pathlib import Path
+
+from core.config import STE_inputs
+from core.models import imagenet_weights
+from core.runtime import cli
+from core.runtime.device import get_device
+
+
+def check(args):
+    get_device(args.device)
+    if not args.published and not Path(STE_inputs["models_out"], "ste_encoder", "last.ckpt").exists():
+        imagenet_weights()
+
+
+parser = cli.Parser(None)
+parser.add_argument("device", type=cli.device_name)
+parser.add_argument("published")
+cli.launch(check, parser)
+PYTHON
+
 printf '\n== Downloads\n'
 bash scripts/downloads.sh "${downloads[@]}"
 .venv/bin/python scripts/run_stages.py "$device" "${options[@]}"

@@ -394,7 +394,7 @@ class TestEvaluate:
 
     def test_plots_are_written(self, files, tmp_path):
         _, output = evaluate(tmp_path, FACES, *files, more=("--plots", tmp_path / "plots"))
-        names = ["breakdown", "precision_recall", "scores_one", "scores_two"]
+        names = ["breakdown", "precision_recall", "score_histograms", "scores_one", "scores_two"]
         assert files_under(tmp_path / "plots") == sorted([*(f"{name}.png" for name in names), "evaluate_cfg.json"])
         for name in names:
             assert str(tmp_path / "plots" / f"{name}.png") in output
@@ -408,7 +408,7 @@ class TestEvaluate:
         paths = [write_scores(tmp_path / f"{name}.csv", faces, lambda face: 9 * score_of(face) - 5) for name in names]
         numbers, _ = evaluate(tmp_path, faces, *paths, more=("--plots", tmp_path / "plots"))
         assert list(numbers["predictions"]) == names
-        assert len(list((tmp_path / "plots").glob("*.png"))) == 3
+        assert len(list((tmp_path / "plots").glob("*.png"))) == 4
 
 
 def test_files_with_equal_names_are_distinguished():

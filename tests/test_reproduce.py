@@ -158,12 +158,31 @@ def test_published_weights_need_no_training_and_only_validation_data(server, tor
 
 
 class TestErrors:
-    @pytest.mark.parametrize("args", [("--epochs", 3), ("--device",), ("--device", "gpu")])
-    def test_invalid_options(self, server, torch_home, tmp_path, args):
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("--epochs", 3), "usage:"),
+            (("--device",), "usage:"),
+            (("--device", "gpu"), "must be the number of a CUDA device or cpu"),
+            (("--device", 99), "error: cuda_device 99"),
+        ],
+    )
+    def test_invalid_options_before_any_download(self, server, torch_home, tmp_path, args, message):
+        server.requests.clear()
         run = Run(server, torch_home, tmp_path / "log", "--root", tmp_path / "ava", *args)
         assert run.wait() == 2
-        assert "usage:" in run.text
+        assert message in run.text
+        assert server.requests == []
         assert not (tmp_path / "ava").exists()
+
+    def test_damaged_imagenet_weights_before_any_download(self, server, tmp_path):
+        server.requests.clear()
+        (tmp_path / "home" / IMAGENET).parent.mkdir(parents=True)
+        (tmp_path / "home" / IMAGENET).write_bytes(b"damaged")
+        run = Run(server, tmp_path / "home", tmp_path / "log", "--root", tmp_path / "ava")
+        assert run.wait() == 2
+        assert re.match(f"error: .*{IMAGENET.name}", run.last_line)
+        assert server.requests == []
 
     def test_missing_and_unreadable_videos(self, server, torch_home, tmp_path):
         """Each ends the script with the exit status of the failed step, before training."""

@@ -23,7 +23,7 @@ from core.detection.tracks import Track, reading_order
 from core.formats.annotations import FaceTable, read_annotations
 from core.formats.csv_table import check_name
 from core.formats.predictions import read_scores
-from core.reports import fonts
+from core.reports import fonts, plots
 from core.reports.fonts import cut, drawable, text_width
 from core.runtime.errors import InputError
 
@@ -468,6 +468,26 @@ def test_timeline_shows_speech(tmp_path):
         (path,) = plot_timeline(tmp_path / f"{number}.png", table, scores, 0.5, (0.0, 4.0), thumbnail)
         plots.append(cv2.imread(str(path)).astype(int))
     assert (np.abs(plots[1] - plots[0]).max(axis=2) > 20).mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (8.0, ["0", "1", "2", "3", "4", "5", "6", "7", "8"]),
+        (3600.0, [f"0:{minute:02}:00" for minute in range(0, 60, 5)] + ["1:00:00"]),
+        (30 * 3600.0, [f"{hour}:00:00" for hour in range(0, 31, 3)]),
+    ],
+)
+def test_long_timelines_are_labelled_in_hours(tmp_path, monkeypatch, seconds, expected):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or figure.canvas.draw() or path)
+    table = make_table(("video:1", np.linspace(0, seconds, 200, endpoint=False).tolist()))
+    plot_timeline(tmp_path / "x.png", table, np.zeros(200), 0.5, (0.0, seconds), thumbnail)
+    axes = drawn[0].axes[1]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    low, high = axes.get_xlim()
+    assert [label for label, at in zip(labels, axes.get_xticks(), strict=True) if low <= at <= high] == expected
+    plots.plt.close(drawn[0])
 
 
 def test_too_long_name_of_a_video_is_an_error():

@@ -1,5 +1,6 @@
 """Plots of results, legible at half size, and helpers that all plots share. Colours are those of Okabe and Ito."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MultipleLocator
 from PIL import Image
 
 from core.contexts import row_interval, starts_after_gap
@@ -43,6 +46,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":")  # line styles, the next one for each round of colours
 MAX_LANES = 12  # tracks in a plot of scores
 MAX_POINTS = 1000  # of a curve; of more rows, the means of neighbouring ones are drawn
+CLOCK_SECONDS = 2000  # axes that end later are labelled h:mm:ss; AVA's timestamps, which end before, stay seconds
+CLOCK_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)  # seconds between labels
 MAX_IDLE_SECONDS = 2.0  # a longer stretch of time without any track is left out
 LABEL_SHADES = {  # background of lanes, by label_id
     "not speaking": "#EEEEEE",
@@ -71,6 +76,14 @@ def draw_legend(figure: plt.Figure, handles: Sequence, texts: Sequence[str]) -> 
     columns = max(1, int(figure.get_figwidth() / (0.5 + em * max(map(text_width, texts)))))
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(texts) // columns))
     figure.legend(handles, texts, loc="outside lower center", ncols=min(columns, len(texts)))
+
+
+def panel_grid(count: int) -> tuple[plt.Figure, list[plt.Axes]]:
+    """Return a figure of `count` panels, at most three in a row."""
+    columns = min(3, count)
+    lines = -(-count // columns)
+    figure = plt.figure(figsize=(1 + 4.2 * columns, 0.8 + 3.2 * lines))
+    return figure, [figure.add_subplot(lines, columns, number + 1) for number in range(count)]
 
 
 def _style(number: int) -> dict:
@@ -113,6 +126,26 @@ def plot_breakdown(path: Path, breakdowns: dict[str, Sequence[dict[str, dict]]],
         axes.set(xlabel=title, ylabel="mAP (%)", ylim=(0, 116), yticks=range(0, 101, 20), axisbelow=True)
     handles = [*bars, Line2D([], [], color="black", linestyle=":")]
     draw_legend(figure, handles, [*legend, "chance: fraction of positive rows"])
+    return save(figure, path)
+
+
+def plot_histograms(path: Path, scores: Sequence[np.ndarray], table: FaceTable, legend: Sequence[str]) -> Path:
+    """Plot the histogram of scores in [0, 1] for each label: a panel per prediction. Returns the path.
+
+    Each label is normalised by its own rows and the axis is logarithmic, so rare labels are visible.
+    """
+    figure, panels = panel_grid(len(scores))
+    edges = np.linspace(0, 1, 26)
+    counts = np.bincount(table.label, minlength=len(LABEL_SHADES))
+    for axes, values, title in zip(panels, scores, legend, strict=True):
+        for label, count in enumerate(counts):
+            percent = 100 * np.histogram(values[table.label == label], edges)[0] / max(count, 1)
+            axes.stairs(percent, edges, color=COLOURS[label], linewidth=2)
+        axes.set(xlim=(0, 1), ylim=(0.01, 150), yscale="log", title=short(title, 40))
+        axes.set(xlabel="score", ylabel="fraction of the label's rows (%)")
+        axes.yaxis.set_major_formatter("{x:g}")
+    texts = [f"{text} ({count} rows)" for text, count in zip(LABEL_SHADES, counts, strict=True)]
+    draw_legend(figure, panels[0].patches, texts)
     return save(figure, path)
 
 
@@ -164,6 +197,7 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
     Curves and shades are interrupted where a track pauses. `curves` are their texts in the legend, `shades` maps the
     text of each state to its colour.
     """
+    clock = max((lane.limits[1] for lane in lanes), default=0.0) > CLOCK_SECONDS
     count, columns = max(len(lanes), 1), 2 if any(lane.thumbnail for lane in lanes) else 1
     figure, panels = plt.subplots(
         count, columns, figsize=(11, 0.9 + 0.95 * count), squeeze=False, width_ratios=(1, 17)[-columns:]
@@ -174,10 +208,13 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
             row[0].axis("off")
         _draw_lane(row[-1], lane, list(shades.values()))
         row[-1].set(xlim=lane.limits, ylim=(-0.04, 1.04), yticks=(0, 1), title=lane.title)
-        row[-1].ticklabel_format(axis="x", useOffset=False, style="plain")
+        if clock:
+            _label_clock(row[-1].xaxis, lane.limits)
+        else:
+            row[-1].ticklabel_format(axis="x", useOffset=False, style="plain")
         # Lanes below each other share the labels of the time axis if they have the same limits.
         row[-1].tick_params(labelbottom=[lane.limits] != [below.limits for below in lanes[number + 1 : number + 2]])
-    panels[-1, -1].set_xlabel("time (s)")
+    panels[-1, -1].set_xlabel("time (h:mm:ss)" if clock else "time (s)")
     if not lanes:
         panels[0, 0].axis("off")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
@@ -185,6 +222,19 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
     handles += [Line2D([], [], **_style(number)) for number in range(len(curves))]
     draw_legend(figure, handles, [*shades, *curves])
     return save(figure, path)
+
+
+def _label_clock(axis: Axis, limits: tuple[float, float]) -> None:
+    """Label a time axis, in seconds, with h:mm:ss."""
+
+    def text(value: float, _: int) -> str:
+        seconds = round(value)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    shortest = (limits[1] - limits[0]) / 12
+    step = next((step for step in CLOCK_STEPS if step >= shortest), 3600 * math.ceil(shortest / 3600))
+    axis.set_major_locator(MultipleLocator(step))
+    axis.set_major_formatter(text)
 
 
 def _draw_lane(axes: plt.Axes, lane: Lane, colours: Sequence[str]) -> None:

@@ -37,7 +37,8 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plots",
-        help="directory to write plots to: precision and recall, breakdowns, scores over time for the worst videos",
+        help="directory to write plots to: precision and recall, breakdowns, score histograms, and scores over time "
+        "for the worst videos",
     )
     parser.add_argument(
         "--only-predicted", action="store_true", help="leave out rows of the ground truth that have no prediction"
@@ -262,6 +263,7 @@ def draw(directory: Path, numbers: dict, scores: dict[str, np.ndarray], table: F
     paths = [
         plots.plot_precision_recall(directory / "precision_recall.png", drawn, table, overall),
         plots.plot_breakdown(directory / "breakdown.png", breakdowns, names),
+        plots.plot_histograms(directory / "score_histograms.png", drawn, table, names),
     ]
     for video_id in list(predictions.values())[-1]["worst"]:
         values = videos[video_id]["AP"].values()

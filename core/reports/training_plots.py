@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from core.reports.plots import COLOURS, draw_legend, save, short
+from core.reports.plots import COLOURS, draw_legend, panel_grid, save, short
 
 RATE = "learning_rate"
 TITLES = {
@@ -29,11 +29,8 @@ def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
     """
     names = (name.partition("_")[2] for log in runs.values() for name in log.columns.drop(["epoch", RATE]))
     metrics = [*dict.fromkeys(names), RATE]
-    columns = min(3, len(metrics))
-    lines = -(-len(metrics) // columns)
-    figure = plt.figure(figsize=(1 + 4.2 * columns, 0.8 + 3.2 * lines))
-    for panel, metric in enumerate(metrics, 1):
-        axes = figure.add_subplot(lines, columns, panel)
+    figure, panels = panel_grid(len(metrics))
+    for axes, metric in zip(panels, metrics, strict=True):
         for number, log in enumerate(runs.values()):
             _draw_run(axes, log, metric, COLOURS[number % len(COLOURS)])
         axes.set(title=TITLES.get(metric, metric), xlabel="epoch")
