@@ -390,16 +390,6 @@ def test_timeline_shows_speech(tmp_path):
     assert (np.abs(plots[1] - plots[0]).max(axis=2) > 20).mean() > 0.1
 
 
-def draw_hour(tmp_path, monkeypatch, seconds: float, scores: np.ndarray):
-    """The axes of a timeline of one track over a number of seconds."""
-    drawn = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or figure.canvas.draw() or path)
-    table = make_table(("video:1", np.linspace(0, seconds, len(scores), endpoint=False).tolist()))
-    plot_timeline(tmp_path / "x.png", table, scores, 0.5, (0.0, seconds), thumbnail)
-    plots.plt.close(drawn[0])
-    return drawn[0].axes[1]
-
-
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
@@ -408,24 +398,15 @@ def draw_hour(tmp_path, monkeypatch, seconds: float, scores: np.ndarray):
     ],
 )
 def test_long_timelines_are_labelled_in_hours(tmp_path, monkeypatch, seconds, expected):
-    axes = draw_hour(tmp_path, monkeypatch, seconds, np.zeros(200))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or figure.canvas.draw() or path)
+    table = make_table(("video:1", np.linspace(0, seconds, 200, endpoint=False).tolist()))
+    plot_timeline(tmp_path / "x.png", table, np.zeros(200), 0.5, (0.0, seconds), thumbnail)
+    axes = drawn[0].axes[1]
     labels = [label.get_text() for label in axes.get_xticklabels()]
     low, high = axes.get_xlim()
     assert [label for label, at in zip(labels, axes.get_xticks(), strict=True) if low <= at <= high] == expected
-
-
-def test_curves_of_long_tracks_are_means_and_ranges(tmp_path, monkeypatch):
-    scores = np.tile([0.2, 0.6], 45_000)
-    axes = draw_hour(tmp_path, monkeypatch, 3600.0, scores)
-    curve = axes.lines[0].get_xydata()
-    assert len(curve) == plots.MAX_COLUMNS
-    assert np.allclose(curve[:, 1], 0.4, atol=0.01)
-    assert "ranges" in axes.get_xlabel()
-    spans = [band.get_paths()[0].get_extents() for band in axes.collections[1:]]
-    assert (spans[0].y0, spans[0].y1) == (0.2, 0.6)
-    axes = draw_hour(tmp_path, monkeypatch, 4.0, scores[:100])
-    assert len(axes.lines[0].get_xydata()) == 100
-    assert "ranges" not in axes.get_xlabel()
+    plots.plt.close(drawn[0])
 
 
 def test_too_long_name_of_a_video_is_an_error():
