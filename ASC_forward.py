@@ -10,7 +10,6 @@ own videos.
 """
 
 import argparse
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,12 @@ import torch
 
 from core.config import ASC_forward_params, ASC_inputs_forward, postprocessing_params, result_options
 from core.datasets import ASCDataset
-from core.formats.annotations import find_annotations
 from core.formats.features import STE_FORWARD_SETTINGS, FeatureStore, encoder_of, require_trained_on
-from core.formats.predictions import holds_rows
 from core.inference import predict_videos
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device
-from core.runtime.errors import InputError
-from core.runtime.files import read_setting
+from core.runtime.files import read_settings
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
 
@@ -69,12 +65,11 @@ def main(args: argparse.Namespace) -> None:
     table = store.table
     distributed.require_same("features", lambda: store.digests)
     settings["features"] = dict(zip(table.video_ids, store.digests, strict=True))
-    saved_features = results.saved.get("features", {})  # not saved by earlier versions
+    saved_features = results.saved.get("features", {})
     dataset = ASCDataset(store, args.clips, args.time_stride, args.speakers, args.seed)
 
-    def is_current(csv_file: Path, video: int) -> bool:
-        same_features = saved_features.get(table.video_ids[video], store.digests[video]) == store.digests[video]
-        return same_features and holds_rows(csv_file, table, table, video)
+    def is_current(_: Path, video: int) -> bool:
+        return saved_features.get(table.video_ids[video]) == store.digests[video]
 
     done = np.array(results.done(table.video_ids, is_current))
     print(f"{device_label(device)}; {len(table)} rows of {len(done)} videos, {done.sum()} videos already done")
@@ -85,21 +80,15 @@ def main(args: argparse.Namespace) -> None:
     predict_videos(model, dataset, videos, output_dir, device, batch_size=args.batch_size)
     distributed.wait_for_all()
     print(f"predictions of {len(done)} videos: {output_dir}")
-    encoding = {
-        key: read_setting(args.features_val_full, STE_FORWARD_SETTINGS, key)
-        for key in ("csv", "split", "clip_boxes", "skip_missing")
-    }
-    ground_truth = csv = postprocessing_params["ground_truth"]
-    with contextlib.suppress(InputError):  # the annotations may have been moved
-        find_annotations(encoding["csv"] or "")
-        csv = encoding["csv"]
+    encoding = read_settings(Path(args.features_val_full, STE_FORWARD_SETTINGS))
+    ground_truth = postprocessing_params["ground_truth"]
     cli.print_next(
         "ASC_prediction_postprocessing.py",
         predictions_dir=(args.output_dir, ASC_forward_params["output_dir"]),
-        ground_truth=(csv, ground_truth),
-        clip_boxes=(bool(encoding["clip_boxes"]), False),
-        only_predicted=(bool(encoding["skip_missing"]), False),
-        **result_options(encoding["split"] or "val", postprocessing_params["asc_predictions_csv"]),
+        ground_truth=(encoding.get("csv", ground_truth), ground_truth),
+        clip_boxes=(encoding.get("clip_boxes", False), False),
+        only_predicted=(encoding.get("skip_missing", False), False),
+        **result_options(encoding.get("split", "val"), postprocessing_params["asc_predictions_csv"]),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from core.config import ASC_inputs, ASC_optimization_params
 from core.datasets import context_datasets, require_trainable
 from core.formats.features import FeatureStore, encoder_of, require_same_encoder, store_digests
-from core.loaders import require_even_batch, split_loaders
+from core.loaders import split_loaders
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
 from core.runtime.checkpoint import BEST_FILE, TRAINING_IDENTITY, TrainingRun
@@ -45,17 +45,16 @@ def main(args: argparse.Namespace) -> None:
     settings = {**ASC_optimization_params, **vars(args), **encoder}
     cli.print_settings(settings)
     device = get_device(args.cuda_device)
-    require_even_batch(args.batch_size)
     torch.manual_seed(args.seed)
     context_shape = (args.clip_length, args.skip_frames, args.speakers)
     identity = (*TRAINING_IDENTITY, "clip_length", "skip_frames", "speakers", "encoder_sha256")
     run = TrainingRun(args.models_out, context_run_name(*context_shape), settings, args.resume, identity)
 
-    val_encoder = encoder_of(args.features_val_full)
-    require_same_encoder(encoder, args.features_train_full, val_encoder, args.features_val_full, args.allow_mismatch)
-    stores = {"train": FeatureStore(args.features_train_full), "val": FeatureStore(args.features_val_full)}
+    sources = {"train": args.features_train_full, "val": args.features_val_full}
+    require_same_encoder({source: encoder_of(source) for source in sources.values()}, args.allow_mismatch)
+    stores = {split: FeatureStore(source) for split, source in sources.items()}
     tables = {split: store.table for split, store in stores.items()}
-    require_trainable(tables, {"train": args.features_train_full, "val": args.features_val_full})
+    require_trainable(tables, sources)
     run.set_data(store_digests(stores))
     datasets = context_datasets(stores, context_shape, args.seed, args.workers, device)
     loaders = split_loaders(datasets, args, device)

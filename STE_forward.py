@@ -34,7 +34,7 @@ from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device
 from core.runtime.errors import InputError
 from core.runtime.resume import OutputDirectory
-from core.runtime.weights import load_weights, training_settings
+from core.runtime.weights import load_weights
 
 
 def get_args_parser() -> cli.Parser:
@@ -104,11 +104,9 @@ def main(args: argparse.Namespace) -> None:
     distributed.wait_for_all()
     print(f"features of {settings['videos']} of {len(done)} videos: {output_dir}")
     if args.split == "train":
-        trained = training_settings(args.weights)
-        same, likely_csv = trained.get("csv_train_full") == args.csv, annotations_of("val", args.csv, "train")
         cli.print_next(
             *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "val", "--weights", args.weights),
-            csv=(trained.get("csv_val_full") if same else likely_csv, annotation_csvs["val"]),
+            csv=(annotations_of("val", args.csv, "train"), annotation_csvs["val"]),
             audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
             video_dir=(args.video_dir, STE_inputs["video_dir"]),
             output_dir=(str(output_dir.with_name("val")), ASC_inputs["features_val_full"]),

@@ -18,7 +18,7 @@ from core.config import STE_inputs, STE_optimization_params
 from core.datasets import ClipReader, STEDataset, require_trainable
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
-from core.loaders import require_even_batch, split_loaders
+from core.loaders import split_loaders
 from core.models import short_term_encoder
 from core.runtime import cli, distributed
 from core.runtime.checkpoint import BEST_FILE, TRAINING_IDENTITY, TrainingRun
@@ -47,13 +47,12 @@ def main(args: argparse.Namespace) -> None:
     settings = {**STE_optimization_params, **vars(args), "encoder": "resnet18"}
     cli.print_settings(settings)
     device = get_device(args.cuda_device)
-    require_even_batch(args.batch_size)
     torch.manual_seed(args.seed)
     identity = (*TRAINING_IDENTITY, "encoder", "clip_length", "no_pretrained", "skip_missing")
     run = TrainingRun(args.models_out, "ste_encoder", settings, args.resume, identity)
 
-    datasets = {}
-    for split, csv in (("train", args.csv_train_full), ("val", args.csv_val_full)):
+    datasets, csvs = {}, {"train": args.csv_train_full, "val": args.csv_val_full}
+    for split, csv in csvs.items():
         audio_dir, video_dir = Path(args.audio_dir, split), Path(args.video_dir, split)
         table = drop_missing(
             read_annotations(csv, args.clip_boxes), audio_dir, video_dir, args.skip_missing, args.clip_length
@@ -61,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
         reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
         datasets[split] = STEDataset(reader, args.seed, augment=split == "train")
     tables = {split: dataset.reader.table for split, dataset in datasets.items()}
-    require_trainable(tables, {"train": args.csv_train_full, "val": args.csv_val_full})
+    require_trainable(tables, csvs)
     run.set_data({f"{split}_rows": table.digest() for split, table in tables.items()})
     loaders = split_loaders(datasets, args, device)
 

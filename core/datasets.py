@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from core.config import CROP_SIZE, MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
+from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE, STE_FEATURES
 from core.contexts import Contexts, epoch_seed, window
 from core.formats.annotations import FaceTable
 from core.formats.clips import crop_path, read_crop, read_wav, wav_path
@@ -74,11 +74,6 @@ class STEDataset(Dataset):
     def __len__(self) -> int:
         return len(self.tracks)
 
-    @property
-    def item_bytes(self) -> int:
-        """Size of an item in shared memory: the crops, and four pages for the rest."""
-        return 3 * self.reader.clip_length * CROP_SIZE**2 + 4 * 4096
-
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
         table, entity = self.reader.table, self.tracks[index]
@@ -94,11 +89,16 @@ class STEDataset(Dataset):
             "audio_label": torch.tensor(int(table.anyone_speaking[rows[middle]])),
         }
 
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """A batch: the items of a list of (epoch, index), stacked."""
+        items = [self[key] for key in keys]
+        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
 
 class STETrackDataset(Dataset):
     """Every row of a table for the forward pass, one part of a track per item, so that each crop is read once.
 
-    Items are tuples of rows (n,), crops (n + T - 1, 3, 144, 144) uint8 and MFCCs (n, 13, W) float32. The clip of row i
+    Items are arrays: rows (n,), crops (n + T - 1, 3, 144, 144) uint8 and MFCCs (n, 13, W) float32. The clip of row i
     consists of crops i .. i + T - 1. Items are sorted by video.
     """
 
@@ -114,7 +114,7 @@ class STETrackDataset(Dataset):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         entity, start = self.parts[index]
         rows = self.reader.table.rows_of_track(entity)
         positions = np.arange(start, min(start + ROWS_PER_ITEM, len(rows)))
@@ -122,7 +122,7 @@ class STETrackDataset(Dataset):
         needed, inverse = np.unique(np.concatenate((windows[:, 0], windows[-1, 1:])), return_inverse=True)
         crops = evaluation_clip(self.reader.images(rows[needed]))[inverse]
         mfccs = self.reader.mfccs(entity, windows)
-        return torch.from_numpy(rows[positions]), torch.from_numpy(crops), torch.from_numpy(mfccs)
+        return rows[positions], crops, mfccs
 
 
 class ASCDataset(Dataset):
@@ -162,11 +162,6 @@ class ASCDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.store.table)
-
-    @property
-    def item_bytes(self) -> int:
-        """Size of the features of one context."""
-        return 4 * STE_FEATURES * self.context_rows.context_length * self.context_rows.num_speakers
 
     def contexts(self, rows: np.ndarray, seed: int) -> torch.Tensor:
         """Features (B, 1024, L, S) of the contexts of rows (B,)."""

@@ -36,7 +36,8 @@ def encode_videos(
             rows_of_video = table.rows_of_video(video)
             with feature_writer(output_dir, table, rows_of_video, text_features) as (all_logits, all_features):
                 batches = clip_batches((item for _, item in group), batch_size, device, input_dtype(precision))
-                for rows, logits, features in encode(encoder, batches, device, precision):
+                outputs = encode(encoder, batches, device, precision)
+                for rows, logits, features in async_to_cpu(outputs, device):
                     index = np.searchsorted(rows_of_video, rows)
                     all_logits[index], all_features[index] = logits, features
                     bar.update(len(rows))
@@ -59,9 +60,9 @@ def predict_videos(
         for video, rows in rows_of.items():
             store.require_finite(video)
             parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-            batches = ((part, dataset.contexts(part, dataset.seed)) for part in parts)
+            batches = ((part, network(dataset.contexts(part, dataset.seed).to(device))) for part in parts)
             outputs = []
-            for part, output in predict(network, batches, device):
+            for part, output in async_to_cpu(batches, device):
                 outputs.append(output)
                 bar.update(len(part))
             logits = np.concatenate(outputs)
@@ -71,23 +72,12 @@ def predict_videos(
 
 def encode(
     encoder: nn.Module, batches: Iterable[tuple], device: torch.device, precision: str
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield rows (B,), logits (B, 2) and features (B, 1024) float32 of the batches of `core.loaders.clip_batches`."""
-
-    def outputs() -> Iterator[tuple]:
-        for rows, audio, video in batches:
-            with autocast(device, precision):
-                logits, _, _, features = encoder(audio, video)
-            yield rows, logits, features
-
-    return async_to_cpu(outputs(), device)
-
-
-def predict(
-    network: nn.Module, batches: Iterable[tuple[np.ndarray, torch.Tensor]], device: torch.device
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield rows (B,) and logits (B, 2) float32, given rows and their contexts (B, 1024, L, S)."""
-    return async_to_cpu(((rows, network(contexts.to(device))) for rows, contexts in batches), device)
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Yield rows (B,), logits (B, 2) and features (B, 1024) of the batches of `core.loaders.clip_batches`."""
+    for rows, audio, video in batches:
+        with autocast(device, precision):
+            logits, _, _, features = encoder(audio, video)
+        yield rows, logits, features
 
 
 def async_to_cpu(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:

@@ -17,7 +17,9 @@ from core.runtime import distributed
 from core.runtime.errors import InputError, RunError
 from core.transforms import to_input
 
-_QUEUE_BYTES = 1 << 17  # of /dev/shm, more than the queues of a worker take
+# Space in /dev/shm, in bytes
+_QUEUE_BYTES = 1 << 17  # more than the queues of a worker take
+_BATCHES_BYTES = 2 << 30  # enough for two batches of 128 clips per worker, with eight workers
 
 
 class EpochSampler(Sampler):
@@ -65,12 +67,7 @@ class DistributedBatchSampler(Sampler):
                 yield part
 
     def __len__(self) -> int:
-        return len(self.local_sizes())
-
-    def local_sizes(self) -> list[int]:
-        """Numbers of this rank's samples in its batches."""
-        sizes = (self.local_size(stop - start) for start, stop in itertools.pairwise(self.bounds))
-        return [size for size in sizes if size]
+        return sum(self.local_size(stop - start) > 0 for start, stop in itertools.pairwise(self.bounds))
 
     def loss_scale(self, index: int) -> float:
         """Weight of this rank's mean loss so that the average over ranks equals the mean over all samples.
@@ -84,11 +81,14 @@ class DistributedBatchSampler(Sampler):
 class Loader(DataLoader):
     """A DataLoader with forked workers. Errors of a worker are raised without its traceback."""
 
-    def __init__(self, dataset: Dataset, **options):
-        if options["num_workers"]:
+    def __init__(self, dataset: Dataset, workers: int, **options):
+        if workers and _free_shared_memory() < workers * _QUEUE_BYTES:
+            print("note: /dev/shm is full: no worker processes read data")
+            workers = 0
+        if workers:
             # Forked workers share the table of all rows with the main process.
             options |= {"multiprocessing_context": "fork", "persistent_workers": True}
-        super().__init__(dataset, worker_init_fn=_start_worker, **options)
+        super().__init__(dataset, num_workers=workers, worker_init_fn=_start_worker, **options)
 
     def __iter__(self) -> Iterator:
         try:
@@ -112,122 +112,64 @@ def _start_worker(_: int) -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))
 
 
-class BatchLoader:
-    """Batches for training or validation. A dataset with `__getitems__` assembles its batches itself.
-
-    Tensors of workers pass through /dev/shm, which has 64 MB in a default container. If that is too small for whole
-    batches, workers send parts of them: the parts that are read ahead take at most a third of the free space.
-    """
-
-    def __init__(self, dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device):
-        self.batch_sampler = DistributedBatchSampler(sampler, batch_size)
-        self.pin_memory = device.type == "cuda" and getattr(dataset, "device_features", None) is None
-        largest = max(self.batch_sampler.local_sizes(), default=1)
-        part_size, options = largest, {}
-        samples_ahead = _free_shared_memory() // 3 // dataset.item_bytes if workers else 0
-        workers = _limited(workers, samples_ahead)
-        if workers:
-            options["prefetch_factor"] = min(2, samples_ahead // workers)
-            part_size = min(largest, samples_ahead // (workers * options["prefetch_factor"]))
-        self.in_parts = part_size < largest
-        if self.in_parts:
-            print(f"note: /dev/shm is small: {workers} workers send {part_size} of {largest} samples at a time")
-        self._parts = Loader(
-            dataset,
-            batch_sampler=_Parts(self.batch_sampler, part_size),
-            num_workers=workers,
-            collate_fn=identity if hasattr(dataset, "__getitems__") else None,
-            pin_memory=self.pin_memory and not self.in_parts,
-            **options,
-        )
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        if not self.in_parts:
-            yield from self._parts
-            return
-        parts = iter(self._parts)
-        for size in self.batch_sampler.local_sizes():
-            copies: list[dict[str, torch.Tensor]] = []  # so that the shared memory of a part is free again
-            while sum(len(part["label"]) for part in copies) < size:
-                copies.append({key: value.clone() for key, value in next(parts).items()})
-            batch = {key: torch.cat([part[key] for part in copies]) for key in copies[0]}
-            yield {key: value.pin_memory() for key, value in batch.items()} if self.pin_memory else batch
-
-
-class _Parts(Sampler):
-    """The batches of a batch sampler, cut into parts."""
-
-    def __init__(self, batch_sampler: DistributedBatchSampler, part_size: int):
-        self.batch_sampler, self.part_size = batch_sampler, part_size
-
-    def __iter__(self) -> Iterator[list]:
-        for keys in self.batch_sampler:
-            for start in range(0, len(keys), self.part_size):
-                yield keys[start : start + self.part_size]
-
-
-def split_loaders(
-    datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device
-) -> dict[str, BatchLoader]:
-    """Loaders of the datasets `train` (shuffled) and `val`, configured by the flags of the training scripts.
-
-    Raises InputError if there are too few training samples for the number of ranks.
-    """
-    world_size, size = distributed.get_world_size(), len(datasets["train"])
-    if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
-        raise InputError(f"{size} training samples are too few for {world_size} ranks; start fewer ranks")
-    return {
-        split: BatchLoader(
-            dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
-        )
-        for split, dataset in datasets.items()
-    }
-
-
-def require_even_batch(batch_size: int) -> None:
-    """Raise InputError if the samples of a batch cannot be split evenly over the ranks."""
-    world_size = distributed.get_world_size()
-    if remainder := batch_size % world_size:
-        sizes = " or ".join(str(size) for size in (batch_size - remainder, batch_size - remainder + world_size) if size)
-        problem = f"a batch of {batch_size} samples does not split evenly over {world_size} ranks"
-        raise InputError(f"{problem}; pass --batch-size {sizes}, or start another number of ranks")
-
-
-def item_loader(dataset: Dataset, workers: int) -> Loader:
-    """Loader of single items, in order and read ahead by the workers.
-
-    Tracks are too large for a small /dev/shm, so tensors are sent as arrays, which pass through a pipe.
-    """
-    workers = _limited(workers, _free_shared_memory() // _QUEUE_BYTES)
-    return Loader(dataset, num_workers=workers, batch_size=None, collate_fn=_to_arrays)
-
-
 def _free_shared_memory() -> int:
     """Return this rank's share of the free space of /dev/shm in bytes."""
     return shutil.disk_usage("/dev/shm").free // distributed.get_world_size()
 
 
-def _limited(workers: int, limit: int) -> int:
-    """Return the number of workers that /dev/shm has room for, and print a note if it is 0."""
-    if workers and not limit:
-        print("note: /dev/shm is full: no worker processes read data")
-    return min(workers, limit)
+def batch_loader(
+    dataset: Dataset, sampler: EpochSampler, batch_size: int, workers: int, device: torch.device
+) -> Loader:
+    """Loader of batches for training or validation: dictionaries of tensors or arrays, see `to_device`.
+
+    Tensors of workers pass through /dev/shm. Where it is small, as in a default container with 64 MB, workers send
+    arrays instead, which pass through a pipe.
+    """
+    is_small = workers > 0 and _free_shared_memory() < _BATCHES_BYTES
+    return Loader(
+        dataset,
+        workers,
+        batch_sampler=DistributedBatchSampler(sampler, batch_size),
+        collate_fn=_dict_of_arrays if is_small else identity,
+        pin_memory=device.type == "cuda" and getattr(dataset, "device_features", None) is None,
+    )
 
 
-def _to_arrays(item: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
-    return [tensor.numpy() for tensor in item]
+def item_loader(dataset: Dataset, workers: int) -> Loader:
+    """Loader of single items, in order and read ahead by the workers. Items are tuples of arrays."""
+    return Loader(dataset, workers, batch_size=None, collate_fn=identity)
+
+
+def _dict_of_arrays(batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in batch.items()}
 
 
 def identity(batch):
     return batch
 
 
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+def split_loaders(datasets: dict[str, Dataset], args: argparse.Namespace, device: torch.device) -> dict[str, Loader]:
+    """Loaders of the datasets `train` (shuffled) and `val`, configured by the flags of the training scripts.
+
+    Raises InputError if a batch cannot be split evenly over the ranks, or if there are too few training samples.
+    """
+    world_size, size = distributed.get_world_size(), len(datasets["train"])
+    if args.batch_size % world_size:
+        problem = f"a batch of {args.batch_size} samples does not split evenly over {world_size} ranks"
+        raise InputError(f"{problem}; pass a --batch-size that is a multiple of {world_size}")
+    if world_size > 1 and size < world_size * min(2, args.batch_size // world_size):
+        raise InputError(f"{size} training samples are too few for {world_size} ranks; start fewer ranks")
+    return {
+        split: batch_loader(
+            dataset, EpochSampler(len(dataset), args.seed, split == "train"), args.batch_size, args.workers, device
+        )
+        for split, dataset in datasets.items()
+    }
+
+
+def to_device(batch: dict[str, torch.Tensor | np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
     """Copy a training batch to the device; clips of crops (B, T, 3, 144, 144) become input (B, 3T, 144, 144)."""
-    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    batch = {key: torch.as_tensor(value).to(device, non_blocking=True) for key, value in batch.items()}
     if "video" in batch:
         video = to_input(batch["video"]).flatten(1, 2)
         batch["video"] = video.contiguous(memory_format=torch.channels_last)
@@ -237,7 +179,7 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 def clip_batches(
     items: Iterable[Sequence[np.ndarray]], batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Full batches of clips, across tracks, from the items of `STETrackDataset`, as arrays or tensors.
+    """Full batches of clips, across tracks, from the items of `STETrackDataset`.
 
     Yields rows (B,), audio (B, 1, 13, W) float32 and video (B, 3T, 144, 144) of the dtype in channels_last, both on the
     device. Each crop is copied to the device once, as bytes; the overlapping clips are cut there.
@@ -245,7 +187,7 @@ def clip_batches(
     pending: list[tuple[torch.Tensor, ...]] = []
     free = batch_size
     for item in items:
-        rows, crops, mfccs = map(torch.as_tensor, item)
+        rows, crops, mfccs = map(torch.from_numpy, item)
         if device.type == "cuda":
             crops, mfccs = crops.pin_memory(), mfccs.pin_memory()
         crops = to_input(crops.to(device, non_blocking=True), dtype)

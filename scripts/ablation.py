@@ -108,8 +108,8 @@ def main(args: argparse.Namespace) -> int:
     annotations = {split: read_annotations(csvs[split], args.clip_boxes) for split in SPLITS}
     stores = {split: FeatureStore(features[split]) for split in SPLITS}
     seeds = list(range(args.seed, args.seed + args.seeds))
-    train_encoder, val_encoder = (encoder_of(features[split]) for split in SPLITS)
-    require_same_encoder(train_encoder, features["train"], val_encoder, features["val"], args.allow_mismatch)
+    encoders = {path: encoder_of(path) for path in features.values()}
+    require_same_encoder(encoders, args.allow_mismatch)
     params = {
         **ASC_optimization_params,
         "epochs": args.epochs,
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
         "learning_rate": args.learning_rate,
         "workers": args.workers,
         "precision": args.precision,
-        **train_encoder,
+        **encoders[features["train"]],
     }
 
     print(f"\n{device_label(device)}; training baselines on {len(stores['train'].table)} rows")

@@ -12,15 +12,11 @@ import argparse
 import contextlib
 import gzip
 import io
-import json
 import math
 import os
 import random
 import re
-import resource
-import runpy
 import shutil
-import signal
 import struct
 import sys
 import tempfile
@@ -28,9 +24,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
-from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -57,10 +51,6 @@ from core.formats import features as features_module
 from core.formats import predictions as predictions_module
 from core.formats.annotations import FaceTable, read_annotations
 from core.runtime.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 5  # limit for reading a case
-MEMORY = 1 << 30  # limit in bytes, above the memory used at the start
 
 # Valid files and ways to damage them
 
@@ -219,15 +209,11 @@ class Finding(Exception):
     """A reader returned the wrong table or did not refuse a file properly."""
 
 
-class Timeout(BaseException):
-    """Raised in a reader that takes too long. Not an Exception, so that a reader does not catch it."""
-
-
 class Trial:
-    """One case: its random numbers, a directory for its files, and the longest reading time so far in seconds."""
+    """One case: its random numbers and a directory for its files."""
 
     def __init__(self, directory: Path, rng: random.Random):
-        self.directory, self.rng, self.seconds = directory, rng, 0.0
+        self.directory, self.rng = directory, rng
 
     def write(self, files: dict[str, bytes]) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -235,38 +221,18 @@ class Trial:
         for name, data in files.items():
             (self.directory / name).write_bytes(data)
 
-    def limited(self, read: Callable[[], object]) -> object:
-        """Return `read()`. Raises Finding if it takes too long or warns (a warning is a further line on stderr)."""
-
-        def stop(*_: object) -> None:
-            raise Timeout
-
-        handler, start = signal.signal(signal.SIGALRM, stop), perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        try:
-            with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
-                warnings.simplefilter("always")
-                result = read()
-        except Timeout:
-            raise Finding(f"takes more than {SECONDS} s") from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-            self.seconds = max(self.seconds, perf_counter() - start)
-        if caught:
-            raise Finding(f"warns: {caught[0].message}")
-        return result
-
     def judge(self, read: Callable[[], list[tuple]], expected: Expected, source: Path) -> bool:
         """Return True for the right table, False for a proper refusal. Raises Finding otherwise."""
 
-        def attempt_read() -> tuple[list[tuple] | None, str]:
+        found, message = None, ""
+        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("always")
             try:
-                return read(), ""
+                found = read()
             except InputError as error:
-                return None, str(error)
-
-        found, message = self.limited(attempt_read)
+                message = str(error)
+        if caught:
+            raise Finding(f"warns: {caught[0].message}")
         if found is not None:
             for (name, line), reason in expected.errors.items():
                 raise Finding(f"accepts an error ({reason}): {name}, line {line}")
@@ -407,93 +373,19 @@ def predictions(trial: Trial) -> bool:
     return check_predictions(trial, {**files, name: damaged(files[name], rng)}, truth)
 
 
-# Command lines
-
-SCRIPTS = {  # script -> valid positional arguments
-    **{"STE_train.py": "11 0", "STE_forward.py": "11 cpu", "ASC_train.py": "11 4 3 0", "ASC_forward.py": "11 4 3 cpu"},
-    **dict.fromkeys(("STE_postprocessing.py", "ASC_prediction_postprocessing.py", "scripts/evaluate.py"), ""),
-    "scripts/plot_training.py": "run_logs.csv",
-    "scripts/ablation.py": "cpu",
-    "scripts/detect_speakers.py": "talk.mp4 cpu --output-dir out",
-    **{f"data/{x}.py": "" for x in ("extract_audio_tracks", "slice_audio_tracks", "extract_face_crops_time")},
-}
-ODD = ("clip_length", "clips")
-COUNTS = (*ODD, "epochs", "batch_size", "time_stride", "skip_frames", "speakers")
+KINDS = {kind.__name__: kind for kind in (annotations, features, predictions)}
 
 
-@cache
-def parser_of(script: str) -> argparse.ArgumentParser:
-    return runpy.run_path(str(ROOT / script))["get_args_parser"]()
-
-
-def command_line(trial: Trial) -> bool:
-    """A command line of a script, changed at random."""
-    rng = trial.rng
-    script = rng.choice(list(SCRIPTS))
-    parser = parser_of(script)
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    nasty = [os.fsdecode(word) for word in NASTY if b"\0" not in word]
-    values = ["1", "11", "0", "10", "-1", "0.5", "1e-400", "cpu", "fp32", "val", "9" * 5000, str(1 << 63), "--", "-1e5"]
-    words = SCRIPTS[script].split()
-    for flag in rng.sample(flags, rng.randint(0, 3)):
-        value = rng.choice((*values, rng.choice(nasty)))
-        default = parser.get_default(flag[2:].replace("-", "_"))
-        value = str(default) if default is not None and rng.random() < 0.4 else value
-        words += rng.choice(([flag, value], [flag, value], [f"{flag}={value}"], [flag], [flag[:-1], value]))
-    for _ in range(rng.choice((0, 1, 1, 2))):
-        at = rng.randrange(len(words) + 1)
-        word = rng.choice((*values, *nasty, *flags, *words, f"--{rng.choice(nasty)}", f"-{rng.choice(nasty)}"))
-        words[at : at + rng.randint(0, 1)] = rng.choice(([word], []))
-    trial.write({"arguments.json": json.dumps([script, *words]).encode()})
-    return check_words(trial, script, words)
-
-
-def check_words(trial: Trial, script: str, words: list[str]) -> bool:
-    """Return True if the parser accepts the words, False for a proper refusal. Raises Finding otherwise."""
-    parser = parser_of(script)  # imports the script, which may take seconds
-
-    def parse() -> tuple[int | None, dict]:
-        try:
-            return None, vars(parser.parse_args(words))
-        except SystemExit as end:
-            return end.code, {}
-
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-        status, args = trial.limited(parse)
-    text = err.getvalue().encode("utf-8", "backslashreplace").decode()
-    if status == 2 and not (text.startswith("error: ") and text.splitlines(keepends=True) == [text]):
-        raise Finding(f"message of more than one line: {text!r:.300}")
-    if status not in (None, 0, 2) or (status != 2 and text):
-        raise Finding(f"exit status {status} and {text!r:.300}")
-    numbers = {name: value for name, value in args.items() if isinstance(value, int | float)}
-    bad = [name for name in COUNTS if numbers.get(name, 1) < 1 or (name in ODD and numbers.get(name, 1) % 2 == 0)]
-    if bad or not 0 < numbers.get("learning_rate", 1) < math.inf or not 0 <= numbers.get("seed", 0) < 1 << 63:
-        raise Finding(f"accepts a number out of range: {args}")
-    return status is None
-
-
-KINDS = {kind.__name__: kind for kind in (annotations, features, predictions, command_line)}
-
-
-def attempt(what: str, seed: int, number: int, directory: Path) -> tuple[Trial, bool, str]:
-    """Run one case. Returns the trial, whether the files were accepted, and the finding or ""."""
-    trial = Trial(directory, random.Random(f"{seed} {what} {number}"))
+def attempt(what: str, seed: int, number: int, directory: Path) -> tuple[bool, str]:
+    """Run one case. Returns True if the files were accepted, and the finding or ""."""
     try:
-        return trial, KINDS[what](trial), ""
+        return KINDS[what](Trial(directory, random.Random(f"{seed} {what} {number}"))), ""
     except Finding as finding:
-        return trial, False, str(finding)
+        return False, str(finding)
     except Exception as error:  # not caught by the reader
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "core" in Path(frame.filename).parts]
         place = f"{Path(frames[-1].filename).name}, {frames[-1].name}" if frames else "?"
-        return trial, False, f"{type(error).__name__} in {place}: {' '.join(str(error).split())[:300]}"
-
-
-def limit_memory() -> None:
-    """Limit the memory of this process to MEMORY above the current use, if the system supports it."""
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+        return False, f"{type(error).__name__} in {place}: {' '.join(str(error).split())[:300]}"
 
 
 def main() -> int:
@@ -507,33 +399,24 @@ def main() -> int:
     args = parser.parse_args()
     for module in (features_module, predictions_module):
         module.progress = lambda items, **_: items  # no nested progress bars
-    if "command_line" in args.what:
-        for script in SCRIPTS:
-            parser_of(script)
-    limit_memory()
-    counts, slowest = Counter(), (0.0, "")
+    counts = Counter()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     cases = [(what, args.first + index) for what in args.what for index in range(args.count)]
     with tempfile.TemporaryDirectory(dir=memory) as directory:
         for what, number in tqdm(cases, unit="file", disable=None):
-            trial, accepted, finding = attempt(what, args.seed, number, Path(directory, "case"))
-            slowest = max(slowest, (trial.seconds, f"{what} {number}"))
+            accepted, finding = attempt(what, args.seed, number, Path(directory, "case"))
             title = f"{what}: {finding.partition(':')[0]}" if finding else "accepted" if accepted else "refused"
             counts[title] += 1
             if finding and counts[title] == 1:  # print and keep the first of each kind
                 kept = args.keep / f"{what}-{args.seed}-{number}"
-                shutil.copytree(trial.directory, kept, dirs_exist_ok=True)
+                shutil.copytree(Path(directory, "case"), kept, dirs_exist_ok=True)
                 again = f"--what {what} --seed {args.seed} --first {number} --count 1"
                 tqdm.write(f"{what} {number}: {finding}\n  files: {kept}; repeat with: {again}")
     for title, count in counts.items():
         if title not in ("accepted", "refused"):
             print(f"{count} x {title}")
     findings = len(cases) - counts["accepted"] - counts["refused"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(
-        f"{len(cases)} cases, {counts['accepted']} accepted, {counts['refused']} refused, {findings} findings; "
-        f"slowest {slowest[0]:.2f} s ({slowest[1]}), peak memory {peak} MB"
-    )
+    print(f"{len(cases)} cases, {counts['accepted']} accepted, {counts['refused']} refused, {findings} findings")
     return int(findings > 0)
 
 

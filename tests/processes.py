@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module, reload
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -62,7 +62,6 @@ class Fault:
     file_size: int | None = None  # bytes; a larger file is an error, as on a full disk
     open_files: int | None = None
     shared_memory: int | None = None  # bytes of /dev/shm; needs root
-    environment: tuple[tuple[str, str], ...] = ()  # variables, set before core.config is read
     sample_at: str | None = None  # function that prints memory and open files at each call, see `samples`
 
 
@@ -172,9 +171,6 @@ def _child(args: list[str], out: Path, err: Path, fault: Fault) -> None:
         ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS: mounts of this process only
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={fault.shared_memory}", "tmpfs", "/dev/shm"], check=True)
-    if fault.environment:
-        os.environ.update(fault.environment)
-        reload(import_module("core.config"))
     install(fault)
     sys.argv = args
     sys.path[0] = str(Path(args[0]).parent)

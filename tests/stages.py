@@ -59,8 +59,6 @@ def make_inputs(root: Path, tracks: list[Track] = TRACKS) -> Path:
         for index, face in enumerate(faces_of(tracks))
     )
     write_text(root / "predictions.csv", "".join(scored))
-    logged = (f"{epoch},{0.1**epoch},{epoch / 7},{epoch / 9}\n" for epoch in range(1, 4))
-    write_text(root / "run_logs.csv", f"epoch,learning_rate,train_ap,val_ap\n{''.join(logged)}")
     torch.manual_seed(0)
     torch.save(SmallEncoder(1).state_dict(), root / "STE.pth")
     torch.save(active_speakers_context(3, 2).state_dict(), root / "ASC.pth")
@@ -90,7 +88,6 @@ def command(script: str, root: Path, out: Path) -> list[object]:
         "scripts/evaluate.py": (
             *("--predictions", root / "predictions.csv", *truth, "--plots", out, "--json", out / "numbers.json"),
         ),
-        "scripts/plot_training.py": ("--output", out / "training.png", root / "run_logs.csv"),
         "scripts/ablation.py": ("cpu", *features, *csvs, "--output-dir", out),
     }
     return [script, *arguments[script]]

@@ -122,15 +122,6 @@ def test_missing_files_are_named(csv_dir, name):
         read_annotations(csv_dir / name)
 
 
-def test_other_files_in_a_directory_are_ignored(csv_dir, tmp_path):
-    before = read_annotations(csv_dir / "val")
-    write_lines(csv_dir / "val" / "other.csv", ["nothing"])
-    assert_equal(read_annotations(csv_dir / "val"), before)
-    write_lines(tmp_path / "other" / "faces.csv", LINES)
-    with pytest.raises(InputError, match="-activespeaker"):
-        read_annotations(tmp_path / "other")
-
-
 def test_rows_keep_the_order_of_the_file(tmp_path):
     lines = [
         row("z", 5, video="two"),
@@ -240,10 +231,6 @@ def test_broken_lines_are_refused_with_their_number(tmp_path, line):
     lines = [*GOOD[:2], line, *GOOD[2:]]
     refusal(write_lines(tmp_path / "faces.csv", lines), line=3)
     refusal(write_lines(tmp_path / "faces.csv", [HEADER, *(f"{x},0,i:0" for x in lines)]), line=4)
-
-
-def test_ids_with_line_ends_are_refused(tmp_path):
-    refusal(write_lines(tmp_path / "faces.csv", [*GOOD[:2], row('"c\nd"', 1)]), line=4)
 
 
 def test_the_invalid_file_of_a_directory_is_named(tmp_path):

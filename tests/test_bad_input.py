@@ -1,20 +1,14 @@
-"""Damaged files and command lines: they are read correctly or refused in one line with file and line number.
+"""Damaged files: they are read correctly or refused in one line with file and line number.
 
 Expected results are computed by oracle.py. fuzz_readers.py runs any number of random cases.
 """
 
-import csv
-import io
 import random
-from collections.abc import Callable
-from pathlib import Path
 
-import fuzz_readers
 import numpy as np
 import pytest
 from fuzz_readers import (
     KINDS,
-    NASTY,
     Trial,
     attempt,
     check_annotations,
@@ -23,7 +17,7 @@ from fuzz_readers import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import BOX, LABELS, OFFICIAL, PREDICTED, STORED, WIDTH
+from oracle import OFFICIAL, PREDICTED, STORED, WIDTH
 
 from core.formats.annotations import read_annotations
 from core.runtime.errors import InputError
@@ -31,12 +25,9 @@ from core.runtime.errors import InputError
 ROW = "talk,1,0.1,0.2,0.3,0.6,NOT_SPEAKING,a"
 LATER = "talk,2,0.1,0.2,0.3,0.6,SPEAKING_AUDIBLE,a"
 AUGMENTED = ",".join([*OFFICIAL, "label_id", "instance_id"])
-STORE = (",".join(STORED), "talk,1,a,0,0,0", "talk,2,a,1,0,0")
-PREDICTION = "a,1.0,-1.0401285886764526,0.25"
 PREDICTED_ROW = ("talk", 1.0, "a")
 
 quick = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-nasty_text = st.sampled_from([word.decode() for word in NASTY if word.isascii()] + ["é", "\uff11", "\u2028"])
 
 
 @pytest.fixture
@@ -48,31 +39,12 @@ def lines(*rows: str) -> bytes:
     return "".join(f"{row}\n" for row in rows).encode()
 
 
-# Numbered cases
-
-COUNTS = {"annotations": 50, "features": 60, "predictions": 40, "command_line": 60}
-
-
-def assert_no_findings(what: str, numbers: range, directory: Path) -> None:
-    results = {number: attempt(what, 7, number, directory / "case") for number in numbers}
-    findings = [f"{what} {number}: {finding}" for number, (*_, finding) in results.items() if finding]
-    assert not findings
-    accepted = sum(accepted for _, accepted, _ in results.values())
-    assert 0.1 < accepted / len(numbers) < 0.9  # both outcomes are tested
-
-
-@pytest.mark.parametrize("what", COUNTS)
+@pytest.mark.parametrize("what", KINDS)
 def test_numbered_cases(tmp_path, what):
-    assert_no_findings(what, range(COUNTS[what]), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what", COUNTS)
-def test_more_numbered_cases(tmp_path, what):
-    assert_no_findings(what, range(COUNTS[what], 20 * COUNTS[what]), tmp_path)
-
-
-# Any text
+    results = [attempt(what, 7, number, tmp_path / "case") for number in range(100)]
+    assert [finding for _, finding in results if finding] == []
+    accepted = sum(accepted for accepted, _ in results)
+    assert 10 < accepted < 90  # both outcomes are tested
 
 
 @quick
@@ -83,43 +55,6 @@ def test_any_bytes(trial, data, head):
     check_store(trial, {"talk.csv": data})
     check_predictions(trial, {"talk.csv": data}, [PREDICTED_ROW])
     check_predictions(trial, {"scores.csv": data}, [PREDICTED_ROW])
-
-
-good_field = {
-    "video_id": st.sampled_from(["talk", "talk", "nan", "7"]),
-    "frame_timestamp": st.integers(0, 500).map(lambda value: f"{value / 100:g}"),
-    **dict.fromkeys(BOX[:2], st.integers(0, 499).map(lambda value: f"{value / 1000}")),
-    **dict.fromkeys(BOX[2:], st.integers(500, 1000).map(lambda value: f"{value / 1000}")),
-    "label": st.sampled_from(LABELS),
-    "entity_id": st.sampled_from(["talk:1", "talk:2", "7", "007", "True"]),
-}
-
-
-@st.composite
-def annotation_files(draw) -> bytes:
-    """A file of a few rows with mostly valid fields, quoted by csv or not at all."""
-    order = draw(st.permutations(OFFICIAL))
-    header = draw(st.booleans())
-    order = order if header else OFFICIAL
-    rows = [[draw(good_field[name]) for name in order] for _ in range(draw(st.integers(1, 6)))]
-    for _ in range(draw(st.integers(0, 2))):
-        draw(st.sampled_from(rows))[draw(st.integers(0, 7))] = draw(nasty_text | st.text(max_size=5))
-    table = [*([list(order)] if header else []), *rows]
-    if draw(st.booleans()):
-        draw(st.sampled_from(table)).append(draw(nasty_text))
-    end = draw(st.sampled_from(["\n", "\n", "\r\n"]))
-    text = io.StringIO(newline="")
-    if draw(st.booleans()):
-        csv.writer(text, lineterminator=end, quoting=draw(st.sampled_from([0, 1]))).writerows(table)
-    else:
-        text.write("".join(",".join(row) + end for row in table))
-    return (draw(st.sampled_from(["", "\ufeff", "\n"])) + text.getvalue()).encode("utf-8", "surrogatepass")
-
-
-@quick
-@given(annotation_files())
-def test_any_fields_of_annotations(trial, data):
-    check_annotations(trial, {"faces.csv": data})
 
 
 numbers = (
@@ -138,43 +73,6 @@ def test_numbers_are_read_exactly(trial, texts, blank):
     rows = [f"talk,{index},{text},0,1,1,NOT_SPEAKING,a" for index, text in enumerate(texts)]
     rows.insert(min(blank, len(rows)), "")
     assert check_annotations(trial, {"faces.csv": lines(*rows)})
-
-
-# Arrays
-
-header_parts = st.tuples(
-    st.sampled_from(["'<f4'", "'>f4'", "'<f8'", "'O'", "'<f4", "'f4'", "[('a', '<f4')]", "('<f4', (2,))", "[]"]),
-    st.sampled_from(["False", "True", "0", "[]", "{[]: 1}"]),
-    st.lists(st.sampled_from(["2", str(WIDTH), "0", "-1", "-2", "1", "2L", "True", "9" * 30, "()"]), max_size=3),
-)
-
-
-@quick
-@given(header_parts, st.sampled_from([1, 2, 3, 0, 255]), st.sampled_from(["", " ", "(", "\\", "'", "é"]), st.booleans())
-def test_any_header_of_an_array(trial, parts, version, prefix, right_length):
-    descr, order, shape = parts
-    text = f"{prefix}{{'descr': {descr}, 'fortran_order': {order}, 'shape': ({', '.join([*shape, ''])}), }}"
-    text = text.encode("latin-1") + b"\n"
-    length = (len(text) if right_length else 20).to_bytes(2 if version == 1 else 4, "little")
-    array = b"\x93NUMPY" + bytes([version, 0]) + length + text + np.arange(2 * WIDTH, dtype="<f4").tobytes()
-    check_store(trial, {"talk.csv": lines(*STORE), "talk.npy": array})
-
-
-# Predictions
-
-key = st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["1", "1.0", "1.04", "-0.0", "0"]), st.sampled_from("xy"))
-
-
-@quick
-@given(st.lists(key, min_size=1, max_size=6), st.sets(st.integers(0, 6)), st.lists(key, max_size=1))
-def test_predictions_are_joined_or_refused(trial, predicted, unwanted, more):
-    """By video, time as a number, and entity. Each row of the ground truth occurs once."""
-    wanted = [row for index, row in enumerate(predicted) if index not in unwanted or index == 0] + more
-    truth = list(dict.fromkeys((video, float(text), name) for video, text, name in wanted))
-    files = {}
-    for index, (video, text, name) in enumerate(predicted):
-        files[f"{video}.csv"] = files.get(f"{video}.csv", b"") + lines(f"{name},{text},{index},0.5")
-    check_predictions(trial, files, truth)
 
 
 # Files that were once read incorrectly
@@ -212,61 +110,14 @@ def test_a_boolean_in_a_later_chunk_is_refused(tmp_path):
         read_annotations(tmp_path / "faces.csv")
 
 
-@pytest.mark.parametrize("value", ["true", "null", '""1""', "1e39", "[1]", "NaN", "1_0", "0x1", ""])
+CODE = pytest.param("__import__('os').mkdir('run')", id="code")
+NESTED = pytest.param("[" * 5000, id="nested")
+
+
+@pytest.mark.parametrize(
+    "value", ["true", "null", '""1""', "1e39", "[1]", "NaN", "1_0", "0x1", "", "1, 1", CODE, NESTED]
+)
 def test_released_features_that_are_not_numbers(trial, value):
     row, good = "talk,1,a,0,0,0,", ["0.5"] * (WIDTH - 1)
     assert check_store(trial, {"talk.csv": lines(f'{row}"[{", ".join([*good, "1e-9"])}]"')})
     assert not check_store(trial, {"talk.csv": lines(f'{row}"[{", ".join([*good, value])}]"')})
-
-
-# Tests of these tests
-
-
-def wrong_labels(path: Path):
-    table = read_annotations(path)
-    table.label[:] = 2
-    return table
-
-
-def any_label(path: Path):
-    path.write_bytes(path.read_bytes().replace(b"LOUD", b"SPEAKING_AUDIBLE"))
-    return read_annotations(path)
-
-
-def refusing(message: str) -> Callable:
-    def read(path: Path):
-        raise InputError(message.format(path=path))
-
-    return read
-
-
-def failing(path: Path):
-    raise KeyError("x")
-
-
-INVALID = LATER.replace("SPEAKING_AUDIBLE", "LOUD")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("second", "reader", "finding"),
-    [
-        (LATER, wrong_labels, "wrong row"),
-        (LATER, failing, "KeyError"),
-        (LATER, refusing("{path}, line 2: no"), "refuses a valid file"),
-        (INVALID, any_label, "accepts an error (value): faces.csv, line 2"),
-        (INVALID, refusing("{path}: no"), "no line number"),
-        (INVALID, refusing("{path}, line 1: no"), "wrong line number"),
-        (INVALID, refusing("faces.csv, line 2: no"), "without the name"),
-        (INVALID, refusing("{path}, line 2:\nno"), "more than one line"),
-        (INVALID, read_annotations, ""),
-        (LATER, read_annotations, ""),
-    ],
-)
-def test_wrong_readers_are_found(tmp_path, monkeypatch, second, reader, finding):
-    monkeypatch.setattr(fuzz_readers, "read_annotations", reader)
-    monkeypatch.setitem(KINDS, "annotations", lambda trial: check_annotations(trial, {"faces.csv": lines(ROW, second)}))
-    _, accepted, found = attempt("annotations", 0, 0, tmp_path / "case")
-    assert finding in found
-    assert bool(finding) == bool(found)
-    assert accepted == (not finding and second == LATER)

@@ -1,6 +1,5 @@
 """Contexts: their speakers, steps and layout, and that draws are reproducible."""
 
-from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -8,14 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 from tiny_inputs import Face, Track, faces_of, write_store
 
-from core.contexts import Contexts, epoch_seed
+from core.contexts import Contexts
 from core.datasets import ASCDataset
 from core.formats.annotations import FaceTable
 from core.formats.features import FeatureStore
-from core.loaders import BatchLoader, EpochSampler
+from core.loaders import EpochSampler, batch_loader
 
 CPU = torch.device("cpu")
 # Two videos with the same timestamps, and tracks of different lengths whose rows are mixed
@@ -86,13 +84,6 @@ def store(tmp_path) -> FeatureStore:
 
 
 class TestSteps:
-    def test_steps_are_clamped_to_the_track_of_each_speaker(self):
-        """At 10.12 s, `long` is in its row 3 and `short` in its row 1."""
-        faces = faces_of([Track("long", "0" * 10), Track("short", "000", 10.08)])
-        contexts = Contexts(table_of(faces), 5, 2, 2).draw(np.array([3]), 0)
-        assert contexts[0, :, 0].tolist() == [0, 1, 3, 5, 7]
-        assert contexts[0, :, 1].tolist() == [10, 10, 11, 12, 12]
-
     @settings(max_examples=50, deadline=None)
     @given(
         tracks=st.lists(st.tuples(st.sampled_from("uv"), st.integers(0, 6), st.integers(1, 9)), min_size=1, max_size=8),
@@ -144,7 +135,7 @@ def contexts_by_row(
     sampler = EpochSampler(len(dataset), seed=17, shuffle=shuffle)
     sampler.epoch = epoch
     result = {}
-    for batch in BatchLoader(dataset, sampler, batch_size, workers, CPU):
+    for batch in batch_loader(dataset, sampler, batch_size, workers, CPU):
         for features in batch["features"]:
             result[int(features[0, 1, 0]) // 1024] = features.contiguous().numpy().tobytes()
     assert len(result) == len(CROWD)
@@ -176,14 +167,8 @@ class TestReproducibility:
         more = contexts_of([*faces_of([Track("q", "0000", 10.0, "more"), Track("b", "0000", 10.0, "more")]), *CROWD])
         assert {face: context for face, context in more.items() if face.video != "more"} == expected
 
-    def test_another_seed_gives_other_draws(self, store):
-        drawn = [contexts_by_row(store, seed=seed) for seed in (0, 1, 2**63 - 1)]
-        assert drawn[0] != drawn[1] and drawn[0] != drawn[2] and drawn[1] != drawn[2]
-
-    def test_validation_draws_are_the_same_in_every_epoch(self, store):
-        assert contexts_by_row(store, epoch=1) == contexts_by_row(store, epoch=2)
-
     def test_training_draws_differ_between_epochs_and_are_repeatable(self, store):
+        assert contexts_by_row(store, epoch=1) == contexts_by_row(store, epoch=2)  # validation
         drawn = {
             (seed, epoch): contexts_by_row(store, redraw=True, seed=seed, epoch=epoch)
             for seed, epoch in product(range(3), range(1, 5))
@@ -191,18 +176,3 @@ class TestReproducibility:
         assert contexts_by_row(store, redraw=True, seed=1, epoch=3) == drawn[1, 3]
         different = {tuple(sorted(contexts.items())) for contexts in drawn.values()}
         assert len(different) == len(drawn)  # epoch 2 of one seed is not epoch 1 of the next
-
-
-def assert_uniform(outcomes: list, count: int) -> None:
-    """Chi-square test. The draws are fixed, so a test that passes once always passes."""
-    counts = Counter(outcomes)
-    assert len(counts) == count
-    assert chisquare(list(counts.values())).pvalue > 1e-4
-
-
-class TestUniformity:
-    """`test_draws.py` tests the draws themselves."""
-
-    def test_draws_of_a_row_are_uniform_over_epochs(self):
-        contexts = Contexts(table_of(faces_of([Track(name, "0") for name in "abcd"])), 1, 1, 2)
-        assert_uniform([int(contexts.draw(np.array([0]), epoch_seed(0, epoch))[0, 0, 1]) for epoch in range(2000)], 3)

@@ -24,7 +24,7 @@ from core import datasets
 from core.datasets import ASCDataset, ClipReader, STEDataset, STETrackDataset
 from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore
-from core.loaders import BatchLoader, EpochSampler, clip_batches
+from core.loaders import EpochSampler, batch_loader, clip_batches
 from core.media import crops
 from core.media import reader as video_reader
 from core.media.audio import slice_track_audio
@@ -153,7 +153,7 @@ class TestContexts:
         monkeypatch.setattr(
             FeatureStore, "gather", lambda self, rows: shapes.append(rows.shape) or original(self, rows)
         )
-        batches = list(BatchLoader(contexts, EpochSampler(len(contexts), 0), 16, 0, CPU))
+        batches = list(batch_loader(contexts, EpochSampler(len(contexts), 0), 16, 0, CPU))
         assert [shape[1:] for shape in shapes] == [(5, 3)] * len(batches)
         assert sum(shape[0] for shape in shapes) == len(contexts)
 

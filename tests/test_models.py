@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -78,20 +77,6 @@ def assert_close(actual: torch.Tensor, expected: np.ndarray, tolerance: float = 
 def test_parameter_names_and_shapes(name):
     with torch.device("meta"):
         assert shapes(build(name)) == released_shapes(name)
-
-
-@pytest.mark.parametrize("clip_length", [1, 3, 21])
-def test_clip_length_changes_one_parameter_of_the_encoder(clip_length):
-    expected = {**released_shapes("ste"), "video_conv1.weight": [64, 3 * clip_length, 7, 7]}
-    with torch.device("meta"):
-        assert shapes(TwoStreamResNet(clip_length)) == expected
-
-
-@pytest.mark.parametrize(("context_length", "num_speakers"), [(1, 1), (5, 2), (9, 4)])
-def test_size_of_the_context_changes_one_parameter(context_length, num_speakers):
-    expected = {**released_shapes("asc"), "fc_final.weight": [2, 128 * context_length * num_speakers]}
-    with torch.device("meta"):
-        assert shapes(ASC_Net(context_length, num_speakers)) == expected
 
 
 def test_convolutions_start_as_kaiming_normal_fan_out():
@@ -236,14 +221,6 @@ def test_pretrained_encoder_starts_from_imagenet(hub, imagenet):
     assert torch.equal(model.v_layer1[0].conv1.weight, imagenet["layer1.0.conv1.weight"])  # no shared memory
 
 
-def test_imagenet_weights_without_batch_counters(hub, imagenet):
-    """Files of early versions of torch lack `num_batches_tracked`."""
-    old = {name: value for name, value in imagenet.items() if not name.endswith("num_batches_tracked")}
-    torch.save(old, hub / IMAGENET_FILE)
-    state = short_term_encoder(3, pretrained=True).state_dict()
-    assert torch.equal(state["a_layer4.1.bn2.running_var"], imagenet["layer4.1.bn2.running_var"])
-
-
 @pytest.mark.parametrize("kind", ["missing", "empty", "web page", "cut off", "other network"])
 def test_missing_and_broken_imagenet_weights_are_an_error(hub, kind):
     path = hub / IMAGENET_FILE
@@ -308,13 +285,6 @@ def test_safetensors_are_loaded(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_safetensors_without_their_package(tmp_path, monkeypatch):
-    (tmp_path / "weights.safetensors").write_bytes(bytes(8))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(InputError, match="pip install safetensors"):
-        load_weights(build("asc"), tmp_path / "weights.safetensors", HINT)
-
-
 def test_a_pickled_module_is_an_error(tmp_path):
     torch.save(build("asc"), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"save model\.state_dict\(\) instead") as error:
@@ -373,27 +343,13 @@ def test_code_in_a_file_of_weights_does_not_run(tmp_path, kind):
     assert proof.exists()  # the payload works
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.999])
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_truncated_weights_are_an_error(tmp_path, fraction, zipped):
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "zeros"])
+def test_missing_and_broken_weights_are_an_error(tmp_path, kind):
     path = tmp_path / "weights.pth"
-    torch.save(filled_state("asc"), path, _use_new_zipfile_serialization=zipped)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(fraction * len(content))])
+    torch.save(filled_state("asc"), path)
+    contents = {"empty": b"", "truncated": path.read_bytes()[:-5000], "text": b"not weights\n", "zeros": bytes(4096)}
+    path.write_bytes(contents.get(kind, b""))
+    if kind == "missing":
+        path.unlink()
     with pytest.raises(InputError, match=r"weights\.pth"):
         load_weights(build("asc"), path, HINT)
-
-
-@pytest.mark.parametrize("content", [b"not weights\n", b"\x80\x02}q\x00.", b"PK\x03\x04" + bytes(100), bytes(4096)])
-def test_files_that_are_no_weights_are_an_error(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"weights\.pth"):
-        load_weights(build("asc"), path, HINT)
-
-
-@pytest.mark.parametrize("name", ["nowhere.pth", "."])
-def test_missing_weights_are_an_error(tmp_path, name):
-    with pytest.raises(InputError, match="no such file") as error:
-        load_weights(build("asc"), tmp_path / name, HINT)
-    assert str(tmp_path / name) in str(error.value)

@@ -37,13 +37,6 @@ class TestManifest:
         Manifest(path, SETTINGS).save()
         return path
 
-    def test_directory_is_made_when_settings_are_saved(self, path):
-        manifest = Manifest(path, SETTINGS)
-        assert manifest.saved == {}
-        assert not path.parent.exists()
-        manifest.save(videos=5)
-        assert read_json(path) == {**SETTINGS, "videos": 5}
-
     @pytest.mark.parametrize("change", [{}, {"workers": 8}, {"new": 1}])
     def test_same_identity_is_accepted(self, saved, change):
         manifest = Manifest(saved, {**SETTINGS, **change}, IDENTITY)
@@ -83,12 +76,6 @@ class TestManifest:
         with Manifest(saved, SETTINGS).filling():
             pass
 
-    def test_interrupted_run_without_overwrite_resumes(self, path):
-        with pytest.raises(Interrupted), Manifest(path, SETTINGS).filling():
-            raise Interrupted
-        with Manifest(path, SETTINGS).filling():
-            assert read_json(path) == {**SETTINGS, "overwriting": False}
-
 
 class TestOutputDirectory:
     @pytest.fixture
@@ -111,9 +98,6 @@ class TestOutputDirectory:
         calls = []
         assert results.done(["c", "a"], lambda *call: calls.append(call)) == [False, None]
         assert calls == [(path.parent / "a.csv", 1)]
-
-    def test_nothing_is_done_with_overwrite(self, path):
-        assert self.open(path, overwrite=True).done(["a", "b"], lambda csv, video: True) == [False, False]
 
     def test_other_settings_are_refused(self, path):
         with pytest.raises(InputError, match="made with weights abc, now xyz"):
@@ -218,23 +202,6 @@ class TestStepCache:
         assert work.run() == repeated
         assert work.content() == fresh_content(work)
 
-    def test_a_step_may_leave_later_steps_valid(self, tmp_path):
-        def run(scores: int, plot: int) -> list[str]:
-            steps, done = StepCache(tmp_path, ["scores.txt", "plot.txt"]), []
-
-            def step(name: str, value: int) -> None:
-                path = tmp_path / f"{name}.txt"
-                steps.run(name, value, [path], lambda: done.append(write_text(path, "").stem), invalidates_later=False)
-
-            step("scores", scores)
-            step("plot", plot)
-            return done
-
-        assert run(1, 1) == ["scores", "plot"]
-        assert run(2, 1) == ["scores"]
-        assert run(2, 2) == ["plot"]
-        assert run(2, 2) == []
-
     @pytest.mark.parametrize(
         "stop", ["one", "after one", "two", "at first", "at second", "after two", "three", "after three"]
     )
@@ -245,19 +212,6 @@ class TestStepCache:
         assert work.content() == fresh_content(work)
         assert work.run() == []
 
-    def test_an_interrupted_step_keeps_its_files(self, work):
-        with pytest.raises(Interrupted):
-            work.run(stop="at first")
-        write_text(work.two / "first", "kept")
-        assert work.run() == ["two", "three"]
-        assert work.content()["two/first"] == "kept"
-
-    def test_files_of_a_step_interrupted_with_other_inputs_are_deleted(self, work):
-        with pytest.raises(Interrupted):
-            work.run(stop="at first")
-        assert work.run(b=2) == ["two", "three"]
-        assert work.content()["two/first"] == "first 2"
-
     def test_old_and_new_results_are_not_mixed(self, work):
         work.run()
         with pytest.raises(Interrupted):
@@ -266,13 +220,6 @@ class TestStepCache:
         assert "two/second" not in work.content()
         assert work.run(b=1) == ["two"]  # step three was never changed
         assert work.content() == fresh_content(work)
-
-    def test_missing_results_are_made_again(self, work):
-        work.run()
-        work.one.unlink()
-        assert work.run() == ["one"]
-        work.three.unlink()
-        assert work.run() == ["three"]
 
     def test_targets_of_links_are_not_deleted(self, work, tmp_path):
         write_text(tmp_path / "elsewhere" / "first", "mine")
@@ -322,8 +269,3 @@ class TestStepCache:
         StepCache(work.directory, [*Work.RESULTS])  # a run that ended before its first step leaves a lock
         assert work.run() == ["one", "two", "three"]
         assert work.content()["notes.txt"] == "mine"
-
-    def test_a_file_instead_of_the_directory_is_refused(self, work):
-        write_text(work.directory, "a file")
-        with pytest.raises(InputError, match="expected a directory"):
-            work.run()

@@ -1,6 +1,7 @@
 """Annotations: official and augmented csv files, read into one validated table of arrays."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,12 +65,6 @@ class FaceTable:
         return np.searchsorted(self.entity[self.track_rows], np.arange(len(self.entity_ids) + 1)).astype(np.int64)
 
     @cached_property
-    def _video_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) rows sorted by video, and (V + 1,) offset of each video in them."""
-        rows = np.argsort(self.video, kind="stable").astype(np.int32)
-        return rows, np.searchsorted(self.video[rows], np.arange(len(self.video_ids) + 1))
-
-    @cached_property
     def position(self) -> np.ndarray:
         """(N,) index of each row in its track."""
         position = np.empty(len(self), np.int32)
@@ -92,8 +87,7 @@ class FaceTable:
 
     def rows_of_video(self, video: int) -> np.ndarray:
         """Return the rows of a video, in the order of the file."""
-        rows, offsets = self._video_rows
-        return rows[offsets[video] : offsets[video + 1]]
+        return np.flatnonzero(self.video == video).astype(np.int32)
 
     def track_video(self) -> np.ndarray:
         """Return the video of each track, (E,) int32; -1 for tracks without rows."""
@@ -169,21 +163,17 @@ def find_annotations(source: str | Path) -> list[Path]:
     If `ava_activespeaker_<split>_augmented.csv` does not exist, the directory `<split>` next to it is used instead.
     Raises InputError.
     """
-    source = Path(source)
-    name = source.name
-    if not source.exists() and name.startswith("ava_activespeaker_") and name.endswith("_augmented.csv"):
-        directory = source.with_name(name.removeprefix("ava_activespeaker_").removesuffix("_augmented.csv"))
-        if not directory.is_dir():
-            raise InputError(f"{source}: no such file, and no directory {directory} of official annotations")
-        source = directory
-    if not source.is_dir():
-        if not source.exists():
-            raise InputError(f"{source}: no such file; expected an annotation csv or a directory of official ones")
-        return [source]
-    files = sorted(source.glob(f"*{OFFICIAL_SUFFIX}"))
-    if not files:
-        raise InputError(f"{source}: no files named <video_id>{OFFICIAL_SUFFIX} in this directory")
-    return files
+    path = Path(source)
+    augmented = re.fullmatch(r"ava_activespeaker_(.+)_augmented\.csv", path.name)
+    directory = path.with_name(augmented[1]) if augmented and not path.exists() else path
+    if directory.is_dir():
+        files = sorted(directory.glob(f"*{OFFICIAL_SUFFIX}"))
+        if not files:
+            raise InputError(f"{directory}: no files named <video_id>{OFFICIAL_SUFFIX} in this directory")
+        return files
+    if not path.exists():
+        raise InputError(f"{path}: no such file; expected an annotation csv or a directory of official ones")
+    return [path]
 
 
 def annotations_of(other: str, csv: str, split: str) -> str:
@@ -284,15 +274,8 @@ def _format(box: np.ndarray) -> str:
 
 def _recode(column: pd.Series, codes: dict[str, int]) -> np.ndarray:
     """Return the categories of a column as numbers (N,) int32. Adds new names to `codes` in order of appearance."""
-    used = column.cat.codes.to_numpy()
-    first = np.full(len(column.cat.categories), len(used))
-    np.minimum.at(first, used, np.arange(len(used)))
-    names = list(column.cat.categories)
-    table = np.zeros(len(names), np.int32)
-    for index in np.argsort(first):
-        if first[index] < len(used):
-            table[index] = codes.setdefault(names[index], len(codes))
-    return table[used]
+    local, names = pd.factorize(column)
+    return np.array([codes.setdefault(name, len(codes)) for name in names], np.int32)[local]
 
 
 def _refuse(bad: np.ndarray, file: Path, line: np.ndarray, problem: Callable[[int], str]) -> None:

@@ -43,28 +43,24 @@ def check_name(name: str, where: str) -> str:
 
 
 def require_text(path: Path) -> int:
-    """Count the lines of a text file. Raises InputError if it is missing, empty, truncated, binary or has CR line ends.
+    """Count the lines of a text file. Raises InputError if it is empty, truncated, binary or has CR line ends.
 
     Reads the file once, one megabyte at a time.
     """
-    _require_regular(path)
     last, lines = b"", 0
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                if b"\0" in chunk:
-                    line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
-                    raise InputError(f"{path}, line {line}: NUL byte; this is not a text file in UTF-8")
-                if b"\r" in chunk and chunk.count(b"\r") > chunk.count(b"\r\n") + chunk.endswith(b"\r"):
-                    line = lines + len(re.split(rb"\r(?!\n)", chunk)[0].split(b"\n"))
-                    raise InputError(f"{path}, line {line}: a carriage return without a line feed")
-                newlines = chunk.count(b"\n")
-                if len(chunk) == _CHUNK_BYTES and not newlines:
-                    raise InputError(f"{path}, line {lines + 1}: longer than {_CHUNK_BYTES} bytes")
-                lines += newlines
-                last = chunk[-1:]
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            if b"\0" in chunk:
+                line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
+                raise InputError(f"{path}, line {line}: NUL byte; this is not a text file in UTF-8")
+            if b"\r" in chunk and chunk.count(b"\r") > chunk.count(b"\r\n") + chunk.endswith(b"\r"):
+                line = lines + len(re.split(rb"\r(?!\n)", chunk)[0].split(b"\n"))
+                raise InputError(f"{path}, line {line}: a carriage return without a line feed")
+            newlines = chunk.count(b"\n")
+            if len(chunk) == _CHUNK_BYTES and not newlines:
+                raise InputError(f"{path}, line {lines + 1}: longer than {_CHUNK_BYTES} bytes")
+            lines += newlines
+            last = chunk[-1:]
     if not last:
         raise InputError(f"{path}: empty file")
     if last != b"\n":
@@ -86,14 +82,10 @@ def _last_line_is_complete(path: Path) -> bool:
     return bool(comma) and not is_number and b"," + name + b"\n" in earlier + b"\n"
 
 
-def _require_regular(path: Path) -> None:
-    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe could be read only once
-        raise InputError(f"{path}: not a regular file; write the data to one first")
-
-
 def first_fields(path: Path) -> list[str]:
     """Return the fields of the first line. Raises InputError if the file cannot be read."""
-    _require_regular(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe could be read only once
+        raise InputError(f"{path}: not a regular file; write the data to one first")
     try:
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader([file.readline(_CHUNK_BYTES), "\n"])
@@ -118,9 +110,9 @@ def read_table(
     numbers are NaN then, texts empty. A file without header has exactly the columns `names` (default: those of
     `columns`). Blank lines are skipped. Raises InputError with file and line.
     """
-    lines = require_text(path)
     names = names or list(columns)
     fields = first_fields(path)
+    lines = require_text(path)
     found = [_column_name(field, columns) for field in fields]
     header = next(iter(columns)) in fields or set(columns) <= {*found, *optional}
     absent = [name for name in optional if header and name not in found]

@@ -16,7 +16,7 @@ import pandas as pd
 from core.config import STE_FEATURES
 from core.formats.annotations import NO_LABEL, FaceTable, check_tracks
 from core.formats.csv_table import first_fields, read_table, write_csv
-from core.runtime.errors import InputError
+from core.runtime.errors import InputError, first_line
 from core.runtime.files import list_files, read_setting, replacing
 from core.runtime.progress import progress
 from core.runtime.weights import training_settings
@@ -41,21 +41,17 @@ def encoder_of(directory: str | Path) -> dict[str, str | None]:
     return {name: read_setting(directory, STE_FORWARD_SETTINGS, key) for name, key in keys.items()}
 
 
-def require_same_encoder(
-    first: dict, first_name: str | Path, second: dict, second_name: str | Path, allow: bool
-) -> None:
-    """Raise InputError if two records of `encoder_of` differ and this is not allowed; print a note if one is empty."""
-    records = {str(first_name): first, str(second_name): second}
-    for name, record in records.items():
-        if not record.get("encoder_sha256"):
-            print(f"note: {name}: no record of the encoder of the features; it must be the same in all stages")
+def require_same_encoder(records: dict[str | Path, dict], allow: bool) -> None:
+    """Raise InputError if two records of `encoder_of`, by source, differ; print a note if one is empty."""
+    uses = {}
+    for source, record in records.items():
+        sha256 = record.get("encoder_sha256")
+        if not sha256:
+            print(f"note: {source}: no record of the encoder of the features; it must be the same in all stages")
             return
-    if first["encoder_sha256"] != second["encoder_sha256"] and not allow:
-        uses = (
-            f"{record.get('encoder_weights')} ({record['encoder_sha256'][:8]}) for {name}"
-            for name, record in records.items()
-        )
-        raise InputError(f"two encoders: {', but '.join(uses)}; use the same one, or pass --allow-mismatch")
+        uses.setdefault(sha256, f"{record.get('encoder_weights')} ({sha256[:8]}) for {source}")
+    if len(uses) > 1 and not allow:
+        raise InputError(f"two encoders: {', but '.join(uses.values())}; use the same one, or pass --allow-mismatch")
 
 
 def require_trained_on(weights: str | Path, encoder: dict, context_stride: int, allow: bool) -> None:
@@ -64,7 +60,7 @@ def require_trained_on(weights: str | Path, encoder: dict, context_stride: int, 
     The settings of its training are those next to its weights. Without them, print a note.
     """
     trained = training_settings(weights)
-    require_same_encoder(encoder, "the features", trained, weights, allow)
+    require_same_encoder({"the features": encoder, weights: trained}, allow)
     stride = trained.get("skip_frames", trained.get("context_stride", context_stride))
     if stride != context_stride and not allow:
         advice = f"pass {stride}, or --allow-mismatch"
@@ -86,9 +82,8 @@ def feature_writer(
     logits = np.full((len(rows), 2), np.nan, np.float32)
     with replacing(npy_path) as temporary:
         features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
-        if hasattr(os, "posix_fallocate"):  # raises an error if the disk is full; writing to mapped memory would crash
-            with open(temporary, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        with open(temporary, "r+b") as file:  # an error if the disk is full; writing to mapped memory would crash
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         yield logits, features
         require_finite(table, rows, logits, directory)
         features.flush()
@@ -191,11 +186,12 @@ class FeatureStore:
 
 def store_digests(stores: dict[str, FeatureStore]) -> dict[str, str]:
     """Return digests of the rows and of the features of each split, for the settings of a training run."""
-    rows = {f"{split}_rows": store.table.digest() for split, store in stores.items()}
-    features = {
-        split: hashlib.blake2b("".join(store.digests).encode(), digest_size=16) for split, store in stores.items()
-    }
-    return {**rows, **{f"{split}_features": digest.hexdigest() for split, digest in features.items()}}
+    digests = {}
+    for split, store in stores.items():
+        digests[f"{split}_rows"] = store.table.digest()
+        features = hashlib.blake2b("".join(store.digests).encode(), digest_size=16)
+        digests[f"{split}_features"] = features.hexdigest()
+    return digests
 
 
 def _digest(frame: pd.DataFrame) -> str:
@@ -243,14 +239,12 @@ def _map_array(path: Path, rows: int) -> np.ndarray:
             warnings.simplefilter("error")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy evaluates the header, which may contain anything
-        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise InputError(f"{path}: cannot be read as an array: {reason.splitlines()[0]}") from None
-    expected = f"expected float32 ({rows}, {STE_FEATURES}), one row for each of {path.stem}.csv"
+        raise InputError(f"{path}: cannot be read as an array: {first_line(error)}") from None
+    expected = f"expected float32 ({rows}, {STE_FEATURES}) in row order, one row for each of {path.stem}.csv"
     if not isinstance(array, np.memmap):
         raise InputError(f"{path}: not a single array; {expected}")
     if array.dtype not in _FLOATS or array.shape != (rows, STE_FEATURES) or not array.flags.c_contiguous:
-        order = "" if array.flags.c_contiguous else " in column order"
-        raise InputError(f"{path}: {array.dtype} {array.shape}{order}; {expected}")
+        raise InputError(f"{path}: {array.dtype} {array.shape}; {expected}")
     if os.path.getsize(path) != array.offset + array.nbytes:
         raise InputError(f"{path}: larger than the {rows} rows of its header")
     return array

@@ -33,36 +33,31 @@ def read_logits(directory: str | Path) -> pd.DataFrame:
     files = list_csv_files(directory, "one <video_id>.csv per video")
     parts = []
     for file in progress(files, desc="reading predictions", unit="video", leave=False):
-        parts.append(_read_rows(file)[["video_id", "frame_timestamp", "entity_id", *LOGIT_COLUMNS]])
+        if len(first_fields(file)) == len(_PREDICTION_COLUMNS):
+            frame = read_table(file, _PREDICTION_COLUMNS).assign(video_id=file.stem)
+        else:
+            frame = read_table(file, FEATURE_COLUMNS, TEXT_COLUMNS)
+        frame = frame.astype({"video_id": object, "entity_id": object})
+        parts.append(frame[["video_id", "frame_timestamp", "entity_id", *LOGIT_COLUMNS]])
     return pd.concat(parts, ignore_index=True)
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
-    """Read the rows of a video: the columns `FEATURE_COLUMNS`, without label_id if the file has none."""
-    if len(first_fields(path)) == len(_PREDICTION_COLUMNS):
-        frame = read_table(path, _PREDICTION_COLUMNS)
-        frame.insert(0, "video_id", path.stem)
-    else:
-        frame = read_table(path, FEATURE_COLUMNS, TEXT_COLUMNS)
-    return frame.astype({"video_id": object, "entity_id": object})
-
-
 def holds_rows(path: Path, table: FaceTable, usable: FaceTable, video: int) -> bool:
-    """Return True if a file of features or predictions has all usable rows of a video with their labels.
+    """Return True if a file of features has all usable rows of a video with their labels.
 
     It may have other rows of the table too. Raises InputError if the file is invalid.
     """
-    found = _read_rows(path)
 
     def rows_of(frame: pd.DataFrame) -> set[tuple]:
-        columns = [name for name in ("video_id", "frame_timestamp", "entity_id", "label_id") if name in found]
-        return set(frame[columns].itertuples(index=False, name=None))
+        columns = frame[["video_id", "frame_timestamp", "entity_id", "label_id"]]
+        return set(columns.itertuples(index=False, name=None))
 
     def rows_in(table: FaceTable) -> set[tuple]:
         rows = table.rows_of_video(video)
         return rows_of(table.keys(rows).assign(label_id=table.target[rows].astype(float)))
 
-    return rows_in(usable) <= rows_of(found) <= rows_in(table)
+    found = rows_of(read_table(path, FEATURE_COLUMNS, TEXT_COLUMNS))
+    return rows_in(usable) <= found <= rows_in(table)
 
 
 def write_scores(path: str | Path, ground_truth: str | Path, table: FaceTable, scores: np.ndarray) -> None:

@@ -1,7 +1,5 @@
 """A training run on disk: weights of every epoch, the log, and the checkpoint to resume from."""
 
-import os
-import shutil
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -51,7 +49,7 @@ class TrainingRun:
             advice = "pass --resume to continue it, or another --models-out"
             raise InputError(f"{self.directory}: already holds a run ({found[-1]}); {advice}")
         if not self.path.exists():
-            if found not in ([], ["1.pth"]):  # a run killed in its first epoch may leave 1.pth
+            if not {"1.pth", BEST_FILE}.issuperset(found):  # a run killed in its first epoch may leave them
                 raise InputError(f"{self.directory}: weights without {CHECKPOINT_FILE}; choose another --models-out")
             return None
         state = load_checkpoint(self.path)
@@ -94,6 +92,8 @@ class TrainingRun:
         self.log = [*self.log, row]
         if distributed.is_main_process():
             self._save(states["model"], f"{self.epoch}.pth")
+            if self.best_epoch == self.epoch:
+                self._save(states["model"], BEST_FILE)
             state = {**states, "log": self.log, "settings": self.settings, "rng": torch.get_rng_state()}
             self._save(state, CHECKPOINT_FILE)
             self._write_log()
@@ -113,8 +113,6 @@ class TrainingRun:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
             raise self._broken() from None
         if distributed.is_main_process():
-            if not (self.directory / f"{self.epoch}.pth").exists():
-                self._save(self.state["model"], f"{self.epoch}.pth")
             self._write_log()
         self.state = None
 
@@ -124,14 +122,5 @@ class TrainingRun:
         write_bytes(self.directory / name, buffer.getbuffer(), durable=True)
 
     def _write_log(self) -> None:
-        """Write the log, and make best.pth a link to the weights of the best epoch, or a copy of them."""
-        best = self.directory / f"{self.best_epoch}.pth"
-        if best.exists():
-            with replacing(self.directory / BEST_FILE) as temporary:
-                temporary.unlink(missing_ok=True)  # of a killed process
-                try:
-                    os.link(best, temporary)
-                except OSError:  # the file system has no links
-                    shutil.copyfile(best, temporary)
         with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")

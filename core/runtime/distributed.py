@@ -7,7 +7,6 @@ environment of a launcher. If a rank dies, torchrun, `srun --kill-on-bad-exit` o
 import contextlib
 import ctypes
 import functools
-import heapq
 import os
 import secrets
 import signal
@@ -153,10 +152,10 @@ def local_items(costs: Sequence[float]) -> list[int]:
 def partition(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     """Split items into one list per rank: each item, the most expensive first, to the rank with the lowest total."""
     result: list[list[int]] = [[] for _ in range(num_ranks)]
-    totals = [(0.0, 0, rank) for rank in range(num_ranks)]
+    totals = [0.0] * num_ranks
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
-        total, count, rank = totals[0]
-        heapq.heapreplace(totals, (total + costs[item], count + 1, rank))
+        rank = min(range(num_ranks), key=lambda rank: (totals[rank], len(result[rank])))
+        totals[rank] += costs[item]
         result[rank].append(item)
     return result
 

@@ -67,19 +67,17 @@ def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
     own = model.state_dict()
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     state = {**counters, **state}
-    for name, value in own.items():
-        found = state.get(name)
-        if not isinstance(found, torch.Tensor):
-            other = "".join(f", with {str(name)[:40]}" for name in [name for name in state if name not in own][:1])
-            raise InputError(f"{path}: parameter {name} is missing; these are weights of another network{other}")
-        if found.shape != value.shape:
-            shapes = f"{tuple(found.shape)}, expected {tuple(value.shape)}"
-            raise InputError(f"{path}: {name} has shape {shapes}: {hint}")
-    unexpected = [name for name in state if name not in own]
-    if unexpected:
-        raise InputError(f"{path}: unexpected parameter {unexpected[0]}; these are weights of another network")
+    for name in {**own, **state}:
+        found, expected = _shape(state.get(name)), _shape(own.get(name))
+        if found != expected:
+            reason = "these are weights of another network" if None in (found, expected) else hint
+            raise InputError(f"{path}: {name} has shape {found}, expected {expected}: {reason}")
     model.load_state_dict(state)
     return sha256(path)
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def training_settings(weights: str | Path) -> dict:
