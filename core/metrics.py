@@ -2,12 +2,10 @@
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import median_filter
 
-from core.contexts import window
 from core.formats.annotations import FaceTable
 from core.runtime.errors import InputError
-
-_VALUES_PER_STEP = 1 << 20  # median-filter windows are built in parts of this size to bound memory
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,15 +62,11 @@ def speaking_score(logits: np.ndarray) -> np.ndarray:
 def smooth_tracks(values: np.ndarray, table: FaceTable, width: int) -> np.ndarray:
     """Apply a median filter of odd width, in rows, along each track and never across tracks.
 
-    values (N, ...) in the row order of the table.
+    values (N, ...) in the row order of the table. The first and last rows of a track are repeated at its ends.
     """
-    length = np.diff(table.track_offsets)
     smooth = np.empty_like(values)
-    step = max(1, _VALUES_PER_STEP // width)
-    for start in range(0, len(table), step):
-        part = slice(start, start + step)
-        entity = table.entity[part]
-        positions = window(table.position[part], length[entity], width)
-        rows = table.track_rows[table.track_offsets[entity][:, None] + positions]  # (n, width)
-        smooth[part] = np.partition(values[rows], width // 2, axis=1)[:, width // 2]
+    size = (width, *[1] * (values.ndim - 1))
+    for entity in np.unique(table.entity):
+        rows = table.rows_of_track(entity)
+        smooth[rows] = median_filter(values[rows], size, mode="nearest")
     return smooth

@@ -79,8 +79,8 @@ class NonLocalBlock(nn.Module):
         self.omega, self.omega_bn = nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, C, L, S) -> the same shape. Fastest for x in channels_last memory format."""
-        x = x.permute(0, 2, 3, 1)  # (B, L, S, C)
+        """x (B, C, L, S) -> the same shape."""
+        x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (B, L, S, C)
         _, length, speakers, _ = x.shape
         theta = _pointwise(self.theta, self.theta_bn, x).flatten(1, 2)  # (B, L*S, hidden)
         phi = _pointwise(self.phi, self.phi_bn, x).flatten(1, 2)

@@ -29,18 +29,9 @@ def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def evaluation_clip(images: list[Image.Image]) -> np.ndarray:
-    """T crops of any size -> (T, 3, 144, 144) uint8."""
-    return to_array([resize(image) for image in images])
-
-
-def resize(image: Image.Image) -> Image.Image:
-    """Resize to 144 x 144 with Pillow's bicubic filter, as the released weights expect."""
-    return image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)
-
-
-def to_array(images: list[Image.Image]) -> np.ndarray:
-    """n RGB images of 144 x 144 -> (n, 3, 144, 144) uint8."""
-    return np.ascontiguousarray(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2))
+    """T crops of any size -> (T, 3, 144, 144) uint8, by Pillow's bicubic filter, as the released weights expect."""
+    resized = [np.asarray(image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)) for image in images]
+    return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))
 
 
 def training_clip(images: list[Image.Image]) -> np.ndarray:
@@ -49,7 +40,7 @@ def training_clip(images: list[Image.Image]) -> np.ndarray:
 
 
 def fast_resize(image: np.ndarray) -> np.ndarray:
-    """Resize (h, w, 3) uint8 to (3, 144, 144) with torch's bicubic filter, three times as fast as `resize`.
+    """Resize (h, w, 3) uint8 to (3, 144, 144) with torch's bicubic filter, three times as fast as Pillow's.
 
     torch rounds the filter weights to 16 bits and always resizes rows first, which Pillow 13 does not for tall images,
     so a few values are one grey level off Pillow's. For training only.

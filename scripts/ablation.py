@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> int:
     write_bytes(output_dir / "ablation.md", text.encode())
     without_nan = table.astype(object).where(table.notna(), None)  # JSON has no NaN
     write_json(output_dir / "ablation.json", {**vars(args), "table": without_nan.to_dict("records")})
-    plot_ablation(output_dir / "ablation.png", table, [ablation.STE])
+    plot_ablation(output_dir / "ablation.png", table, ablation.STE)
     print(f"\n{text}\n{time.monotonic() - started:.0f} s; results: {output_dir}/ablation.md, .json, .png")
     return 0
 

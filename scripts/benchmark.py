@@ -145,7 +145,8 @@ def make_videos(directory: Path, seconds: int) -> list[Path]:
     try:
         with av.open(video, format="lavfi") as images, av.open(audio, format="lavfi") as noise:
             frames = (frame.to_ndarray(format="bgr24") for frame in images.decode(video=0))
-            encode_video(part, frames, (1280, 720), FPS, noise.decode(audio=0))
+            samples = (np.rint(32767 * frame.to_ndarray()[0]).astype(np.int16) for frame in noise.decode(audio=0))
+            encode_video(part, frames, (1280, 720), FPS, samples, 44_100)
         repeat_video(part, paths[0], seconds)
     except (av.FFmpegError, ValueError) as error:
         raise RunError(str(error)) from None

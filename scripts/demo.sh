@@ -5,7 +5,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/demo.sh [--seed K] [--root DIR] [--pictures DIR]
+usage: bash scripts/demo.sh [--seed K] [--root DIR]
 
 Creates .venv and a synthetic mini AVA, trains both networks from random weights, and runs all nine stages. It ends with
 a table of mAP, plots of the scores, and a video with marked speakers. It uses the first CUDA device if there is one,
@@ -13,18 +13,16 @@ else the CPU, and takes 4 to 10 minutes on two cores.
 
   --seed K        random seed (default: 0)
   --root DIR      output directory (default: demo/seed_K); to resume, run the same command again
-  --pictures DIR  also write the figures of the README to this directory
 
 Environment variables for other sizes: DEMO_VIDEOS DEMO_SECONDS DEMO_STE_EPOCHS DEMO_ASC_EPOCHS
 TEXT
 }
 
-seed=0 root='' figures=''
+seed=0 root=''
 while (($#)); do
     case $1 in
         --seed) seed=${2:?--seed needs a number} && shift 2 ;;
         --root) root=${2:?--root needs a directory} && shift 2 ;;
-        --pictures) figures=${2:?--pictures needs a directory} && shift 2 ;;
         -h | --help) usage && exit ;;
         *) usage >&2 && exit 2 ;;
     esac
@@ -66,27 +64,3 @@ run "Active speakers in one video" scripts/detect_speakers.py "$videos/$video.mp
     --asc-weights "$models/ASC_len_11_stride_4_speakers_3/$asc_epochs.pth"
 printf '\nDone in %d s. See %s/scores_*.png and %s/%s_speakers.mp4\n' $((SECONDS - started)) \
     "$results" "$speakers" "$video"
-
-if [[ -n $figures ]]; then
-    mkdir -p -- "$figures"
-    cp -- "$results/precision_recall.png" "$figures/demo_precision_recall.png"
-    cp -- "$results/scores_$video.png" "$figures/demo_scores.png"
-    cp -- "$speakers/timeline.png" "$figures/demo_timeline.png"
-    # The frame with the largest difference in score.
-    .venv/bin/python - "$speakers" "$video" "$figures/demo_frame.jpg" <<'PYTHON'
-import sys
-from pathlib import Path
-
-import cv2
-import pandas as pd
-
-from core.media.reader import VideoReader
-
-directory, video, target = sys.argv[1:]
-scores = pd.read_csv(Path(directory, "tracks.csv")).groupby("frame_timestamp")["score"]
-with VideoReader(Path(directory, f"{video}_speakers.mp4")) as reader:
-    image = next(reader.frames([(scores.max() - scores.min()).idxmax()], seek_gap=60.0))
-cv2.imwrite(target, image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-PYTHON
-    printf 'Figures of the README: %s\n' "$figures"
-fi

@@ -34,6 +34,7 @@ from core.runtime import cli
 from core.runtime.device import device_label, get_device
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import require_distinct, require_file
+from core.runtime.jobs import run_in_process
 from core.runtime.weights import load_weights
 
 RESULT_SETTINGS = (
@@ -63,7 +64,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--duration", type=cli.positive_float, help=duration_help)
     min_track, min_face = tracking_params["min_track"], tracking_params["min_face"]
     parser.add_argument("--min-track", type=cli.seconds, default=min_track, help="minimum seconds of a track")
-    face_help = "minimum width and height of a face, in pixels"
+    face_help = "minimum shorter side of the final boxes in pixels (median of the track)"
     parser.add_argument("--min-face", type=cli.integer(0), default=min_face, help=face_help)
     parser.add_argument("--clip-length", type=cli.odd_positive, default=defaults["clip_length"], help="crops in a clip")
     parser.add_argument("--clips", type=cli.odd_positive, default=defaults["clips"], help="steps in a context")
@@ -115,14 +116,9 @@ def require_files(args: argparse.Namespace) -> None:
         raise InputError(f"no such file: {files}; to download: bash scripts/downloads.sh {downloads}{advice}")
 
 
-@torch.inference_mode()
-def main(args: argparse.Namespace) -> int:
-    cli.print_settings(vars(args))
+def load_models(args: argparse.Namespace):
+    """Return the device, both networks, the hashes of their weights, and the face detector (None with --tracks)."""
     device = get_device(args.cuda_device)
-
-    # Check all input before the first step, which may take minutes.
-    jobs = output_dirs(args)
-    require_files(args)
     encoder, network = short_term_encoder(args.clip_length), active_speakers_context(args.clips, args.speakers)
     hint = f"were they trained with --clip-length {args.clip_length}?"
     ste_sha256 = load_weights(encoder, args.ste_weights, hint)
@@ -131,42 +127,57 @@ def main(args: argparse.Namespace) -> int:
     record = {"encoder_sha256": ste_sha256, "encoder_weights": args.ste_weights}
     require_trained_on(args.asc_weights, record, args.time_stride, args.allow_mismatch)
     detector = None if args.tracks else FaceDetector(Path(args.face_detector))
+    return device, encoder, network, ste_sha256, asc_sha256, detector
 
-    def detect(video: Path, output_dir: Path) -> int:
-        require_file(video, "a video")
-        require_distinct([args.tracks], {"tracks.csv in --output-dir": output_dir / "tracks.csv"})
-        own = {"video": str(video), "output_dir": str(output_dir)}
-        detection = SpeakerDetection(video, output_dir, vars(args) | own)
-        print(device_label(device))
-        detection.detect_shots()
-        if detector is None:
-            detection.load_tracks(args.tracks, args.clip_boxes)
-        else:
-            detection.detect_faces(detector, min_track=args.min_track, min_face=args.min_face)
-        if len(detection.rows):
-            detection.extract_audio()
-            detection.extract_clips()
-            encoder.to(device, memory_format=torch.channels_last).eval()
-            options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
-            detection.encode(encoder, ste_sha256, args.clip_length, device, **options)
-            network.to(device).eval()
-            shape = (args.clips, args.time_stride, args.speakers)
-            detection.predict(network, asc_sha256, shape, args.seed, device, ASC_forward_params["batch_size"])
-        scores = detection.scores(args.smoothing)
-        settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
-        settings |= {"ste_weights_sha256": ste_sha256, "asc_weights_sha256": asc_sha256}
-        settings["face_detector_sha256"] = detector and detector.sha256
-        detection.write_results(scores, args.threshold, settings)
-        detection.write_marked_video(scores, args.smoothing, args.threshold)
-        return detection.print_summary()
 
+def check_models(args: argparse.Namespace) -> None:
+    """Raise InputError if the device or a file of weights cannot be used."""
+    load_models(args)
+
+
+@torch.inference_mode()
+def detect(args: argparse.Namespace, video: Path, output_dir: Path) -> int:
+    """Write all output of one video. Returns the exit status."""
+    device, encoder, network, ste_sha256, asc_sha256, detector = load_models(args)
+    require_file(video, "a video")
+    require_distinct([args.tracks], {"tracks.csv in --output-dir": output_dir / "tracks.csv"})
+    detection = SpeakerDetection(video, output_dir, vars(args) | {"video": str(video), "output_dir": str(output_dir)})
+    print(device_label(device))
+    detection.detect_shots()
+    if detector is None:
+        detection.load_tracks(args.tracks, args.clip_boxes)
+    else:
+        detection.detect_faces(detector, min_track=args.min_track, min_face=args.min_face)
+    if len(detection.rows):
+        detection.extract_crops()
+        detection.extract_audio()
+        encoder.to(device, memory_format=torch.channels_last).eval()
+        options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
+        detection.encode(encoder, ste_sha256, args.clip_length, device, **options)
+        network.to(device).eval()
+        shape = (args.clips, args.time_stride, args.speakers)
+        detection.predict(network, asc_sha256, shape, args.seed, device, ASC_forward_params["batch_size"])
+    scores = detection.scores(args.smoothing)
+    settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
+    settings |= {"ste_weights_sha256": ste_sha256, "asc_weights_sha256": asc_sha256}
+    settings["face_detector_sha256"] = detector and detector.sha256
+    detection.write_results(scores, args.threshold, settings)
+    detection.write_marked_video(scores, args.smoothing, args.threshold)
+    return detection.print_summary()
+
+
+def main(args: argparse.Namespace) -> int:
+    cli.print_settings(vars(args))
+    jobs = output_dirs(args)
+    require_files(args)
     if len(jobs) == 1:
-        return detect(*jobs[0])
+        return detect(args, *jobs[0])
+    run_in_process(check_models, args)  # before the first video, which may take hours
     failures = []
     for number, (video, output_dir) in enumerate(jobs, 1):
         print(one_line(f"video {number} of {len(jobs)}: {video}"))
         try:
-            if detect(video, output_dir):
+            if run_in_process(detect, args, video, output_dir):
                 failures.append(f"{video}: some rows could not be extracted")
         except Exception as error:
             message, _ = cli.describe_failure(error)

@@ -20,7 +20,6 @@ import argparse
 import json
 import shlex
 import sys
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.formats.annotations import LABELS, OFFICIAL_SUFFIX
+from core.formats.annotations import OFFICIAL_SUFFIX
 from core.runtime import cli
 from core.runtime.errors import InputError
 from core.runtime.files import list_files
@@ -46,15 +45,6 @@ def claim_root(root: Path, settings: dict) -> None:
         raise InputError(f"{root}: not made by this script; choose another --root")
     manifest.require_same("choose another --root")
     manifest.save()
-
-
-def print_summary(root: Path, num_videos: int) -> None:
-    files = sorted(root.glob(f"csv/*/*{OFFICIAL_SUFFIX}"))
-    rows = [line.split(",") for file in files for line in file.read_text().splitlines()]
-    labels, tracks = Counter(row[6] for row in rows), len({row[7] for row in rows})
-    print(f"{root}: {num_videos} videos, {tracks} tracks, {len(rows)} rows")
-    print(", ".join(f"{label} {labels[label] / len(rows):.1%}" for label in LABELS))
-    print(f"next: export ASC_DATA_ROOT={shlex.quote(str(root))}; python data/extract_audio_tracks.py")
 
 
 def get_args_parser() -> cli.Parser:
@@ -79,7 +69,8 @@ def main(args: argparse.Namespace) -> None:
         csv = root / "csv" / ("train" if index < num_train else "val") / f"{path.stem}{OFFICIAL_SUFFIX}"
         if path.name not in existing or not csv.exists():
             write_video(path, csv, plan_video(rng, scenario, round(args.seconds * FPS)))
-    print_summary(root, args.videos)
+    print(f"{root}: {args.videos} videos")
+    print(f"next: export ASC_DATA_ROOT={shlex.quote(str(root))}; python data/extract_audio_tracks.py")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/plot_training.py ava/models/ste_encoder
     python scripts/plot_training.py one/ste_encoder other/ste_encoder --output runs.png
 
-Stars mark the epoch with the best validation AP.
+The legend names the epoch with the best validation AP of each run.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pandas as pd
 
 from core.formats.csv_table import first_fields, read_table, require_text
 from core.reports.report import display_names
-from core.reports.training_plots import best_text, is_curve, plot_training
+from core.reports.training_plots import best_text, plot_training
 from core.runtime import cli
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import list_files, require_distinct, write_json
@@ -54,7 +54,7 @@ def read_log(path: Path) -> pd.DataFrame:
     Raises InputError with file and line.
     """
     names = first_fields(path)
-    curves = [name for name in names if is_curve(name)]
+    curves = [name for name in names if name.startswith(("train_", "val_"))]
     if "epoch" not in names or not curves:
         require_text(path)  # raises a more specific error if the file is not text
         columns = "epoch, learning_rate and train_<metric> or val_<metric>"

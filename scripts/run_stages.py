@@ -119,13 +119,12 @@ def main(args: argparse.Namespace) -> int:
         words = [str(word) for word in command]
         print(f"\n== {stage} {title}\n$ ASC_DATA_ROOT={shlex.quote(config.DATA_ROOT)} python {shlex.join(words)}")
         status = run(words)
-        if status == 1 and stage <= 3:  # some items failed
-            if args.skip_missing:
-                continue
-            advice = "fix the failures above and run the same command again, or pass --skip-missing to continue"
-        else:
-            advice = "fix the error above and run the same command again"
+        some_failed = status == 1 and stage <= 3
+        if some_failed and args.skip_missing:
+            continue
         if status and status != INTERRUPTED:
+            advice = "fix the errors above and run the same command again"
+            advice += ", or pass --skip-missing to continue" if some_failed else ""
             print(f"error: stage {stage} ({title}) ended with exit status {status}: {advice}", file=sys.stderr)
         if status:
             return status

@@ -46,44 +46,21 @@ def stores(root) -> dict[str, FeatureStore]:
     return {split: FeatureStore(root / "features") for split in ("train", "val")}
 
 
-class TestNetwork:
-    def test_released_network_is_the_default(self):
-        torch.manual_seed(0)
-        default = active_speakers_context(5, 2).state_dict()
-        torch.manual_seed(0)
-        both = active_speakers_context(5, 2, pairwise=True, temporal=True).state_dict()
-        assert list(default) == list(both)
-        assert all(torch.equal(default[name], both[name]) for name in default)
-
-    @pytest.mark.parametrize(("pairwise", "temporal"), [(True, False), (False, True), (False, False)])
-    def test_a_missing_refinement_has_no_parameters(self, pairwise, temporal):
-        paper = {name: list(value.shape) for name, value in ASC_Net(5, 2).state_dict().items()}
-        state = ASC_Net(5, 2, pairwise=pairwise, temporal=temporal).state_dict()
-        off = [part for part, on in (("sat.", pairwise), ("lstm.", temporal)) if not on]
-        expected = {name: shape for name, shape in paper.items() if not name.startswith(tuple(off))}
-        if not temporal:
-            expected["fc_final.weight"] = [2, 1024 * 5 * 2]
-        assert {name: list(value.shape) for name, value in state.items()} == expected
-
-    def test_without_refinements_the_network_is_a_linear_layer(self):
-        model = ASC_Net(5, 2, pairwise=False, temporal=False).eval()
-        x = torch.randn(3, 1024, 5, 2)
-        weight = model.fc_final.weight.view(2, 5, 2, 1024)  # the speaker varies fastest
-        expected = torch.einsum("bcls,olsc->bo", x, weight) + model.fc_final.bias
-        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-4)
-
-    @pytest.mark.parametrize("pairwise", [True, False])
-    def test_each_refinement_computes_the_same_without_the_other(self, pairwise):
-        torch.manual_seed(0)
-        paper = active_speakers_context(5, 2).eval()
-        alone = ASC_Net(5, 2, pairwise=pairwise, temporal=not pairwise).eval()
-        own = [name for name in alone.state_dict() if not name.startswith("fc_final.")]
-        alone.load_state_dict({**alone.state_dict(), **{name: paper.state_dict()[name] for name in own}})
-        x = torch.randn(3, 1024, 5, 2)
-        with torch.inference_mode():
-            refined = (paper.sat(x) if pairwise else x).permute(0, 2, 3, 1).flatten(1, 2)
-            refined = refined if pairwise else paper.lstm(refined)[0]
-            torch.testing.assert_close(alone(x), alone.fc_final(refined.flatten(1)), rtol=0, atol=1e-5)
+@pytest.mark.parametrize(("pairwise", "temporal"), [(True, False), (False, True), (False, False)])
+def test_network_without_refinements(pairwise, temporal):
+    """The others have the same parameters and compute the same; without any, the network is a linear layer."""
+    torch.manual_seed(0)
+    paper = active_speakers_context(5, 2).eval()
+    model = ASC_Net(5, 2, pairwise=pairwise, temporal=temporal).eval()
+    off = [part for part, on in (("sat.", pairwise), ("lstm.", temporal), ("fc_final.", False)) if not on]
+    shared = {name: value for name, value in paper.state_dict().items() if not name.startswith(tuple(off))}
+    own = {name: value for name, value in model.state_dict().items() if name.startswith("fc_final.")}
+    model.load_state_dict({**shared, **own})
+    x = torch.randn(3, 1024, 5, 2)
+    with torch.inference_mode():
+        refined = (paper.sat(x) if pairwise else x).permute(0, 2, 3, 1).flatten(1, 2)  # the speaker varies fastest
+        refined = paper.lstm(refined)[0] if temporal else refined
+        torch.testing.assert_close(model(x), model.fc_final(refined.flatten(1)), rtol=0, atol=1e-5)
 
 
 class TestVariants:

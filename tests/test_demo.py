@@ -7,24 +7,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT
 
-from core.detection.tracks import box_iou
 from core.formats.annotations import read_annotations
-from core.formats.features import FeatureStore
 
 pytestmark = pytest.mark.slow
-STE, ASC = "models/ste_encoder/24.pth", "models/ASC_len_11_stride_4_speakers_3/3.pth"
 ROWS_PER_SECOND = 25
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, str]:
-    """Returns the output directory, with the README's figures in `figures`, and the printed text."""
+    """Returns the output directory and the printed text."""
     root = tmp_path_factory.mktemp("demo") / "ava"
-    command = ["bash", str(ROOT / "scripts" / "demo.sh"), "--root", str(root), "--pictures", str(root / "figures")]
+    command = ["bash", str(ROOT / "scripts" / "demo.sh"), "--root", str(root)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DEMO_")}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2400, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -47,33 +43,8 @@ def test_table_and_plots_of_both_networks(demo):
     assert 1 <= len(worst) <= 5
     scores = {path.name for path in (root / "results").glob("scores_*.png")}
     assert scores == {f"scores_{video}.png" for video in worst}
-    for name in (*scores, "precision_recall.png", "breakdown.png", "score_histograms.png"):
+    for name in (*scores, "precision_recall.png", "breakdown.png"):
         assert is_drawing(root / "results" / name)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_every_row_has_a_crop_and_features(demo, split):
-    root, _ = demo
-    table = read_annotations(root / "csv" / split)
-    for track, name in enumerate(table.entity_ids):
-        crops = {path.name for path in (root / "instance_crops_time" / split / name).iterdir()}
-        assert crops == {f"{float(timestamp)}.jpg" for timestamp in table.timestamp[table.rows_of_track(track)]}
-        assert (root / "instance_wavs_time" / split / f"{name}.wav").stat().st_size > 44
-    store = FeatureStore(root / "ste_features" / split)
-    assert store.table.timestamp.tolist() == table.timestamp.tolist()
-    assert np.isfinite(store.gather(np.arange(len(table)))).all()
-
-
-def test_predictions_have_the_rows_of_the_ground_truth(demo):
-    root, _ = demo
-    truth = pd.read_csv(root / "results" / "ground_truth_val.csv", header=None)
-    annotations = pd.concat(pd.read_csv(path, header=None) for path in sorted((root / "csv" / "val").iterdir()))
-    assert truth.to_numpy().tolist() == annotations.to_numpy().tolist()
-    for name in ("ste", "asc"):
-        predictions = pd.read_csv(root / "results" / f"{name}_predictions_val.csv", header=None)
-        assert predictions[[0, 1, 7]].equals(truth[[0, 1, 7]])
-        assert set(predictions[6]) == {"SPEAKING_AUDIBLE"}
-        assert predictions[8].between(0, 1).all()
 
 
 def test_both_networks_are_far_above_chance(demo):
@@ -83,67 +54,16 @@ def test_both_networks_are_far_above_chance(demo):
         assert saved["predictions"][f"{name}_predictions_val"]["mAP"] > saved["chance"] + 0.2
 
 
-def speech_overlap(root: Path, output: Path, entities: dict[str, str] | None = None) -> np.ndarray:
-    """Return the intersection and the union, in seconds, of detected and annotated speech.
-
-    `entities` maps detected tracks to annotated tracks; the default is the same name.
-    """
-    speakers = json.loads((output / "speakers.json").read_text())
+def test_speech_segments_overlap_with_the_labels(demo):
+    root, _ = demo
+    speakers = json.loads((root / "own_video" / "speakers.json").read_text())
     table = read_annotations(root / "csv" / "val" / f"{speakers['video']['id']}-activespeaker.csv")
     detected = np.zeros(len(table), bool)
     for track in speakers["tracks"]:
-        name = (entities or {}).get(track["id"], track["id"])
-        if name in table.entity_ids:
-            rows = table.entity == table.entity_ids.index(name)
-            for segment in track["speaking"]:
-                start, end = segment["start"] - 1e-6, segment["end"] - 1e-6
-                detected |= rows & (table.timestamp >= start) & (table.timestamp < end)
+        rows = table.entity == table.entity_ids.index(track["id"])
+        for segment in track["speaking"]:
+            start, end = segment["start"] - 1e-6, segment["end"] - 1e-6
+            detected |= rows & (table.timestamp >= start) & (table.timestamp < end)
     annotated = table.is_speaking
-    return np.array([(detected & annotated).sum(), (detected | annotated).sum()]) / ROWS_PER_SECOND
-
-
-def test_speech_segments_on_annotated_tracks(demo):
-    root, _ = demo
-    intersection, union = speech_overlap(root, root / "own_video")
-    assert union > 2
-    assert intersection / union > 0.4
-
-
-def match_tracks(root: Path, output: Path, video: str) -> dict[str, str]:
-    """Map each detected track to the annotated track that it overlaps most."""
-    table = read_annotations(root / "csv" / "val" / f"{video}-activespeaker.csv")
-    tracks = read_annotations(output / "tracks.csv")
-    matches = {}
-    for track, name in enumerate(tracks.entity_ids):
-        rows = tracks.rows_of_track(track)
-        overlap = np.zeros(len(table.entity_ids))
-        for row in rows:
-            same_time = np.flatnonzero(table.timestamp == tracks.timestamp[row])
-            np.add.at(overlap, table.entity[same_time], box_iou(tracks.box[row][None], table.box[same_time])[0])
-        if overlap.max() > 0.4 * len(rows):
-            matches[name] = table.entity_ids[overlap.argmax()]
-    return matches
-
-
-def test_speech_segments_on_detected_tracks(demo, test_data, tmp_path):
-    root, _ = demo
-    total = np.zeros(2)
-    for csv in sorted((root / "csv" / "val").iterdir())[:2]:
-        video = csv.name.removesuffix("-activespeaker.csv")
-        path, output = root / "videos" / "trainval" / f"{video}.mp4", tmp_path / video
-        weights = ("--ste-weights", root / STE, "--asc-weights", root / ASC)
-        detector = ("--face-detector", test_data / "models" / "yunet_n_640_640.onnx")
-        result = run_script("scripts/detect_speakers.py", path, "cpu", "--output-dir", output, *weights, *detector)
-        assert result.returncode == 0, result.stderr
-        matches = match_tracks(root, output, video)
-        assert len(set(matches.values())) > 0.6 * len(read_annotations(csv).entity_ids)
-        total += speech_overlap(root, output, matches)
-    assert total[0] / total[1] > 0.4
-
-
-def test_figures_of_the_readme(demo):
-    root, _ = demo
-    for name in ("demo_precision_recall.png", "demo_scores.png", "demo_timeline.png", "demo_frame.jpg"):
-        image = cv2.imread(str(root / "figures" / name))
-        assert min(image.shape[:2]) >= 360
-        assert (ROOT / "docs" / "images" / name).is_file()
+    assert annotated.sum() > 2 * ROWS_PER_SECOND
+    assert (detected & annotated).sum() / (detected | annotated).sum() > 0.4

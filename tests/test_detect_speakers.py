@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, assert_refused
-from golden import fill
 from imageio_ffmpeg import get_ffmpeg_exe
-from numbered_videos import ffmpeg, rate
+from numbered_videos import ffmpeg
 from processes import Fault, Running, kill, run, samples
 from square_videos import H264_AAC, Square, SquareDetector, make_video
+from timed_videos import AAC, H264, beep_times, make_timed_video, shown_time
 from tiny_inputs import (
     RATE,
     Face,
@@ -39,7 +39,6 @@ from tiny_inputs import (
 import core.detection.timeline
 import core.detection.tracks
 from core.config import tracking_params
-from core.detection.shots import row_rate
 from core.formats.annotations import read_annotations
 from core.formats.predictions import read_scores
 from core.media.audio import iter_audio
@@ -47,7 +46,7 @@ from core.media.reader import VideoReader
 
 SCRIPT = "scripts/detect_speakers.py"
 SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0)
-STEPS = ["shots", "tracks", "audio", "crops", "encoder", "context", "results", "marked video"]
+STEPS = ["shots", "tracks", "crops", "audio", "encoder", "context", "results", "marked video"]
 SIZE = (320, 240)  # pixels
 FACES = [
     Square(40, 50, 60, (20, 0), end=0.8),
@@ -153,6 +152,9 @@ def test_output_files(base):
     stdout = (base / "stdout.txt").read_text()
     assert "3 tracks in 1.6 s of video" in stdout
     assert str(base / "out" / "talk_speakers.mp4") in stdout
+    tracks = read_json(base / "out" / "speakers.json")["tracks"]
+    spoken = sorted((track["speaking_seconds"] for track in tracks if track["speaking"]), reverse=True)
+    assert re.findall(r"^  talk:\d: ([\d.]+) s of speech$", stdout, re.M) == [f"{seconds:.1f}" for seconds in spoken]
 
 
 def test_tracks_match_the_faces(base):
@@ -201,13 +203,6 @@ def test_json_matches_its_schema_the_csv_and_the_rttm(base):
     segments = [(segment["start"], track["id"]) for track in content["tracks"] for segment in track["speaking"]]
     assert [(float(line[3]), line[7]) for line in lines] == sorted(segments)
     assert [(float(row[1]), row[0]) for row in read_csv(base / "out" / "speakers.csv")[1:]] == sorted(segments)
-
-
-def test_seconds_of_speech_are_printed(base):
-    tracks = read_json(base / "out" / "speakers.json")["tracks"]
-    spoken = sorted((track["speaking_seconds"] for track in tracks if track["speaking"]), reverse=True)
-    printed = re.findall(r"^  talk:\d: ([\d.]+) s of speech$", (base / "stdout.txt").read_text(), re.M)
-    assert printed == [f"{seconds:.1f}" for seconds in spoken]
 
 
 def ffmpeg_info(video: Path) -> str:
@@ -323,12 +318,14 @@ def test_intermediate_files_equal_those_of_the_numbered_stages(base, root, tmp_p
 
 
 def test_second_run_skips_every_step(copied, base, root, squares):
+    """Missing results are written again."""
     names = [name for name in files_under(copied) if not name.endswith((".lock", "_cfg.json"))]
     before = {name: (copied / name).stat().st_mtime_ns for name in names}
-    result = detect(root, base / "talk.mp4", copied)
-    assert steps_run(result) == []
-    assert result.stdout.count("already done") == len(STEPS)
+    assert steps_run(detect(root, base / "talk.mp4", copied)) == []
     assert {name: (copied / name).stat().st_mtime_ns for name in names} == before
+    (copied / "speakers.rttm").unlink()
+    (copied / "talk_speakers.mp4").unlink()
+    assert steps_run(detect(root, base / "talk.mp4", copied)) == ["results", "marked video"]
     assert contents(copied) == contents(base / "out")
 
 
@@ -337,12 +334,9 @@ def test_second_run_skips_every_step(copied, base, root, squares):
     [
         (("--threshold", 0.3), ["results", "marked video"]),
         (("--duration", 0.6), STEPS),
-        pytest.param(("--video-stream", 0), STEPS, marks=slow),
         (("--min-face", 20), STEPS[1:]),
-        pytest.param(("--min-track", 0.2), STEPS[1:], marks=slow),
-        pytest.param(("--audio-stream", 0), STEPS[2:], marks=slow),
-        (("--smoothing", 0), ["results", "marked video"]),
-        pytest.param(("--ste-weights", "{root}/other.pth"), STEPS[STEPS.index("encoder") :], marks=slow),
+        (("--audio-stream", 0), STEPS[3:]),
+        pytest.param(("--ste-weights", "{root}/other.pth"), STEPS[4:], marks=slow),
         pytest.param(("--overwrite",), STEPS, marks=slow),
     ],
 )
@@ -364,14 +358,6 @@ def test_another_video_of_the_same_name_repeats_every_step(copied, root, squares
     assert content["video"]["seconds"] == pytest.approx(0.8)
     assert len(content["tracks"]) == 1
     assert {Path(name).parts[-2] for name in files_under(copied) if name.endswith(".jpg")} == {"talk:1"}
-
-
-def test_missing_results_are_written_again(copied, base, root, squares):
-    (copied / "speakers.rttm").unlink()
-    assert steps_run(detect(root, base / "talk.mp4", copied)) == ["results"]
-    (copied / "talk_speakers.mp4").unlink()
-    assert steps_run(detect(root, base / "talk.mp4", copied)) == ["marked video"]
-    assert contents(copied) == contents(base / "out")
 
 
 # Given tracks
@@ -403,11 +389,7 @@ def test_corrected_tracks_are_kept_and_can_be_used(copied, base, root, squares, 
     assert result.returncode == 0, result.stderr
     assert len(read_csv(tmp_path / "ste" / "talk.csv")) == 41
 
-
-def test_directory_is_usable_once_edited_tracks_are_moved_away(copied, base, root, squares, tmp_path):
-    (copied / "tracks.csv").write_text("edited\n")
-    assert_refused(detect(root, base / "talk.mp4", copied), copied / "tracks.csv")
-    (copied / "tracks.csv").rename(tmp_path / "edited.csv")
+    corrected.rename(tmp_path / "corrected.csv")
     assert steps_run(detect(root, base / "talk.mp4", copied)) == ["results"]
 
 
@@ -424,7 +406,7 @@ def test_tracks_from_a_directory_of_official_files(root, tmp_path):
 
 
 def test_rows_beyond_the_end_of_the_video_are_listed(root, tmp_path):
-    """One track is complete, one continues beyond the end, and one starts after it."""
+    """One track is complete, one continues beyond the end, and one starts after it. Other tracks end the list."""
     video = make_video(tmp_path / "video.mp4", FACE, 1.2, size=SIZE)
     tracks = [
         Track(*track, "video") for track in (("complete", "000", 0.4), ("beyond", "0000", 1.12), ("after", "000", 7.0))
@@ -436,7 +418,11 @@ def test_rows_beyond_the_end_of_the_video_are_listed(root, tmp_path):
     failures = (tmp_path / "out" / "failures.txt").read_text().splitlines()
     assert str(tmp_path / "out" / "failures.txt") in result.stdout
     assert "5 of 10 rows" in result.stdout
-    assert [line for line in failures if "beyond at 1.2 s" in line or "beyond at 1.24 s" in line] == failures[1:3]
+    assert [line.partition(":")[0] for line in failures] == [
+        *("beyond at 1.2 s of video", "beyond at 1.24 s of video"),
+        *(f"after at {time} s of video" for time in (7.0, 7.04, 7.08)),
+        "after",  # its audio
+    ]
     table = read_annotations(tmp_path / "out" / "tracks.csv")
     assert table.entity_ids == ["complete", "beyond"]
     assert table.timestamp.tolist() == [0.4, 0.44, 0.48, 1.12, 1.16]
@@ -445,44 +431,27 @@ def test_rows_beyond_the_end_of_the_video_are_listed(root, tmp_path):
     assert second.returncode == 1
     assert "crops: already done" in second.stdout
     assert (tmp_path / "out" / "failures.txt").read_text().splitlines() == failures
-
-
-@slow
-def test_failures_of_previous_tracks_are_removed(root, tmp_path, squares):
-    video = make_video(tmp_path / "video.mp4", [], 1.2, size=SIZE)
-    tracks = [Track("video:1", "00", 0.4, "video"), Track("video:2", "00", 7.0, "video")]
-    csv_file = write_annotations(tmp_path / "tracks.csv", faces_of(tracks))
-    assert detect(root, video, tmp_path / "out", "--tracks", csv_file).returncode == 1
-    assert (tmp_path / "out" / "failures.txt").exists()
-    assert detect(root, video, tmp_path / "out").returncode == 0  # detects no faces
+    write_annotations(csv_file, faces_of(tracks[:1]))
+    assert detect(root, video, tmp_path / "out", "--tracks", csv_file).returncode == 0
     assert not (tmp_path / "out" / "failures.txt").exists()
-    assert read_json(tmp_path / "out" / "speakers.json")["tracks"] == []
 
 
-@pytest.mark.parametrize(("step", "noted"), [(0.05, False), (0.08, True), (0.02, True)])
-def test_unusual_row_rates_are_noted(root, tmp_path, step, noted):
-    rows = [Face("one", "one:1", round(0.1 + step * n, 2), 0) for n in range(5)]
+def test_unusual_row_rates_are_noted(root, tmp_path):
+    rows = [Face("one", "one:1", round(0.1 + 0.08 * n, 2), 0) for n in range(5)]
     csv_file = write_annotations(tmp_path / "rows.csv", rows)
     result = detect(root, one_video(root), tmp_path / "out", "--tracks", csv_file)
     assert result.returncode == 0, result.stderr
-    assert (f"note: {csv_file}: rows are {step} s apart" in result.stdout) == noted
+    assert f"note: {csv_file}: rows are 0.08 s apart" in result.stdout
 
 
 # Choosing tracks, streams and a part
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (("--min-track", 0.9), "3 tracks shorter than 0.9 s were dropped (--min-track)"),
-        (("--min-face", 70), "3 tracks of faces below 70 pixels were dropped (--min-face)"),
-    ],
-)
-def test_reason_for_no_tracks(copied, base, root, squares, flags, reason):
+def test_reason_for_no_tracks_is_printed(copied, base, root, squares):
     for _ in range(2):
-        result = detect(root, base / "talk.mp4", copied, *flags)
+        result = detect(root, base / "talk.mp4", copied, "--min-face", 70)
         assert "no faces were found in 1.6 s" in result.stdout
-        assert reason in result.stdout
+        assert "3 tracks of faces below 70 pixels were dropped (--min-face)" in result.stdout
     assert read_json(copied / "speakers.json")["tracks"] == []
 
 
@@ -504,27 +473,25 @@ def test_part_of_a_video(base, root, squares, tmp_path):
     wav, whole_wav = (read_wav(directory / "work" / "audio_tracks" / "talk.wav") for directory in (out, base / "out"))
     assert not wav[: int(0.4 * RATE)].any()
     assert (wav[int(0.4 * RATE) : int(1.2 * RATE)] == whole_wav[int(0.4 * RATE) : int(1.2 * RATE)]).all()
+    given = ("--start", 0.4, "--duration", 0.6, "--tracks", base / "out" / "tracks.csv")
+    assert steps_run(detect(root, base / "talk.mp4", tmp_path / "given", *given)) == STEPS
+    times = read_annotations(tmp_path / "given" / "tracks.csv").timestamp
+    assert (times.min(), times.max()) == (0.4, 0.96)
 
 
 def test_part_far_from_the_start(root, squares, tmp_path):
-    """It is reached by seeking, and given tracks outside of it are ignored."""
-    video = tmp_path / "long.mp4"
+    """It is reached by seeking."""
+    video, out = tmp_path / "long.mp4", tmp_path / "out"
     audio = "aevalsrc='0.8*sin(2*PI*1000*t)*between(t,21.4,21.44)':s=48000"
     face = Square(60, 40, 40, (2, 0))
     make_video(video, [face], 22, audio=audio, options=(*H264_AAC, "-g", 25))
-    times = {}
-    for flags in ((), ("--tracks", tmp_path / "out1" / "tracks.csv")):
-        out = tmp_path / f"out{len(times) + 1}"
-        result = detect(root, video, out, "--start", 21, "--duration", 0.8 - 0.2 * len(times), *flags)
-        assert result.returncode == 0, result.stderr
-        table = read_annotations(out / "tracks.csv")
-        times[out] = table.timestamp.tolist()
-        error = np.abs((table.box - [face.box(time) for time in table.timestamp]) * np.tile((160, 120), 2)).max()
-        assert error < 2  # pixels
-        assert click_time(out / "long_speakers.mp4") == pytest.approx(0.4, abs=0.03)
-        assert click_time(out / "work" / "audio_tracks" / "long.wav") == pytest.approx(21.4, abs=0.01)
-    expected = [round(21 + 0.04 * n, 2) for n in range(20)]
-    assert list(times.values()) == [expected, expected[:15]]
+    assert steps_run(detect(root, video, out, "--start", 21, "--duration", 0.8)) == STEPS
+    table = read_annotations(out / "tracks.csv")
+    assert table.timestamp.tolist() == [round(21 + 0.04 * n, 2) for n in range(20)]
+    error = np.abs((table.box - [face.box(time) for time in table.timestamp]) * np.tile((160, 120), 2)).max()
+    assert error < 2  # pixels
+    assert click_time(out / "long_speakers.mp4") == pytest.approx(0.4, abs=0.03)
+    assert click_time(out / "work" / "audio_tracks" / "long.wav") == pytest.approx(21.4, abs=0.01)
 
 
 def test_chosen_streams(root, squares, tmp_path):
@@ -545,35 +512,40 @@ def test_chosen_streams(root, squares, tmp_path):
 # Several videos
 
 
-def test_videos_of_a_directory(base, root, squares, tmp_path):
-    """A failure of one does not stop the others. The default output directories are next to the videos."""
+def test_videos_of_a_directory(root, tmp_path):
+    """A failure or crash of one does not stop the others. The default output directories are next to the videos."""
     videos = tmp_path / "videos"
     write_text(videos / "broken.mp4", "not a video")
     write_text(videos / "notes.txt", "ignored")
-    make_video(videos / "one.mp4", FACE, 0.6, size=SIZE)
-    shutil.copytree(base / "out", videos / "talk_speakers")
-    shutil.copy(base / "talk.mp4", videos)
-    arguments_without_output = [word for word in arguments(root, videos, "-") if word not in ("--output-dir", "-")]
-    result = run_here(*arguments_without_output)
-    assert result.returncode == 1
+    for name in ("one", "two", "three"):
+        shutil.copy(root / "videos" / f"{name}.mp4", videos)
+    command = arguments(root, videos, "", "--tracks", root / "val.csv")
+    del command[3:5]  # --output-dir
+    result = run(tmp_path, *command, fault=Fault(crash_on=("core.detection.pipeline.detect_shots", "two.mp4")))
+    assert result.returncode == 1, result
     assert "notes.txt" in result.stdout
-    assert "2 of 3 videos are done" in result.stdout
-    (failure,) = re.findall("failed: .*", result.stderr)
-    assert failure.startswith(f"failed: {videos / 'broken.mp4'}: cannot be opened as a video")
-    assert result.stdout.count("already done") == len(STEPS)
-    assert (videos / "one_speakers" / "one_speakers.mp4").exists()
-    assert contents(videos / "talk_speakers") == contents(base / "out")
-    assert read_json(videos / "one_speakers" / "detect_speakers_cfg.json")["video"] == str(videos / "one.mp4")
+    assert "2 of 4 videos are done" in result.stdout
+    broken, crashed = re.findall("failed: .*", result.stderr)
+    assert broken.startswith(f"failed: {videos / 'broken.mp4'}: cannot be opened as a video")
+    assert crashed.startswith(f"failed: {videos / 'two.mp4'}: its process died")
+    for name in ("one", "three"):
+        assert (videos / f"{name}_speakers" / f"{name}_speakers.mp4").exists()
+        assert read_json(videos / f"{name}_speakers" / "detect_speakers_cfg.json")["video"] == f"{videos / name}.mp4"
+    result = run(tmp_path, *command)
+    assert "3 of 4 videos are done" in result.stdout
+    assert result.stdout.count("already done") == 2 * len(STEPS)
 
 
-def test_several_videos_share_a_parent_directory(base, root, squares, tmp_path):
-    shutil.copytree(base / "out", tmp_path / "out" / "talk_speakers")
-    command = arguments(root, base / "talk.mp4", tmp_path / "out")
-    result = run_here(*command[:2], tmp_path / "no.mp4", *command[2:])
-    assert result.returncode == 1
+def test_several_videos_share_a_parent_directory(root, tmp_path):
+    command = arguments(root, one_video(root), tmp_path / "out", "--tracks", root / "val.csv")
+    command[2:2] = [tmp_path / "no.mp4"]
+    result = run(tmp_path / "printed", *command)
+    assert result.returncode == 1, result
     assert "1 of 2 videos are done" in result.stdout
     assert result.stderr.endswith(f"failed: {tmp_path / 'no.mp4'}: no such file; it should be a video\n")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["talk_speakers"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one_speakers"]
+    result = run(tmp_path / "printed", *command, "--speakers", 3)
+    assert_refused(result, "ASC.pth", "--speakers 3")
 
 
 def test_videos_must_not_share_an_output_directory(base, root, tmp_path):
@@ -621,63 +593,46 @@ def test_video_without_audio_is_an_error(root, squares, tmp_path):
     assert files_under(tmp_path) == ["silent.mp4"]
 
 
-@pytest.mark.parametrize("fps", ["60", pytest.param("30000/1001", marks=slow), pytest.param("12", marks=slow)])
-def test_other_frame_rates(speakers, tmp_path, fps):
-    video = make_video(tmp_path / "video.mp4", FACE, 1, fps, size=SIZE, audio=CLICK)
+def test_sixty_frames_per_second(speakers, tmp_path):
+    video = make_video(tmp_path / "video.mp4", FACE, 1, "60", size=SIZE, audio=CLICK)
     content = speakers(video)
-    rows = row_rate(rate(fps))
-    assert content["video"]["frame_rate"] == pytest.approx(rate(fps), abs=0.001)
-    assert content["video"]["rows_per_second"] == pytest.approx(rows, abs=0.001)
+    assert (content["video"]["frame_rate"], content["video"]["rows_per_second"]) == (60, 30)
     (track,) = content["tracks"]
-    assert track["start"] == 0
-    assert track["end"] == pytest.approx(1, abs=0.5 / rate(fps) + 0.5 / rows)
-    assert track["rows"] == pytest.approx(rows, abs=2)
+    assert (track["start"], track["rows"]) == (0, 30)
+    assert track["end"] == pytest.approx(1, abs=0.02)
     out = tmp_path / "out"
     table = read_annotations(out / "tracks.csv")
-    frame_times = np.floor(table.timestamp * rate(fps) + 0.5) / rate(fps)
-    true = np.array([FACE[0].box(time, SIZE) for time in frame_times])
-    tolerance = 2 if rate(fps) > 20 else 2 + 40 / rate(fps)  # pixels; interpolated between repeated frames
-    assert np.abs((table.box - true) * np.tile(SIZE, 2)).max() < tolerance
+    true = np.array([FACE[0].box(np.floor(time * 60 + 0.5) / 60, SIZE) for time in table.timestamp])
+    assert np.abs((table.box - true) * np.tile(SIZE, 2)).max() < 2  # pixels
     marked = out / "video_speakers.mp4"
     assert duration(marked) == pytest.approx(duration(video), abs=0.05)
-    assert len(read_frames(marked)) == pytest.approx(rows, abs=1)
+    assert len(read_frames(marked)) == 30
     assert click_time(marked) == pytest.approx(0.6, abs=0.03)
     assert_boxes_are_drawn(out, video)
 
 
-def test_rotation_flag(speakers, tmp_path):
-    """The boxes and the marked video are those of the displayed, rotated frame."""
-    video = make_video(tmp_path / "plain.mp4", FACE, 0.8, size=SIZE)
-    ffmpeg("-display_rotation", 90, "-i", video, "-c", "copy", tmp_path / "rotated.mp4")
-    content = speakers(tmp_path / "rotated.mp4")
-    assert (content["video"]["width"], content["video"]["height"]) == (240, 320)
-    (track,) = content["tracks"]
-    assert track["rows"] == 20
-    info = ffmpeg_info(tmp_path / "out" / "rotated_speakers.mp4")
-    assert "240x320" in info
-    assert "rotation of" not in info
-    assert_boxes_are_drawn(tmp_path / "out", tmp_path / "rotated.mp4")
-
-
-@slow
-def test_odd_width_and_height(speakers, tmp_path):
-    options = ("-c:v", "ffv1", "-pix_fmt", "yuv444p", "-c:a", "aac")
-    video = make_video(tmp_path / "odd.mkv", FACE, 0.8, size=(319, 241), options=options)
+@pytest.mark.parametrize("kind", ["rotated", "odd"])
+def test_rotated_videos_and_odd_sizes(speakers, tmp_path, kind):
+    """Boxes and marked video are those of the displayed frame. Odd sides of the marked video get a pixel more."""
+    if kind == "rotated":
+        made = make_video(tmp_path / "plain.mp4", FACE, 0.8, size=SIZE)
+        video, size, marked_size = tmp_path / "rotated.mp4", (240, 320), "240x320"
+        ffmpeg("-display_rotation", 90, "-i", made, "-c", "copy", video)
+    else:
+        options, size, marked_size = ("-c:v", "ffv1", "-pix_fmt", "yuv444p", "-c:a", "aac"), (319, 241), "320x242"
+        video = make_video(tmp_path / "odd.mkv", FACE, 0.8, size=size, options=options)
     content = speakers(video)
-    assert (content["video"]["width"], content["video"]["height"]) == (319, 241)
-    assert "320x242" in ffmpeg_info(tmp_path / "out" / "odd_speakers.mp4")
+    assert (content["video"]["width"], content["video"]["height"]) == size
+    assert [track["rows"] for track in content["tracks"]] == [20]
+    info = ffmpeg_info(tmp_path / "out" / f"{kind}_speakers.mp4")
+    assert marked_size in info
+    assert "rotation of" not in info
     assert_boxes_are_drawn(tmp_path / "out", video)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "one, two: 100 %d%%.mp4",
-        pytest.param("-d\u00e9j\u00e0 'vu' [1].mkv", marks=slow),
-    ],
-)
-def test_special_characters_in_names(root, tmp_path, monkeypatch, name):
+def test_special_characters_in_names(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    name = "-d\u00e9j\u00e0 'vu' [1], two: 100 %d%%.mp4"
     make_video(tmp_path / "plain.mkv", FACE, 0.6, size=SIZE, audio=CLICK)
     ffmpeg("-i", tmp_path / "plain.mkv", "-c", "copy", f"file:{tmp_path / name}")
     video_id = Path(name).stem
@@ -687,42 +642,38 @@ def test_special_characters_in_names(root, tmp_path, monkeypatch, name):
     ]
     with open(tmp_path / "rows.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
-    argument = f"./{name}" if name.startswith("-") else name
     out = Path("out, 5 % of it")
-    result = detect(root, argument, out, "--tracks", "rows.csv")
+    result = detect(root, f"./{name}", out, "--tracks", "rows.csv")
     assert result.returncode == 0, result.stderr
     assert read_json(out / "speakers.json")["video"]["id"] == video_id
     assert read_annotations(out / "tracks.csv").entity_ids == [f"{video_id}:1"]
     assert len(read_frames(out / f"{video_id}_speakers.mp4")) == 15
-    assert steps_run(detect(root, argument, out, "--tracks", "rows.csv")) == []
+    assert steps_run(detect(root, f"./{name}", out, "--tracks", "rows.csv")) == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("late audio", 1.12),
-        pytest.param("late video", 0.08, marks=slow),
-        pytest.param("short audio", 0.6, marks=slow),
-    ],
-)
-def test_audio_stays_in_sync(root, tmp_path, kind, expected):
-    """In the marked video and in the extracted audio, if the streams start or end at different times."""
-    audio = f"{CLICK}:d={0.8 if kind == 'short audio' else 1.6}"
-    whole = make_video(tmp_path / "whole.mp4", FACE, 1.6, size=SIZE, audio=audio)
-    video = tmp_path / "video.mp4"
-    delayed, on_time = {"late audio": (1, 0), "late video": (0, 1)}.get(kind, (1, 1))
-    inputs = ("-itsoffset", 0.52, "-i", whole, "-i", whole)
-    ffmpeg(*inputs, "-map", f"{delayed}:v", "-map", f"{on_time}:a", "-c", "copy", video)
+@pytest.mark.parametrize("late", ["video", "audio"])
+def test_marked_video_is_on_time(root, tmp_path, late):
+    """A rotated video of variable frame rate, whose audio and video start 0.52 s apart."""
+    drop = ("-vf", "select='not(between(mod(n,25),8,18))'", "-fps_mode", "vfr")  # 11 of 25 frames are missing
+    made = make_timed_video(tmp_path / "made.mp4", options=(*drop, *H264, *AAC))
+    inputs = ("-display_rotation", 90, "-itsoffset", 0.52 * (late == "video"), "-i", made)
+    inputs = (*inputs, "-itsoffset", 0.52 * (late == "audio"), "-i", made)
+    ffmpeg(*inputs, "-map", "0:v", "-map", "1:a", "-c", "copy", tmp_path / "video.mp4")
     csv_file = write_annotations(tmp_path / "rows.csv", faces_of([Track("video:1", "0" * 5, 0.4, "video")]))
-    result = detect(root, video, tmp_path / "out", "--tracks", csv_file)
+    result = detect(root, tmp_path / "video.mp4", tmp_path / "out", "--tracks", csv_file)
     assert result.returncode == 0, result.stdout + result.stderr
     marked = tmp_path / "out" / "video_speakers.mp4"
-    assert len(read_frames(marked)) == 40
-    assert click_time(marked) == pytest.approx(expected, abs=0.03)
-    wav = read_wav(tmp_path / "out" / "work" / "audio_tracks" / "video.wav")
-    assert np.flatnonzero(np.abs(wav.astype(float)) > 8000)[0] / RATE == pytest.approx(expected, abs=0.03)
-    assert len(wav) >= 1.6 * RATE
-    assert duration(marked) == pytest.approx(max(1.6, len(wav) / RATE), abs=0.06)
+    with VideoReader(marked) as reader:
+        times = np.arange(0, 3.9, 1 / reader.fps)
+        images = list(reader.frames(times, 60.0))
+    shown = np.array([shown_time(cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)) for image in images])
+    frames = np.array([n for n in range(100) if not 8 <= n % 25 <= 18]) / 25
+    displayed = frames[np.searchsorted(frames, times + 0.001) - 1]  # each until the next one
+    assert np.abs(shown - displayed).max() < 0.041
+    expected = np.arange(1, 4) + (-0.52 if late == "video" else 0.52)
+    for path in (marked, tmp_path / "out" / "work" / "audio_tracks" / "video.wav"):
+        samples = read_wav(path) if path.suffix == ".wav" else np.concatenate(list(iter_audio(path)))
+        assert beep_times(samples) == pytest.approx(expected, abs=0.01)
 
 
 def test_truncated_video(root, squares, tmp_path):
@@ -745,11 +696,6 @@ def test_truncated_video(root, squares, tmp_path):
     ("flags", "words"),
     [
         ("--ste-weights {tmp}/no.pth", ["no.pth", "downloads.sh weights"]),
-        (
-            "--ste-weights {tmp} --asc-weights no.pth",
-            ["--ste-weights {tmp}, --asc-weights no.pth;", "downloads.sh weights"],
-        ),
-        ("--face-detector {tmp}/no.onnx", ["no.onnx", "downloads.sh detector", "--tracks"]),
         ("--face-detector no.onnx --asc-weights no.pth", ["no.pth, --face-detector", "downloads.sh weights detector"]),
         ("--video-stream 1", ["no video stream 1", "it has 1"]),
         ("--audio-stream 1", ["no audio stream 1", "it has 1"]),
@@ -774,18 +720,14 @@ def test_unusable_arguments_are_one_line(root, tmp_path, flags, words):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("missing", "no such file"),
-        ("text", "cannot be opened as a video"),
-        ("audio", "has audio but no video stream"),
+        ("audio", "no video stream"),
         ("cut", "cut off: its index is missing; record or download it again"),
         ("pipe", "no such file"),
     ],
 )
 def test_files_that_are_no_videos_are_errors(root, tmp_path, kind, words):
     video = tmp_path / "video.mp4"
-    if kind == "text":
-        write_text(video, "This is not a video.\n" * 100)
-    elif kind == "audio":
+    if kind == "audio":
         ffmpeg("-i", one_video(root), "-map", "0:a", "-c", "copy", video)
     elif kind == "cut":
         video.write_bytes(one_video(root).read_bytes()[:2000])
@@ -807,16 +749,13 @@ def test_files_of_others_are_not_overwritten(root, tmp_path):
         assert other.read_text() == "other"
 
 
-def test_broken_step_file_is_an_error(copied, base, root, squares):
-    write_text(copied / ".steps.json", "{")
-    assert_refused(detect(root, base / "talk.mp4", copied), ".steps.json", "--overwrite")
-
-
-def test_directory_of_another_video_is_an_error(copied, root):
+def test_directory_that_cannot_be_used_is_an_error(copied, base, root, squares):
     before = contents(copied)
     result = detect(root, one_video(root), copied, "--tracks", root / "val.csv")
     assert_refused(result, copied, "talk.mp4", "--output-dir")
     assert contents(copied) == before
+    write_text(copied / ".steps.json", "{")
+    assert_refused(detect(root, base / "talk.mp4", copied), ".steps.json", "--overwrite")
 
 
 # Interrupted runs
@@ -829,7 +768,6 @@ def with_tracks(root: Path, out: Path) -> list[object]:
 KILLS = [
     ("cv2.imencode", 5),  # while writing crops
     ("core.detection.pipeline.sha256", 1),  # before tracks.csv is renamed
-    ("core.detection.segments.write_bytes", 1),  # between speakers.json and speakers.rttm
     ("core.detection.overlay.mark_faces", 4),  # while writing the marked video
 ]
 
@@ -849,45 +787,15 @@ def test_killed_runs_are_resumed(root, tmp_path):
     assert contents(tmp_path / "out") == expected  # without the partial files of killed runs
 
 
-# Real videos and long videos
-
-
-@slow
-def test_real_clip(test_data, tmp_path):
-    """Two faces up to a cut."""
-    clip = test_data / "real_clips" / "videos" / "clearvoice_002_2faces.avi"
-    video, out = tmp_path / "videos" / "clip.mp4", tmp_path / "out"
-    video.parent.mkdir()
-    ffmpeg("-ss", 4.68, "-i", clip, "-c:v", "libx264", "-preset", "veryfast", "-crf", 20, "-c:a", "aac", video)
-    torch.save(fill.ste_state(11), tmp_path / "STE.pth")
-    torch.save(fill.asc_state(11, 3), tmp_path / "ASC.pth")
-    weights = ("--ste-weights", tmp_path / "STE.pth", "--asc-weights", tmp_path / "ASC.pth")
-    detector = ("--face-detector", test_data / "models" / "yunet_n_640_640.onnx")
-    loading = ("--precision", "fp32", "--workers", 0, "--batch-size", 32)
-    flags = ("--output-dir", out, *weights, *detector, *loading)
-    assert steps_run(run_here(SCRIPT, video, "cpu", *flags, small_encoder=False)) == STEPS
-    content = read_json(out / "speakers.json")
-    jsonschema.validate(content, SCHEMA)
-    (cut,) = content["video"]["cuts"]
-    assert cut == pytest.approx(5.88 - 4.68, abs=0.05)
-    assert len(content["tracks"]) == 2
-    for track in content["tracks"]:
-        assert track["start"] == 0
-        assert track["end"] == pytest.approx(cut, abs=0.03)
-        assert 100 < track["box_width"] < 200
-    assert_plays_in_browsers(out / "clip_speakers.mp4")
-    assert duration(out / "clip_speakers.mp4") == pytest.approx(duration(video), abs=0.08)
-    assert_boxes_are_drawn(out, video)
-    for path in tmp_path.glob("*.pth"):
-        path.unlink()
+# Long videos
 
 
 @slow
 def test_memory_does_not_depend_on_the_length_of_the_video(root, tmp_path):
     peaks = {}
-    for minutes in (1, 10):
+    for minutes in (1, 6):
         video = tmp_path / f"video{minutes}.mp4"
-        frames = f"testsrc2=size=320x240:rate=25:duration={60 * minutes}"
+        frames = f"testsrc2=size=160x120:rate=25:duration={60 * minutes}"
         audio = f"anoisesrc=duration={60 * minutes}:sample_rate=16000:seed=1"
         ffmpeg("-f", "lavfi", "-i", frames, "-f", "lavfi", "-i", audio, *H264_AAC, video)
         tracks = [Track(f"t{n}", "000", 10.0 * n + 1, video.stem) for n in range(6)]
@@ -897,4 +805,4 @@ def test_memory_does_not_depend_on_the_length_of_the_video(root, tmp_path):
         result = running.wait(500)
         assert result.returncode == 0, result.stderr
         peaks[minutes] = max(peak for _, peak, _ in samples(result))
-    assert peaks[10] - peaks[1] < 60e6, peaks  # bytes
+    assert peaks[6] - peaks[1] < 30e6, peaks  # bytes

@@ -103,18 +103,15 @@ def test_a_real_environment_is_created_and_updated(project):
         assert subprocess.check_output(command, text=True).strip() == version
 
 
-@pytest.mark.parametrize("changed", ["requirements.txt", "requirements.lock", "scripts/dev_env.sh"])
-def test_packages_are_installed_again_after_a_change(project, changed):
-    project.run()
-    project.run()
+def test_packages_are_installed_once_and_again_after_a_change(project):
+    for _ in range(2):
+        project.run()
     assert project.installs() == ["-m pip install -r requirements.txt -c requirements.lock"]
-    with (project.directory / changed).open("a") as file:
-        file.write("# changed\n")
-    (project.venv / "kept").touch()
-    project.run()
-    project.run()
-    assert len(project.installs()) == 2
-    assert (project.venv / "kept").exists()
+    for count, changed in enumerate(("requirements.txt", "requirements.lock", "scripts/dev_env.sh"), 2):
+        with (project.directory / changed).open("a") as file:
+            file.write("# changed\n")
+        project.run()
+        assert len(project.installs()) == count
 
 
 @pytest.mark.parametrize("target", ["$PPID", "$$"])
@@ -127,10 +124,18 @@ def test_a_killed_installation_starts_with_an_empty_environment(project, target)
     project.on_install("")
     project.run()
     assert not (project.venv / "bin" / "incomplete").exists()
-    assert len(project.installs()) == 2
 
 
-def test_an_interrupted_installation_starts_with_an_empty_environment(project):
+def test_an_error_of_pip_is_retried_in_the_same_environment(project):
+    project.on_install("exit 1\n")
+    assert project.run(status=1) == "error: pip could not install requirements.txt; see above\n"
+    (project.venv / "kept").touch()
+    project.on_install("")
+    project.run()
+    assert (project.venv / "kept").exists()
+
+
+def test_ctrl_c_ends_the_installation(project):
     # pip catches the signal and exits with an ordinary error.
     started = project.stubs / "started"
     project.on_install(f"trap 'exit 1' INT; touch '{started}'; for i in {{1..500}}; do sleep 0.02; done\n")
@@ -141,21 +146,6 @@ def test_an_interrupted_installation_starts_with_an_empty_environment(project):
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
-    (project.venv / "incomplete").touch()
-    project.on_install("")
-    project.run()
-    assert not (project.venv / "incomplete").exists()
-
-
-def test_an_error_of_pip_is_retried_in_the_same_environment(project):
-    project.on_install("exit 1\n")
-    for _ in range(2):
-        assert project.run(status=1) == "error: pip could not install requirements.txt; see above\n"
-        (project.venv / "kept").touch()
-    project.on_install("")
-    project.run()
-    assert (project.venv / "kept").exists()
-    assert len(project.installs()) == 3
 
 
 def test_an_environment_without_a_usable_python_is_recreated(project):

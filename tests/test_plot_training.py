@@ -11,7 +11,6 @@ from PIL import Image
 from tiny_inputs import digests, files_under, run_here, write_text
 
 from core.reports import training_plots
-from core.runtime.checkpoint import TrainingRun
 
 SCRIPT = "scripts/plot_training.py"
 LOSSES = {"ste": ("av", "audio", "video"), "asc": ("av",)}
@@ -68,38 +67,20 @@ class TestRuns:
         result = run_here(SCRIPT, write_log(tmp_path / "run", rows))
         assert "val AP 0.8000 in epoch 4" in result.stdout
 
-    def test_runs_that_differ_by_the_ending_of_their_logs(self, tmp_path, plotted):
-        write_log(tmp_path / "run", log_of("asc", 2)).rename(tmp_path / "run.csv")
-        run_here(SCRIPT, tmp_path / "run.csv", write_log(tmp_path / "run", log_of("asc", 2)))
-        assert list(plotted[0]) == ["run.csv", "run/run"]
-
 
 class TestFiles:
     def test_directory_of_a_training_run(self, tmp_path):
-        """The plot is written next to the log, which stays as it is, and the run can be resumed afterwards."""
-        run = TrainingRun(tmp_path, "ste_encoder", {}, resume=False)
-        run.restore({})
-        for row in log_of("ste", 3):
-            parts = dict.fromkeys(("model", "optimizer", "scheduler"), Stateless())
-            run.save(parts, {**row, "val_ap": float("nan")})
-        before = digests(run.directory)
-        result = run_here(SCRIPT, run.directory)
+        """The plot is written next to the log, which stays as it is."""
+        log = write_log(tmp_path / "run", [{**row, "val_ap": np.nan} for row in log_of("ste", 3)])
+        before = log.read_bytes()
+        result = run_here(SCRIPT, log.parent)
         assert result.returncode == 0, result.stderr
-        assert str(run.directory / "training.png") in result.stdout.splitlines()[-1]
-        after = digests(run.directory)
-        assert set(after) - set(before) == {"training.png", "plot_training_cfg.json"}
-        assert before == {name: after[name] for name in before}
-        with Image.open(run.directory / "training.png") as image:
+        assert str(log.parent / "training.png") in result.stdout.splitlines()[-1]
+        assert files_under(log.parent) == ["plot_training_cfg.json", "run_logs.csv", "training.png"]
+        assert log.read_bytes() == before
+        with Image.open(log.parent / "training.png") as image:
             assert min(image.size) >= 200
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10
-        TrainingRun(tmp_path, "ste_encoder", {}, resume=True)
-
-    def test_output_in_another_directory(self, tmp_path):
-        log = write_log(tmp_path / "run", log_of("asc", 2))
-        result = run_here(SCRIPT, log, "--output", tmp_path / "plots" / "a.png")
-        assert result.returncode == 0, result.stderr
-        assert files_under(tmp_path / "plots") == ["a.png", "plot_training_cfg.json"]
-        assert files_under(tmp_path / "run") == ["run_logs.csv"]
 
     @pytest.mark.parametrize(
         ("lines", "words"),
@@ -107,11 +88,8 @@ class TestFiles:
             ([], "empty file"),
             (["learning_rate,val_ap", "0.1,0.5"], "line 1: expected columns epoch"),
             (["epoch,val_ap", "1,0.5"], "line 1: no column 'learning_rate'"),
-            (["epoch,learning_rate,ap", "1,0.1,0.5"], "train_<metric> or val_<metric>"),
             (["epoch,learning_rate,val_ap", "1,0.1,0.5", "2,0.1,high"], "line 3: val_ap is 'high', not a number"),
-            (["epoch,learning_rate,val_ap", "1,0.1,0.5", "2,0.1,inf"], "line 3: val_ap is 'inf', not a number"),
             (["epoch,learning_rate,val_ap", "1,0.1,0.5", "1,0.1,0.5"], "line 3: epoch is 1, expected a whole number"),
-            (["epoch,learning_rate,val_ap", "1.5,0.1,0.5"], "line 2: epoch is 1.5, expected a whole number"),
             (["epoch,learning_rate,val_ap", "1,0.1,0.5", "2,0.1,0.5", "cut"], "line 4: 1 columns, expected 3"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -143,7 +121,7 @@ class TestFiles:
         """With a few bytes of a log replaced at random."""
         whole = write_log(tmp_path / "run", log_of("asc", 4)).read_bytes()
         rng, statuses = random.Random(0), []
-        for _ in range(150):
+        for _ in range(100):
             data = bytearray(whole)
             for _ in range(rng.randint(1, 3)):
                 at = rng.randrange(len(data))
@@ -157,10 +135,3 @@ class TestFiles:
             if result.returncode:
                 assert_refused(result, path)
         assert set(statuses) == {0, 2}
-
-
-class Stateless:
-    """A part of a training run with an empty state."""
-
-    def state_dict(self) -> dict:
-        return {}

@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from server import Server, archive, running_server
-from tiny_inputs import digests
 from torchvision.models import ResNet18_Weights, resnet18
 
 from core.models import active_speakers_context, short_term_encoder
@@ -26,9 +25,9 @@ IMAGENET = Path("hub", "checkpoints", ResNet18_Weights.IMAGENET1K_V1.url.rpartit
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Serves two videos of six seconds, their annotations, and weights of both networks."""
+    """Serves two videos of two seconds, their annotations, and weights of both networks."""
     root = tmp_path_factory.mktemp("served")
-    result = run_script("scripts/make_mini_ava.py", "--root", root, "--videos", 2, "--seconds", 6, "--seed", 5)
+    result = run_script("scripts/make_mini_ava.py", "--root", root, "--videos", 2, "--seconds", 2)
     assert result.returncode == 0, result.stderr
     videos = sorted((root / "videos" / "trainval").iterdir())
     torch.manual_seed(0)
@@ -137,16 +136,6 @@ class TestTraining:
         assert re.findall(r"^(\d+) (?:wavs|slices|crops) written", text, re.M) == ["0"] * 5
         assert sorted(path.name for path in (root / "models" / "ste_encoder").glob("[0-9]*.pth")) == ["1.pth", "2.pth"]
 
-    def test_settings_are_those_of_the_paper(self, reproduced):
-        models = reproduced[0] / "models"
-        context_run = "ASC_len_11_stride_4_speakers_3"
-        ste = json.loads((models / "ste_encoder" / "ste_encoder_cfg.json").read_text())
-        asc = json.loads((models / context_run / f"{context_run}_cfg.json").read_text())
-        keys = ("batch_size", "learning_rate", "step_size")
-        assert ste["no_pretrained"] is False
-        assert [ste[key] for key in keys] == [128, 3e-4, 40]
-        assert [asc[key] for key in keys] == [64, 3e-6, 10]
-
     def test_both_maps_are_printed_and_saved(self, reproduced):
         root, text = reproduced
         saved = json.loads((root / "results" / "asc_predictions_val_report.json").read_text())["predictions"]
@@ -157,26 +146,15 @@ class TestTraining:
 
 def test_published_weights_need_no_training_and_only_validation_data(server, torch_home, tmp_path):
     root = tmp_path / "ava"
-    first = Run(server, torch_home, tmp_path / "first", "--root", root, "--published-weights")
-    assert first.wait() == 0, first.text[-3000:]
-    assert not re.search(r"^\$ .*(train\.py|--split train)", first.text, re.M)
+    run = Run(server, torch_home, tmp_path / "log", "--root", root, "--published-weights")
+    assert run.wait() == 0, run.text[-3000:]
+    assert not re.search(r"^\$ .*(train\.py|--split train)", run.text, re.M)
     assert len(list((root / "videos" / "trainval").iterdir())) == 1
     assert sorted(path.name for path in (root / "models").iterdir()) == ["ASC.pth", "STE.pth"]
     assert not (root / "instance_crops_time" / "train").exists()
     settings = json.loads((root / "ste_features_published" / "val" / "STE_forward_cfg.json").read_text())
     assert settings["weights"].endswith("models/STE.pth")
-    assert len(official_maps(first.text)) == 2
-
-    outputs = ("models", "ste_features_published", "asc_predictions_published", "instance_*", "audio_tracks")
-    before = {name: digests(root, f"{name}/**/*") for name in outputs}
-    times = {path: path.stat().st_mtime_ns for path in root.rglob("*.npy")}
-    server.requests.clear()
-    second = Run(server, torch_home, tmp_path / "second", "--root", root, "--published-weights")
-    assert second.wait() == 0, second.text[-3000:]
-    assert official_maps(second.text) == official_maps(first.text)
-    assert {name: digests(root, f"{name}/**/*") for name in outputs} == before
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.npy")} == times
-    assert server.requests == []
+    assert len(official_maps(run.text)) == 2
 
 
 class TestErrors:
@@ -224,7 +202,9 @@ class TestErrors:
 
     def test_ctrl_c(self, server, torch_home, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent.settimeout(200)
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             run = Run(server, torch_home, tmp_path / "log", "--root", tmp_path / "ava", ASC_AVA_URL=url)
-            assert run.send_signal(signal.SIGINT, lambda: "== Downloads" in run.text) == 130
+            with silent.accept()[0]:  # curl is running
+                assert run.send_signal(signal.SIGINT, lambda: True) == 130
         assert run.last_line == "interrupted; run the same command again to resume"

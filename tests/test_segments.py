@@ -1,9 +1,6 @@
 """From scores to output files: segments, tracks.csv, speakers.json, speakers.rttm, boxes in frames, the timeline."""
 
-import copy
-import itertools
 import json
-import statistics
 import warnings
 
 import cv2
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core.detection import overlay
-from core.detection.overlay import SILENT, SPEAKING, mark_faces, marked_frames, score_colour, visible_rows
+from core.detection.overlay import mark_faces, marked_frames, score_colour, visible_rows
 from core.detection.segments import describe_tracks, segments, short_name, write_rttm, write_segments, write_tracks
 from core.detection.timeline import LANES, plot_timeline
 from core.detection.tracks import Track, reading_order
@@ -63,36 +60,6 @@ def timestamps(count: int, first: float = 0.0, step: float = 0.04) -> list[float
 def test_segments_by_hand(times, scores, expected):
     found = segments(np.array(times, float), np.array(scores, float), 0.5)
     assert [tuple(segment.values()) for segment in found] == [pytest.approx(segment) for segment in expected]
-
-
-def plain_segments(times: list[float], scores: list[float], threshold: float) -> list[dict[str, float]]:
-    """The same as `segments`, as a loop over the rows."""
-    intervals = [later - earlier for earlier, later in itertools.pairwise(times)]
-    interval = statistics.median(intervals) if intervals else 0.04
-    groups: list[list[int]] = []
-    for row, score in enumerate(scores):
-        if score < threshold:
-            continue
-        continues = groups and groups[-1][-1] == row - 1 and times[row] - times[row - 1] <= 2 * interval
-        groups[-1].append(row) if continues else groups.append([row])
-    ends = [min(time + interval, later) for time, later in zip(times, [*times[1:], float("inf")], strict=True)]
-    return [
-        {"start": times[rows[0]], "end": ends[rows[-1]], "mean_score": statistics.fmean(scores[row] for row in rows)}
-        for rows in groups
-    ]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([3, 4, 4, 4, 8, 9, 100]), st.floats(0, 1)), min_size=1, max_size=30),
-    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
-)
-def test_segments_equal_those_of_a_plain_loop(rows, threshold):
-    times = (np.cumsum([gap for gap, _ in rows]) / 100).tolist()
-    scores = [score for _, score in rows]
-    found = segments(np.array(times, float), np.array(scores, float), threshold)
-    expected = plain_segments(times, scores, threshold)
-    assert found == [pytest.approx(segment, abs=1e-3) for segment in expected]
-    assert all(first["end"] <= second["start"] for first, second in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(
@@ -161,41 +128,17 @@ def test_descriptions_match_the_schema(schema, steps, data, threshold):
         assert track["speaking_seconds"] == pytest.approx(sum(p["end"] - p["start"] for p in track["speaking"]))
 
 
-def value_paths(content: object, path: tuple = ()) -> list[tuple]:
-    """Keys and indices that lead to each value of a document."""
-    if isinstance(content, dict | list):
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        return [inner for key, value in items for inner in [(*path, key), *value_paths(value, (*path, key))]]
-    return []
+def test_schema_requires_every_value(schema):
+    def check(part: object) -> None:
+        if isinstance(part, dict):
+            assert sorted(part.get("properties", [])) == sorted(part.get("required", []))
+            assert ("properties" in part) == ("additionalProperties" in part)
+            for value in part.values():
+                check(value)
 
-
-def replaced(content: dict, path: tuple, value: object) -> dict:
-    """A copy of a document with one value replaced, or removed if the new value is None."""
-    result = copy.deepcopy(content)
-    parent = result
-    for key in path[:-1]:
-        parent = parent[key]
-    if value is None:
-        del parent[path[-1]]
-    else:
-        parent[path[-1]] = value
-    return result
-
-
-@pytest.fixture
-def valid(schema) -> dict:
-    table = make_table(("video:1", timestamps(3)), ("video:2", timestamps(3)))
-    return document(describe_tracks(table, np.full(6, 0.75), 0.5, FRAME))
-
-
-def test_schema_requires_every_value_and_its_type(schema, valid):
-    assert schema.is_valid(valid)
-    assert schema.is_valid({**valid, "settings": {**SETTINGS, "face_detector_sha256": None}})
-    assert len(value_paths(valid)) > 40
-    for path in value_paths(valid):
-        assert not schema.is_valid(replaced(valid, path, {"?": 1})), path
-        if isinstance(path[-1], str):
-            assert not schema.is_valid(replaced(valid, path, None)), path
+    check(schema.schema["properties"])
+    assert schema.is_valid({**document([]), "settings": {**SETTINGS, "face_detector_sha256": None}})
+    assert not schema.is_valid({**document([]), "tracks": None})
 
 
 # speakers.rttm
@@ -228,8 +171,8 @@ def test_segments_as_a_table(tmp_path):
 # tracks.csv
 
 
-@pytest.mark.parametrize("video", ["a video, 50 %", 'with "quotes"', "\u00e4\u6587"])
-def test_tracks_csv_is_read_as_annotations_and_as_scores(tmp_path, video):
+def test_tracks_csv_is_read_as_annotations_and_as_scores(tmp_path):
+    video = 'a "video", 50 % \u00e4\u6587'
     rng = np.random.default_rng(0)
     corners = np.sort(rng.random((7, 2, 2)), axis=1).reshape(7, 4)  # x1 y1 x2 y2
     tracks = (f"{video}:1", timestamps(4, 7.04)), ("anna", timestamps(3))
@@ -249,19 +192,7 @@ def test_tracks_csv_is_read_as_annotations_and_as_scores(tmp_path, video):
     assert rows["entity_id"].tolist() == [f"{video}:1"] * 4 + ["anna"] * 3
 
 
-def test_tracks_csv_without_rows_is_a_header(tmp_path):
-    write_tracks(tmp_path / "tracks.csv", make_table(), np.empty(0), 0.5)
-    assert len((tmp_path / "tracks.csv").read_text().splitlines()) == 1
-    with pytest.raises(InputError, match="no rows"):
-        read_annotations(tmp_path / "tracks.csv")
-
-
 # Boxes in frames
-
-
-def test_colours_range_from_red_to_green():
-    assert score_colour(0.0) == tuple(SILENT)
-    assert score_colour(1.0) == tuple(SPEAKING)
 
 
 @pytest.mark.parametrize(("size", "score"), [((360, 640), 0.0), ((1920, 1080), 1.0)])
@@ -338,14 +269,11 @@ def test_labels_of_many_faces_do_not_overlap(monkeypatch, size, columns):
     ("text", "expected"),
     [
         ("Zo\u00eb 1: $x$ [a]", "Zo\u00eb 1: $x$ [a]"),
-        ("\u5f20\u4e09 2", "[5f20 4e09] 2"),
-        ("\ud55c\uad6d \u304b", "[han gug] [ka]"),
-        ("a\U0001f389\ufe0f", "a[party popper]"),
-        ("\U000e0041", ""),  # only modifies other characters
-        ("\U0010ffff", "[10ffff]"),
+        ("\u5f20\u4e09 2", "[5f20][4e09] 2"),
+        ("a\U0001f389", "a[1f389]"),
     ],
 )
-def test_characters_without_a_font_are_replaced_by_their_names(monkeypatch, text, expected):
+def test_characters_without_a_font_are_replaced_by_their_code_points(monkeypatch, text, expected):
     monkeypatch.setattr(fonts, "_characters", lambda: {chr(code) for code in range(0x250)})
     assert drawable(text) == expected
 
@@ -380,8 +308,6 @@ def test_nearest_row_is_visible_if_rows_and_frames_differ_in_rate():
     visible = visible_at(make_table(("a", [1.0, 1.2, 1.4])), timestamps(40, 0.8))
     assert {time for time, rows in visible.items() if rows} == set(timestamps(15, 0.92))
     assert all(abs(rows[0] - time) <= 0.1 + 1e-6 for time, rows in visible.items() if rows)
-    visible = visible_at(make_table(("a", timestamps(21, 1.0, 0.01))), timestamps(10, 0.88))
-    assert {time: rows for time, rows in visible.items() if rows} == {time: [time] for time in timestamps(6, 1.0)}
     visible = visible_at(make_table(("a", timestamps(25))), [round(index / 30, 2) for index in range(30)])
     assert all(len(rows) == 1 and abs(rows[0] - time) <= 0.02 + 1e-6 for time, rows in visible.items())
 
@@ -413,12 +339,6 @@ def test_frames_are_marked_in_copies_and_broken_ones_replaced():
     assert (marked[3] == 30).all()
 
 
-def test_broken_first_frame_is_black():
-    (image,) = marked_frames(iter([None]), (64, 48), np.array([0.0]), make_table(), np.empty(0), 0.5)
-    assert image.shape == (48, 64, 3)
-    assert not image.any()
-
-
 # Numbers of tracks
 
 
@@ -439,7 +359,7 @@ def thumbnail(track: int) -> Image.Image:
     return Image.new("RGB", (40 + track % 7, 300), (10, 200, 30))
 
 
-@pytest.mark.parametrize("count", [0, LANES, LANES + 1])
+@pytest.mark.parametrize("count", [0, LANES + 1])
 def test_timeline_has_as_many_pages_as_needed(tmp_path, count):
     """The names of videos and tracks are plain text, even if they look like formulas."""
     tracks = [(f"$x^2$:{n}", timestamps(1 if n in (0, LANES) else 30, 100 - n)) for n in range(count)]
@@ -470,43 +390,23 @@ def test_timeline_shows_speech(tmp_path):
     assert (np.abs(plots[1] - plots[0]).max(axis=2) > 20).mean() > 0.1
 
 
-def draw_hour(tmp_path, monkeypatch, seconds: float, scores: np.ndarray):
-    """The axes of a timeline of one track over a number of seconds."""
-    drawn = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or figure.canvas.draw() or path)
-    table = make_table(("video:1", np.linspace(0, seconds, len(scores), endpoint=False).tolist()))
-    plot_timeline(tmp_path / "x.png", table, scores, 0.5, (0.0, seconds), thumbnail)
-    plots.plt.close(drawn[0])
-    return drawn[0].axes[1]
-
-
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        (8.0, ["0", "1", "2", "3", "4", "5", "6", "7", "8"]),
         (3600.0, [f"0:{minute:02}:00" for minute in range(0, 60, 5)] + ["1:00:00"]),
         (30 * 3600.0, [f"{hour}:00:00" for hour in range(0, 31, 3)]),
     ],
 )
 def test_long_timelines_are_labelled_in_hours(tmp_path, monkeypatch, seconds, expected):
-    axes = draw_hour(tmp_path, monkeypatch, seconds, np.zeros(200))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or figure.canvas.draw() or path)
+    table = make_table(("video:1", np.linspace(0, seconds, 200, endpoint=False).tolist()))
+    plot_timeline(tmp_path / "x.png", table, np.zeros(200), 0.5, (0.0, seconds), thumbnail)
+    axes = drawn[0].axes[1]
     labels = [label.get_text() for label in axes.get_xticklabels()]
     low, high = axes.get_xlim()
     assert [label for label, at in zip(labels, axes.get_xticks(), strict=True) if low <= at <= high] == expected
-
-
-def test_curves_of_long_tracks_are_means_and_ranges(tmp_path, monkeypatch):
-    scores = np.tile([0.2, 0.6], 45_000)
-    axes = draw_hour(tmp_path, monkeypatch, 3600.0, scores)
-    curve = axes.lines[0].get_xydata()
-    assert len(curve) == plots.MAX_COLUMNS
-    assert np.allclose(curve[:, 1], 0.4, atol=0.01)
-    assert "ranges" in axes.get_xlabel()
-    spans = [band.get_paths()[0].get_extents() for band in axes.collections[1:]]
-    assert (spans[0].y0, spans[0].y1) == (0.2, 0.6)
-    axes = draw_hour(tmp_path, monkeypatch, 4.0, scores[:100])
-    assert len(axes.lines[0].get_xydata()) == 100
-    assert "ranges" not in axes.get_xlabel()
+    plots.plt.close(drawn[0])
 
 
 def test_too_long_name_of_a_video_is_an_error():

@@ -97,7 +97,7 @@ def without_decoder(source: Path, target: Path) -> Path:
 def test_a_codec_without_decoder_is_named(plain, tmp_path):
     path = without_decoder(plain, tmp_path / "video.mp4")
     for read in (VideoReader, detect_shots):
-        with pytest.raises(ValueError, match="video codec cannot be decoded: evc"):
+        with pytest.raises(ValueError, match=r"video codec cannot be decoded: .* evc "):
             read(path)
     assert_audio_is_on_time(path)
 
@@ -423,22 +423,21 @@ ENCODERS = {
     "mjpeg": ("mjpeg", "-q:v", 3),
     "theora": ("libtheora", "-q:v", 8),
 }
-ALL = ("h264", "hevc", "hevc10", "vp8", "vp9", "av1", "mpeg2", "mpeg4", "prores", "wmv2", "mjpeg", "theora")
 TABLE = {
-    "mp4": ("h264", "hevc", "hevc10", "vp9", "av1", "mpeg2", "mpeg4"),
-    "mov": ("h264", "hevc", "mpeg4", "prores", "mjpeg"),
-    "mkv": ALL,
-    "webm": ("vp8", "vp9", "av1"),
-    "avi": ("h264", "mpeg4", "mjpeg", "wmv2"),
-    "wmv": ("wmv2", "mpeg4"),
+    "mp4": ("hevc10", "mpeg4"),
+    "mov": ("prores", "mjpeg"),
+    "mkv": tuple(ENCODERS),
+    "webm": ("vp9",),
+    "avi": ("h264", "mpeg4"),
+    "wmv": ("wmv2",),
     "mpg": ("mpeg2",),
     "vob": ("mpeg2",),
-    "ts": ("h264", "hevc", "mpeg2"),
+    "ts": ("hevc", "mpeg2"),
     "mts": ("h264",),
-    "3gp": ("h264", "mpeg4"),
+    "3gp": ("mpeg4",),
     "flv": ("h264",),
     "ogv": ("theora",),
-    "mxf": ("mpeg2", "h264"),
+    "mxf": ("mpeg2",),
 }
 
 

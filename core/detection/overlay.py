@@ -1,7 +1,6 @@
 """Face boxes and scores drawn into video frames, coloured from red (silent) to green (speaking)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from core.contexts import row_interval
 from core.detection.segments import short_name
 from core.formats.annotations import FaceTable
-from core.reports.fonts import TEXT_SIZE, cut, drawable, text_mask, text_width
+from core.reports.fonts import cut, drawable, text_mask, text_width
 
 SPEAKING, SILENT = np.array([115, 158, 0]), np.array([0, 60, 213])  # BGR; green and red of different lightness
 _MIN_TEXT, _MAX_TEXT = 1 / 40, 1 / 24  # font size as fractions of the frame's shorter side
@@ -75,20 +74,20 @@ def mark_faces(
     height, width = image.shape[:2]
     side = min(height, width)
     corners = np.rint(boxes * np.array([width, height] * 2)).astype(int)
-    faces = np.minimum(corners, [width - 1, height - 1] * 2).tolist()
-    for (left, top, right, bottom), score in zip(faces, scores.tolist(), strict=True):
+    faces = np.minimum(corners, [width - 1, height - 1] * 2)
+    for (left, top, right, bottom), score in zip(faces.tolist(), scores.tolist(), strict=True):
         thickness = max(1, round(min(side / 240, (right - left) / 20))) * (1 + (score >= threshold))
         cv2.rectangle(image, (left, top), (right, bottom), score_colour(score), thickness, cv2.LINE_AA)
-    labels: list[list[int]] = []
+    labels = np.empty((0, 4), int)
     for face, score, name in zip(faces, scores.tolist(), names, strict=True):
         name, size = _fit(name, face[2] - face[0], side)
-        mask = np.concatenate((_text(f"{name}:", size), _text(f"{score:.2f}", size)), axis=1)
-        left, top, right, bottom = _place_label(face, mask.shape, image.shape, faces, labels)
-        labels.append([left, top, right, bottom])
-        image[top:bottom, left:right] = cv2.LUT(mask, _shades(round(score, 2)))[: bottom - top, : right - left]
+        mask = np.concatenate((text_mask(f"{name}:", size), text_mask(f"{score:.2f}", size)), axis=1)
+        mask = mask[:height, :width, None] / 255
+        left, top, right, bottom = label = _place_label(face, mask.shape, (height, width), faces, labels)
+        labels = np.vstack((labels, label))
+        image[top:bottom, left:right] = np.rint((1 - mask) * score_colour(score) + 255 * mask)
 
 
-@lru_cache(4096)
 def _fit(name: str, width: int, side: int) -> tuple[str, int]:
     """Return a name, cut if necessary, and a font size for the label of a face of a width. `side`: of the frame.
 
@@ -100,44 +99,20 @@ def _fit(name: str, width: int, side: int) -> tuple[str, int]:
     return name, int(np.clip(width / (text_width(name) + _SCORE_WIDTH), smallest, largest))
 
 
-@lru_cache(1024)
-def _text(text: str, size: int) -> np.ndarray:
-    """Return a text, of a font size in pixels, as coverage of pixels (h, w, 3) uint8."""
-    mask = text_mask(text)
-    shape = round(mask.shape[1] * size / TEXT_SIZE), round(len(mask) * size / TEXT_SIZE)
-    return cv2.merge([cv2.resize(mask, shape, interpolation=cv2.INTER_AREA)] * 3)
-
-
-@lru_cache(101)
-def _shades(score: float) -> np.ndarray:
-    """Return BGR colours (1, 256, 3) uint8 from the colour of a score to white, by coverage."""
-    coverage = np.arange(256)[:, None] / 255
-    return np.rint((1 - coverage) * score_colour(score) + 255 * coverage).astype(np.uint8)[None]
-
-
 def _place_label(
-    face: list[int], label: tuple[int, ...], frame: tuple[int, ...], faces: list[list[int]], labels: list[list[int]]
-) -> tuple[int, int, int, int]:
-    """Return the box of a label of a shape (h, w): of the places at its face, the one that covers least."""
+    face: np.ndarray, label: tuple[int, ...], frame: tuple[int, int], faces: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Return the box (4,) of a label of a shape (h, w): of the places at its face, the one that covers least."""
     left, top, right, bottom = face
-    height, width = min(label[0], frame[0]), min(label[1], frame[1])
-    best, lowest_cost = None, float("inf")
-    for y in (top - height, bottom, top, bottom - height):
-        for x in (left, right - width, (left + right - width) // 2):
-            x1, y1 = min(max(0, x), frame[1] - width), min(max(0, y), frame[0] - height)
-            place = x1, y1, x1 + width, y1 + height
-            # Text over text cannot be read.
-            cost = sum(_overlap(place, box) for box in faces) + 10 * sum(_overlap(place, box) for box in labels)
-            if cost < lowest_cost:
-                best, lowest_cost = place, cost
-            if not cost:
-                return best
-    return best
+    height, width = label[:2]
+    tops = (top - height, bottom, top, bottom - height)
+    lefts = (left, right - width, (left + right - width) // 2)
+    corners = np.array([(x, y) for y in tops for x in lefts]).clip(0, (frame[1] - width, frame[0] - height))
+    places = np.hstack((corners, corners + np.array([width, height])))
+    return places[np.argmin(_covered(places, faces) + 10 * _covered(places, labels))]  # text over text is unreadable
 
 
-def _overlap(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the area, in pixels, that two boxes have in common."""
-    if first[0] >= second[2] or second[0] >= first[2] or first[1] >= second[3] or second[1] >= first[3]:
-        return 0
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    return width * (min(first[3], second[3]) - max(first[1], second[1]))
+def _covered(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the area (n,), in pixels, that each of the places (n, 4) has in common with boxes (m, 4)."""
+    sides = np.minimum(places[:, None, 2:], boxes[:, 2:]) - np.maximum(places[:, None, :2], boxes[:, :2])
+    return sides.clip(0).prod(axis=2).sum(axis=1)

@@ -1,6 +1,5 @@
 """Active speaker detection in one video without annotations: detection and tracking, then the paper's stages."""
 
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -25,14 +24,14 @@ from core.formats.csv_table import check_name, write_csv
 from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
-from core.media.audio import audio_frames, extract_audio, slice_track_audio
+from core.media.audio import extract_audio, iter_audio, slice_track_audio
 from core.media.container import choose_stream, open_container
 from core.media.crops import extract_crops, rows_without_crop
 from core.media.reader import WHOLE, VideoReader
 from core.media.writer import encode_video
 from core.metrics import smooth_tracks, speaking_score
 from core.runtime.errors import InputError, RunError, one_line
-from core.runtime.files import list_files, read_setting, write_bytes, write_json
+from core.runtime.files import read_setting, write_bytes, write_json
 from core.runtime.jobs import FAILURES, NOTES, Outcome, write_list
 from core.runtime.progress import progress
 from core.runtime.resume import StepCache
@@ -69,17 +68,17 @@ class SpeakerDetection:
         except ValueError as error:
             raise InputError(f"{video}: {error}") from None
         names = ("tracks.csv", "speakers.json", "speakers.rttm", "speakers.csv", "timeline.png")
-        names = (*names, f"{self.video_id}_speakers.mp4")
-        self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.timeline, self.marked_video = (
-            output_dir / name for name in names
-        )
+        self._results = [output_dir / name for name in names]
+        self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.timeline = self._results
+        self.marked_video = output_dir / f"{self.video_id}_speakers.mp4"
         self.failures = output_dir / FAILURES
         self._tracks_sha256 = output_dir / ".tracks.sha256"
-        self._steps = StepCache(output_dir, [*names, "work"], settings["overwrite"])
+        self._steps = StepCache(output_dir, [*names, self.marked_video.name, "work"], settings["overwrite"])
         self._require_own_results()
         write_json(output_dir / SETTINGS_FILE, settings)
         self._shots_json = self.work / "shots.json"
         self._track_notes = self.work / NOTES
+        self._crop_failures, self._audio_failures = (self.work / f"{name}_{FAILURES}" for name in ("crops", "audio"))
         self.csv = self.work / "csv" / SPLIT / f"{self.video_id}{OFFICIAL_SUFFIX}"
         self.wav = wav_path(self.work / "audio_tracks", self.video_id)
         directories = ("instance_wavs_time", "instance_crops_time", "ste_features")
@@ -112,7 +111,7 @@ class SpeakerDetection:
 
     def detect_shots(self) -> None:
         """Find cuts and length of the video."""
-        # The last one tells the shots of this version from those of versions that found no dissolves.
+        # The last item stands for the algorithm, so that shots of an older one are not used.
         inputs = [self.video_id, sha256(self.video), tracking_params["cut_score"], "dissolves"]
         if self._part != WHOLE or self._video_stream is not None:
             inputs += [*self._part, self._video_stream]
@@ -162,35 +161,40 @@ class SpeakerDetection:
 
     # Scores
 
-    def extract_audio(self) -> None:
-        """Extract the audio from the first frame to the last; silence before the analysed part."""
+    def extract_crops(self) -> None:
+        """Extract the crops of every track."""
 
         def work() -> None:
-            outcome, seconds = Outcome(), self.shots.seconds
+            rows, outcome = np.arange(len(self.rows)), Outcome()
+            todo = rows_without_crop(self.rows, rows, self.crops)
+            bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
+            with bar, self._open() as reader:
+                extract_crops(self.rows, todo, reader, self.crops, outcome, bar.update)
+            write_list(outcome.failures, self._crop_failures)
+
+        self._run_step("crops", None, [self.crops], work)
+
+    def extract_audio(self) -> None:
+        """Extract the audio from the first frame to the last, silent before the analysed part, and that of every track.
+
+        Rows and tracks whose crops or audio could not be extracted are listed in `failures.txt`.
+        """
+
+        def work() -> None:
+            outcome, seconds, tracks = Outcome(), self.shots.seconds, len(self.rows.entity_ids)
             samples = round((seconds - self.shots.start) * SAMPLE_RATE)
             streams = self._audio_stream, self._video_stream
             with progress(total=samples, desc="audio", unit=" samples", unit_scale=True) as bar:
                 extract_audio(self.video, self.wav, True, outcome, bar.update, seconds, *streams, self._part)
+            with progress(total=tracks, desc="track audio", unit="track") as bar:
+                slice_track_audio(self.rows, 0, self.wav, self.track_wavs, [], outcome, bar.update)
             for note in outcome.notes:
                 print(one_line(f"note: {note}"))
+            write_list(outcome.failures, self._audio_failures)
 
-        self._run_step("audio", self._audio_stream, [self.wav], work)
-
-    def extract_clips(self) -> None:
-        """Extract audio and crops of every track, and list the rows that fail in `failures.txt`."""
-
-        def work() -> None:
-            table, rows, outcome = self.rows, np.arange(len(self.rows)), Outcome()
-            existing = list_files(self.track_wavs)
-            with progress(total=len(table.entity_ids), desc="track audio", unit="track") as bar:
-                slice_track_audio(table, 0, self.wav, self.track_wavs, existing, outcome, bar.update)
-            todo = rows_without_crop(table, rows, self.crops)
-            bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
-            with bar, self._open() as reader:
-                extract_crops(table, todo, reader, self.crops, outcome, bar.update)
-            write_list(outcome.failures, self.failures)
-
-        self._run_step("crops", None, [self.track_wavs, self.crops], work)
+        self._run_step("audio", self._audio_stream, [self.wav, self.track_wavs], work)
+        files = [file for file in (self._crop_failures, self._audio_failures) if file.exists()]
+        write_list([line for file in files for line in file.read_text().splitlines()], self.failures)
 
     @cached_property
     def usable_rows(self) -> FaceTable:
@@ -269,22 +273,21 @@ class SpeakerDetection:
             span = self.shots.start, self.shots.seconds
             plot_timeline(self.timeline, self.usable_rows, scores, threshold, span, self.thumbnail)
 
-        outputs = [self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.timeline]
-        self._steps.run("results", settings, outputs, work, invalidates_later=False)
+        self._steps.run("results", settings, self._results, work, invalidates_later=False)
 
     def write_marked_video(self, scores: np.ndarray, smoothing: int, threshold: float) -> None:
         """Write the analysed part with boxes and scores, at the row rate. Raises RunError if it cannot be encoded."""
 
         def work() -> None:
-            times, (start, stop) = self.shots.times, self._part
-            options = {"form": "sample_fmts=fltp:channel_layouts=stereo", "rate": MARKED_AUDIO_RATE}
+            times, start = self.shots.times, self._part[0]
+            form = {"layout": "stereo", "rate": MARKED_AUDIO_RATE}
             with self._open() as reader:
                 frames = reader.frames(times, float("inf"))
                 images = progress(frames, total=len(times), desc="marked video", unit="frame")
                 marked = marked_frames(images, self.size, times, self.usable_rows, scores, threshold)
-                audio = audio_frames(self.video, [], reader.start_offset + start, self._audio_stream, **options)
-                audio = itertools.takewhile(lambda block: block.time < stop - start, audio)
-                encode_video(self.marked_video, marked, self.size, self.shots.rate, audio, self._pixel_aspect)
+                audio = iter_audio(self.video, None, reader.start_offset + start, self._audio_stream, **form)
+                options = (audio, MARKED_AUDIO_RATE, "stereo", self._pixel_aspect)
+                encode_video(self.marked_video, marked, self.size, self.shots.rate, *options)
                 seconds = images.n / self.shots.rate
             if seconds < self.shots.seconds - start - 1:
                 print(f"note: only {seconds:.1f} of {self.shots.seconds - start:.1f} s of the video can be decoded")

@@ -1,19 +1,18 @@
 """Shot boundaries of a video, and the timestamps of its rows."""
 
+import itertools
 import math
 from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import ColorRange
 
 from core.config import tracking_params
-from core.media.container import FilterChain
+from core.media.container import filter_frames
 from core.media.reader import WHOLE, VideoReader
 from core.runtime.progress import progress
 
@@ -74,32 +73,21 @@ class Shots:
 
 @dataclass(eq=False)
 class Frame:
-    """A frame of the search for cuts: timestamp from which it is shown, its own, and its image, downscaled."""
+    """A frame of the search for cuts: timestamp from which it is shown, its own, brightness (576,) of a thumbnail."""
 
     start: float
     time: float
-    image: av.VideoFrame
+    pixels: np.ndarray
 
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        """Brightness (576,) of a thumbnail."""
-        plane = self.image.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-        return cv2.resize(rows, _THUMBNAIL, interpolation=cv2.INTER_AREA).ravel().astype(np.float32)
-
-    @cached_property
+    @property
     def detail(self) -> np.ndarray:
         """Difference (576,) of `pixels` from their mean."""
         return self.pixels - self.pixels.mean()
 
-    @cached_property
-    def contrast(self) -> float:
-        """Standard deviation of `pixels`."""
-        return math.sqrt(self.detail @ self.detail / len(self.detail))
-
     def similarity(self, other: "Frame") -> float:
         """Correlation with another frame, -1 to 1; 0 if one of them is uniform."""
-        return float(self.detail @ other.detail) / (len(self.detail) * max(self.contrast * other.contrast, 1e-3))
+        covariance = float(self.detail @ other.detail) / len(self.pixels)
+        return covariance / max(float(self.pixels.std() * other.pixels.std()), 1e-3)
 
 
 class CutDetector:
@@ -157,7 +145,7 @@ class CutDetector:
             before = frames[first]
             if count < 5 or before.similarity(after) > _MAX_SIMILARITY:
                 continue
-            if min(before.contrast, after.contrast) < _MIN_CONTRAST:
+            if min(before.pixels.std(), after.pixels.std()) < _MIN_CONTRAST:
                 continue
             middle = first + count // 2
             inner = [frames[index] for index in (first + count // 4, middle - 1, middle, first + 3 * count // 4)]
@@ -217,9 +205,12 @@ def detect_shots(path: Path, stream: int | None = None, part: tuple[float, float
 def scene_scores(reader: VideoReader) -> Iterator[tuple[Frame, float]]:
     """Yield each frame and its scene score, the difference from the previous frame: 0 to 1."""
     scale = ("scale", f"{_SCENE_WIDTH}:-2:flags=fast_bilinear")
-    chain = FilterChain(lambda: [scale, ("format", "gray"), ("select", "gte(scene,0)")])
-    for start, time, frame in reader.timeline():
+    timeline, images = itertools.tee(reader.timeline())
+    filters = [scale, ("format", "gray"), ("select", "gte(scene,0)")]
+    scored_frames = filter_frames((frame for _, _, frame in images), lambda: filters)
+    for (start, time, frame), scored in zip(timeline, scored_frames, strict=True):
         # Grey levels are 0 to 255 whatever the range of the video, but scores refer to its own range.
         factor = 1.0 if frame.color_range == ColorRange.JPEG else 219 / 255
-        for scored in chain.run(frame):
-            yield Frame(start, time, scored), factor * float(scored.metadata["lavfi.scene_score"])
+        thumbnail = cv2.resize(scored.to_ndarray(), _THUMBNAIL, interpolation=cv2.INTER_AREA)
+        score = factor * float(scored.metadata["lavfi.scene_score"])
+        yield Frame(start, time, thumbnail.ravel().astype(np.float32)), score

@@ -1,11 +1,11 @@
 """Opening videos with PyAV: files, streams, decoding and filters."""
 
 import contextlib
+import itertools
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -86,9 +86,7 @@ def choose_stream(
     """
     streams = [stream for stream in container.streams if stream.type == kind and not stream.disposition & _PICTURE]
     if not streams:
-        other = "video" if kind == "audio" else "audio"
-        found = f"has {other} but " if getattr(container.streams, other) else ""
-        raise ValueError(f"{found}no {kind} stream")
+        raise ValueError(f"no {kind} stream")
     if (number or 0) >= len(streams):
         raise ValueError(f"no {kind} stream {number}; it has {len(streams)}, numbered from 0")
 
@@ -100,10 +98,10 @@ def choose_stream(
     chosen = max(streams, key=rank) if number is None else streams[number]
     if chosen.codec_context is None:
         av.logging.set_level(av.logging.INFO)
-        text = container.dumps_format()  # PyAV does not give the name of a codec that it cannot decode
+        lines = container.dumps_format().splitlines()  # PyAV does not give the name of a codec that it cannot decode
         av.logging.set_level(None)
-        name = re.search(rf"Stream #\d+:{chosen.index}\b.*?: \w+: ([^,\n]*)", text)
-        raise ValueError(f"its {kind} codec cannot be decoded: {name[1] if name else 'unknown'}")
+        line = next(line for line in lines if f"Stream #0:{chosen.index}" in line)
+        raise ValueError(f"its {kind} codec cannot be decoded: {line.strip()}")
     for stream in container.streams:
         if stream is not chosen:
             stream.discard = av.stream.Discard.all
@@ -121,13 +119,15 @@ def decode(
     """Yield presentation time in seconds (None if unknown) and content of each frame of a stream.
 
     Damaged parts are skipped with a note. Where the clock of the container starts again, times continue: a frame
-    follows the previous one, which lasts `duration(frame)` seconds.
+    follows the previous one, which lasts `duration(frame)` seconds. Raises ValueError if there is no frame.
     """
     wrong, last = [0, 0], [-math.inf, -math.inf]  # number of wrong presentation and decoding times, and the last ones
     shift, expected = 0.0, (container.start_time or 0) / av.time_base
-    longest_gap = (container.duration or _MAX_DURATION) / av.time_base + _MAX_JUMP
+    longest_gap = _MAX_JUMP
+    if container.format.name not in _RESTARTING:
+        longest_gap += (container.duration or _MAX_DURATION) / av.time_base
     packets, unit = container.demux(stream), stream.time_base
-    ended, damage = False, None
+    ended, empty, damage = False, True, None
     while not ended:
         frames = []
         try:
@@ -152,49 +152,38 @@ def decode(
                 shift += expected - time
                 time = expected
             expected = (expected if time is None else time) + duration(frame)
-            if container.format.name in _RESTARTING:
-                longest_gap = _MAX_JUMP
+            empty = False
             yield time, frame
+    if empty:
+        raise ValueError(f"the {stream.type} stream is empty, or its {stream.name} codec cannot be decoded")
     if damage:
         notes.append(f"damaged {stream.type} ({damage})")
 
 
-class FilterChain:
-    """Filters for frames, set up again whenever the format of the frames changes.
+def filter_frames(
+    frames: Iterable[av.VideoFrame | av.AudioFrame], filters: Callable[[], list[tuple[str, str]]], batch: int = 1
+) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """Pass frames through filters, set up again whenever the format of the frames changes.
 
-    `filters` returns their names and arguments. Output is pulled after each `batch` frames.
+    `filters` returns their names and arguments. Output is pulled once for every `batch` frames.
     """
-
-    def __init__(self, filters: Callable[[], list[tuple[str, str]]], batch: int = 1):
-        self._filters, self._batch = filters, batch
-        self._graph, self._format, self._count = None, None, 0
-
-    def run(self, frame: av.VideoFrame | av.AudioFrame | None) -> Iterator[av.VideoFrame | av.AudioFrame]:
-        """Filter a frame, or None at the end, and yield the frames that come out."""
-        if isinstance(frame, av.AudioFrame):
-            found = {"format": frame.format.name, "layout": frame.layout.name, "sample_rate": frame.sample_rate}
+    for arguments, group in itertools.groupby(frames, _buffer_arguments):
+        graph = av.filter.Graph()
+        if "layout" in arguments:
+            source, sink = graph.add_abuffer(**arguments), "abuffersink"
         else:
-            found = frame and {"format": frame.format.name, "width": frame.width, "height": frame.height}
-        if self._graph and found != self._format:
-            self._graph.push(None)
-            yield from self._pull()
-            self._graph = None
-        if frame is None:
-            return
-        if self._graph is None:
-            self._graph, self._format = av.filter.Graph(), found
-            if isinstance(frame, av.AudioFrame):
-                source, sink = self._graph.add_abuffer(**found), "abuffersink"
-            else:
-                source, sink = self._graph.add_buffer(**found, time_base=Fraction(1, 1000)), "buffersink"
-            nodes = [self._graph.add(*each) for each in (*self._filters(), (sink,))]
-            self._graph.link_nodes(source, *nodes).configure()
-        self._graph.push(frame)
-        self._count += 1
-        if self._count % self._batch == 0:
-            yield from self._pull()
+            source, sink = graph.add_buffer(**arguments, time_base=Fraction(1, 1000)), "buffersink"
+        graph.link_nodes(source, *[graph.add(*each) for each in (*filters(), (sink,))]).configure()
+        for count, frame in enumerate(itertools.chain(group, [None]), 1):
+            graph.push(frame)
+            if frame is not None and count % batch:
+                continue
+            with contextlib.suppress(av.BlockingIOError, av.EOFError):
+                while True:
+                    yield graph.pull()
 
-    def _pull(self) -> Iterator[av.VideoFrame | av.AudioFrame]:
-        with contextlib.suppress(av.BlockingIOError, av.EOFError):
-            while True:
-                yield self._graph.pull()
+
+def _buffer_arguments(frame: av.VideoFrame | av.AudioFrame) -> dict:
+    if isinstance(frame, av.AudioFrame):
+        return {"format": frame.format.name, "layout": frame.layout.name, "sample_rate": frame.sample_rate}
+    return {"format": frame.format.name, "width": frame.width, "height": frame.height}

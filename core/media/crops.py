@@ -29,14 +29,12 @@ def crop_face(image: np.ndarray, box: np.ndarray) -> bytes:
     """
     height, width = image.shape[:2]
     x1, y1, x2, y2 = (int(fraction * side) for fraction, side in zip(box, (width, height) * 2, strict=True))
-    if x1 >= x2 or y1 >= y2:
-        raise ValueError(f"the box is empty in a frame of {width} x {height} pixels")
     try:
         encoded, jpeg = cv2.imencode(".jpg", image[y1:y2, x1:x2], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     except cv2.error:
         encoded = False
     if not encoded:
-        raise ValueError(f"{x2 - x1} x {y2 - y1} pixels are too many for a JPEG")
+        raise ValueError(f"a box of {x2 - x1} x {y2 - y1} pixels cannot be a JPEG")
     return jpeg.tobytes()
 
 
@@ -49,28 +47,18 @@ def extract_crops(
     advance: Callable[[int], None],
 ) -> None:
     """Write the crops of the given rows of one video, decoding it once. Rows without a crop are listed as failures."""
-
-    def fail(row: int, reason: str) -> None:
-        outcome.failures.append(f"{table.row_name(row)}: {reason}")
-        advance(1)
-
     outcome.notes += [f"{reader.path.name}: {note}" for note in reader.notes]
-    timestamps, group = np.unique(table.timestamp[rows], return_inverse=True)
-    rows_by_timestamp = np.split(rows[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
-    num_early = int(np.searchsorted(timestamps, -0.5 / reader.fps))  # timestamps before the video
-    frames = reader.frames(timestamps[num_early:], SEEK_GAP_SECONDS)
-    for position, frame_rows in enumerate(rows_by_timestamp):
-        early = position < num_early
-        image = None if early else next(frames, None)
-        for row in frame_rows:
+    rows = rows[np.argsort(table.timestamp[rows], kind="stable")]
+    frames = reader.frames(table.timestamp[rows], SEEK_GAP_SECONDS)
+    for row in rows:
+        image = next(frames, None)
+        try:
             if image is None:
-                fail(row, "before the video starts" if early else "no frame can be read")
-                continue
-            try:
-                jpeg = crop_face(image, table.box[row])
-            except ValueError as error:
-                fail(row, str(error))
-                continue
+                raise ValueError("no frame can be read")
+            jpeg = crop_face(image, table.box[row])
+        except ValueError as error:
+            outcome.failures.append(f"{table.row_name(row)}: {error}")
+        else:
             write_bytes(crop_path(output_dir, table.entity_ids[table.entity[row]], table.timestamp[row]), jpeg)
             outcome.done += 1
-            advance(1)
+        advance(1)

@@ -4,8 +4,8 @@ import contextlib
 import itertools
 import math
 import os
-from collections import deque
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,7 +14,7 @@ import numpy as np
 from av.video.reformatter import ColorTrc, VideoReformatter
 
 from core.config import SEEK_GAP_SECONDS
-from core.media.container import MAX_FRAME_PIXELS, SEEKABLE, FilterChain, choose_stream, decode, open_container
+from core.media.container import MAX_FRAME_PIXELS, SEEKABLE, choose_stream, decode, filter_frames, open_container
 from core.media.tone_mapping import tone_map
 
 MAX_FRAME_RATE = 1000  # frames per second; written by recorders with a millisecond clock and an unknown rate
@@ -30,7 +30,10 @@ class VideoReader:
 
     `stream` is the number of the video stream, by default the one that players choose. With `enhance`, interlaced
     frames are deinterlaced and those of high dynamic range (HLG, PQ) are tone-mapped. `part` is the start and the end
-    in seconds of the part to read. `notes` are remarks on the video.
+    in seconds of the part to read.
+
+    `size` is width and height as displayed, `start_offset` the seconds from the start of the container, where audio
+    begins, to the first frame. `frame_count` is None if unknown. `notes` are remarks on the video.
 
     Raises ValueError if the file is not a video.
     """
@@ -38,51 +41,40 @@ class VideoReader:
     def __init__(self, path: Path, stream: int | None = None, enhance: bool = False, part: tuple[float, float] = WHOLE):
         self.path, self._number, self._enhance, self._part = path, stream, enhance, part
         self._files = contextlib.ExitStack()
-        try:
-            self._open()
-            if self._seekable and part[0] > SEEK_GAP_SECONDS:
-                self._seek(part[0] * self.fps)
-        except BaseException:
-            self._files.close()
-            raise
+        self._open()
+        if self._seekable and part[0] > SEEK_GAP_SECONDS:
+            self._seek(part[0] * self.fps)
 
     def _open(self) -> None:
         """Open the file and decode the first frame."""
         self._files.close()
         self.notes: list[str] = []
-        self._container = self._files.enter_context(open_container(self.path))
-        self._stream = stream = choose_stream(self._container, "video", self._number, self.notes)
+        self._container = container = self._files.enter_context(open_container(self.path))
+        self._stream = stream = choose_stream(container, "video", self._number, self.notes)
         rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         self.fps = float(next((rate for rate in rates if rate and 0 < rate <= MAX_FRAME_RATE), 0))
         if not self.fps:
             raise ValueError("cannot be opened as a video (no frame rate)")
-        if stream.width * stream.height > MAX_FRAME_PIXELS:
-            raise ValueError(f"frames of {stream.width} x {stream.height} pixels are too large")
+        self.frame_count = stream.frames or round((container.duration or 0) / av.time_base * self.fps) or None
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         stream.thread_type, stream.thread_count = "AUTO", _THREADS
-        self._seekable, self._constant = self._container.format.name in SEEKABLE, True
+        self._seekable, self._constant = container.format.name in SEEKABLE, True
         self._reformatter = VideoReformatter()
-        self._progressive = FilterChain(lambda: [("setfield", "mode=prog")])
-        self.start = None  # time of the first frame in the container, in seconds
+        self._start = None  # time of the first frame in the container, in seconds
         self._timeline = self._read()
-        self._next = next(self._timeline, None)
-        if self._next is None:
-            raise ValueError(f"no frame of its {stream.name} video can be decoded")
-        self._describe(self._next[2])
-
-    def _describe(self, frame: av.VideoFrame) -> None:
-        """Set size, pixel aspect and notes from the first frame."""
+        self._next = next(self._timeline)
+        self.start_offset = self._start - (container.start_time or 0) / av.time_base
+        frame = self._next[2]
         matrix = frame.side_data.get("DISPLAYMATRIX")
         a, b, _, c, d = np.frombuffer(bytes(matrix), "<i4")[:5] if matrix else (1, 0, 0, 0, 1)
         self._transposed = abs(b) + abs(c) > abs(a) + abs(d)
         self._flips = (c < 0, b < 0) if self._transposed else (a < 0, d < 0)  # horizontal, vertical
         step = -1 if self._transposed else 1
         self.size = (frame.width, frame.height)[::step]
-        aspect = self._stream.sample_aspect_ratio or 1
-        self.pixel_aspect = aspect.as_integer_ratio()[::step]
-        self._transfer = frame.color_trc if frame.color_trc in _HDR else None
+        self.pixel_aspect = (stream.sample_aspect_ratio or Fraction(1)).as_integer_ratio()[::step]
+        self._transfer = _HDR.get(frame.color_trc)
         if not self._enhance and self._transfer:
-            self.notes.append(f"high dynamic range ({_HDR[self._transfer]}): crops are grey")
+            self.notes.append(f"high dynamic range ({self._transfer}): crops are grey")
         if not self._enhance and frame.interlaced_frame:
             self.notes.append("interlaced: moving faces have combed edges")
 
@@ -92,17 +84,6 @@ class VideoReader:
     def __exit__(self, *_) -> None:
         self._timeline.close()
         self._files.close()
-        self._timeline = self._next = self._stream = self._container = None  # frees the memory of the decoder
-
-    @property
-    def start_offset(self) -> float:
-        """Seconds from the start of the container, where audio begins, to the first frame."""
-        return self.start - (self._container.start_time or 0) / av.time_base
-
-    @property
-    def frame_count(self) -> int | None:
-        """Number of frames according to the container, None if unknown."""
-        return self._stream.frames or round((self._container.duration or 0) / av.time_base * self.fps) or None
 
     def frames(self, timestamps: np.ndarray, seek_gap: float) -> Iterator[np.ndarray | None]:
         """Yield the BGR frame (H, W, 3) uint8 shown at each of the increasing timestamps (n,) in seconds.
@@ -144,13 +125,13 @@ class VideoReader:
 
     def _seek(self, position: float) -> None:
         """Continue with a frame shortly before this position, or if the seek fails, with the first one."""
-        time = self.start + position / self.fps - 1
+        time = self._start + position / self.fps - 1
         self._timeline.close()
         try:
             self._container.seek(int(time / self._stream.time_base), stream=self._stream)
             self._timeline = self._read()
-            self._next = next(self._timeline, None)
-        except (av.FFmpegError, OSError):
+            self._next = next(self._timeline)
+        except (av.FFmpegError, OSError, ValueError):
             self._next = None
         if self._next is None or self._next[0] > position:
             self._open()
@@ -164,10 +145,16 @@ class VideoReader:
         tolerance = max(0.1, _TIME_TOLERANCE * self.fps)
         previous = None
         frames = decode(self._container, self._stream, lambda _: 1 / self.fps, self.notes)
-        for time, frame in self._deinterlace(frames) if self._enhance else frames:
-            if self.start is None:
-                self.start = time or 0.0
-            position = (0.0 if previous is None else previous + 1) if time is None else (time - self.start) * self.fps
+        if self._enhance:
+            times, images = itertools.tee(frames)
+            filtered = filter_frames(
+                (frame for _, frame in images), lambda: [("bwdif", "mode=send_frame:deint=interlaced")]
+            )
+            frames = zip((time for time, _ in times), filtered, strict=False)
+        for time, frame in frames:
+            if self._start is None:
+                self._start = time or 0.0
+            position = (0.0 if previous is None else previous + 1) if time is None else (time - self._start) * self.fps
             index = round(position)
             if previous is not None and index != previous + 1:
                 self._constant = False
@@ -180,35 +167,19 @@ class VideoReader:
             yield position + 0.5 - half, position, frame
             previous = position
 
-    def _deinterlace(
-        self, frames: Iterator[tuple[float | None, av.VideoFrame]]
-    ) -> Iterator[tuple[float | None, av.VideoFrame]]:
-        """Pass frames through a filter from the first interlaced one on. It leaves progressive frames as they are."""
-        chain, times = FilterChain(lambda: [("bwdif", "mode=send_frame:deint=interlaced")]), deque()
-        active = False
-        for time, frame in itertools.chain(frames, [(None, None)]):
-            active = active or (frame is not None and frame.interlaced_frame)
-            if not active and frame is not None:
-                yield time, frame
-                continue
-            times.append(time)
-            for each in chain.run(frame):
-                yield times.popleft(), each
-
     def _convert(self, frame: av.VideoFrame) -> np.ndarray | None:
         """Return a frame as displayed, in BGR; None if it is broken."""
-        is_hdr = self._enhance and self._transfer
-        pixels = "rgb48le" if is_hdr else "bgr24"
+        transfer = self._transfer if self._enhance else None
         try:
             if frame.interlaced_frame:  # else chroma is converted by fields, which the released code does not do
-                (frame,) = self._progressive.run(frame)
+                (frame,) = filter_frames([frame], lambda: [("setfield", "mode=prog")])
             # Bicubic, as in OpenCV: it only matters for chroma of more than 8 bits.
-            frame = self._reformatter.reformat(frame, format=pixels, interpolation="BICUBIC", threads=1)
+            pixels = "rgb48le" if transfer else "bgr24"
+            image = self._reformatter.reformat(frame, format=pixels, interpolation="BICUBIC", threads=1).to_ndarray()
         except av.FFmpegError:
             return None
-        image = frame.to_ndarray()
-        if is_hdr:
-            image = tone_map(image, _HDR[self._transfer])
+        if transfer:
+            image = tone_map(image, transfer)
         if self._transposed:
             image = cv2.transpose(image)
         if any(self._flips):

@@ -45,7 +45,7 @@ plt.rcParams.update(
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":")  # line styles, the next one for each round of colours
 MAX_LANES = 12  # tracks in a plot of scores
-MAX_COLUMNS = 500  # points of a curve; more rows than twice as many are drawn as means and ranges
+MAX_POINTS = 1000  # of a curve; of more rows, the means of neighbouring ones are drawn
 CLOCK_SECONDS = 2000  # axes that end later are labelled h:mm:ss; AVA's timestamps, which end before, stay seconds
 CLOCK_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)  # seconds between labels
 MAX_IDLE_SECONDS = 2.0  # a longer stretch of time without any track is left out
@@ -202,12 +202,11 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
     figure, panels = plt.subplots(
         count, columns, figsize=(11, 0.9 + 0.95 * count), squeeze=False, width_ratios=(1, 17)[-columns:]
     )
-    condensed = False
     for number, (lane, row) in enumerate(zip(lanes, panels, strict=False)):
         if lane.thumbnail:
             row[0].imshow(lane.thumbnail)
             row[0].axis("off")
-        condensed |= _draw_lane(row[-1], lane, list(shades.values()))
+        _draw_lane(row[-1], lane, list(shades.values()))
         row[-1].set(xlim=lane.limits, ylim=(-0.04, 1.04), yticks=(0, 1), title=lane.title)
         if clock:
             _label_clock(row[-1].xaxis, lane.limits)
@@ -215,8 +214,7 @@ def draw_lanes(path: Path, title: str, lanes: Sequence[Lane], curves: Sequence[s
             row[-1].ticklabel_format(axis="x", useOffset=False, style="plain")
         # Lanes below each other share the labels of the time axis if they have the same limits.
         row[-1].tick_params(labelbottom=[lane.limits] != [below.limits for below in lanes[number + 1 : number + 2]])
-    time = "time (h:mm:ss)" if clock else "time (s)"
-    panels[-1, -1].set_xlabel(f"{time}; lines: means, bands: ranges of neighbouring rows" if condensed else time)
+    panels[-1, -1].set_xlabel("time (h:mm:ss)" if clock else "time (s)")
     if not lanes:
         panels[0, 0].axis("off")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
@@ -239,52 +237,38 @@ def _label_clock(axis: Axis, limits: tuple[float, float]) -> None:
     axis.set_major_formatter(text)
 
 
-def _draw_lane(axes: plt.Axes, lane: Lane, colours: Sequence[str]) -> bool:
-    """Draw the shades and curves of a lane. A row lasts until the next one, or for the usual interval before a gap.
-
-    Curves of more rows than can be distinguished are drawn as means and ranges. Returns True if there are such curves.
-    """
-    condensed = False
+def _draw_lane(axes: plt.Axes, lane: Lane, colours: Sequence[str]) -> None:
+    """Draw the shades and curves of a lane. A row lasts until the next one, or for the usual interval before a gap."""
     gaps = np.flatnonzero(starts_after_gap(lane.times))[1:]
-    column = np.floor((lane.times - lane.limits[0]) * MAX_COLUMNS / (lane.limits[1] - lane.limits[0]))
     for piece in np.split(np.arange(len(lane.times)), gaps):
         times, states = lane.times[piece], lane.states[piece]
         first = np.flatnonzero(np.diff(states, prepend=-1))  # of each state
         edges = np.append(times[first], times[-1] + row_interval(lane.times))
         axes.pcolormesh(edges, (0, 1), states[first][None], cmap=ListedColormap(colours), vmin=0, vmax=len(colours) - 1)
-        first = np.flatnonzero(np.diff(column[piece], prepend=-np.inf))  # of each column
+        first = np.arange(0, len(piece), 1 + len(piece) // MAX_POINTS)  # of each mean
         for number, values in enumerate(lane.scores):
-            style, values = _style(number), values[piece]
-            if len(piece) > 2 * len(first):
-                condensed = True
-                low, high = np.minimum.reduceat(values, first), np.maximum.reduceat(values, first)
-                axes.fill_between(times[first], low, high, color=style["color"], alpha=0.2, linewidth=0)
-                values = np.add.reduceat(values, first) / np.diff(first, append=len(piece))
-                axes.plot(times[first], values, **style)
-            else:
-                axes.plot(times, values, marker="." if len(piece) == 1 else None, **style)
-    return condensed
+            means = np.add.reduceat(values[piece], first) / np.diff(first, append=len(piece))
+            axes.plot(times[first], means, marker="." if len(piece) == 1 else None, **_style(number))
 
 
 # Ablation
 
 
-def plot_ablation(path: Path, table: pd.DataFrame, lines: Sequence[str]) -> Path:
+def plot_ablation(path: Path, table: pd.DataFrame, encoder: str) -> Path:
     """Plot the table of `core.ablation.tabulate`: a panel per axis with its runs and the mean over seeds.
 
-    `lines`: settings without an axis, such as the encoder alone, to draw as horizontal lines. Returns the path.
+    The result of the setting `encoder`, the encoder alone, is a horizontal line. Returns the path.
     """
     groups = {axis: rows for axis, rows in table.groupby("axis", sort=False) if axis and len(rows) > 1}
-    across = table[table["setting"].isin(lines) & (table["axis"] == "")]
+    encoder_map = 100 * table.set_index("setting")["mean"][encoder]
     figure, panels = plt.subplots(1, len(groups), figsize=(2.9 * len(groups), 4.2), sharey=True, squeeze=False)
     for axes, (axis, rows) in zip(panels[0], groups.items(), strict=True):
         ordered = rows["setting"].str.isdigit().all()  # else a line between settings would mean nothing
         axes.plot(rows["setting"], 100 * rows["mean"], "o-" if ordered else "o", color=COLOURS[1], markersize=7)
         runs = rows.explode("mAP")
         axes.plot(runs["setting"], 100 * runs["mAP"].astype(float), "o", color="black", markersize=3.5, alpha=0.6)
-        for number, mean in enumerate(across["mean"]):
-            axes.axhline(100 * mean, **_style(3 * number))
+        axes.axhline(encoder_map, **_style(0))
         axes.set(xlabel=axis, xmargin=0.2)
     panels[0, 0].set_ylabel("mAP (%)")
-    draw_legend(figure, panels[0, 0].lines, ["mean over seeds", "single run", *across["setting"]])
+    draw_legend(figure, panels[0, 0].lines, ["mean over seeds", "single run", encoder])
     return save(figure, path)

@@ -25,10 +25,9 @@ TITLES = {
 def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
     """Plot training curves: a panel per metric and one for the learning rate, a colour per run. Returns the path.
 
-    runs: name -> log with columns epoch, learning_rate, train_<metric> and val_<metric>. NaN is left out. A star marks
-    the epoch with the best val AP.
+    runs: name -> log with columns epoch, learning_rate, train_<metric> and val_<metric>. NaN is left out.
     """
-    names = (name.partition("_")[2] for log in runs.values() for name in log if is_curve(name))
+    names = (name.partition("_")[2] for log in runs.values() for name in log.columns.drop(["epoch", RATE]))
     metrics = [*dict.fromkeys(names), RATE]
     figure, panels = panel_grid(len(metrics))
     for axes, metric in zip(panels, metrics, strict=True):
@@ -39,7 +38,6 @@ def plot_training(path: Path, runs: dict[str, pd.DataFrame]) -> Path:
     styles = {
         "val": Line2D([], [], color="black", linewidth=2),
         "train": Line2D([], [], color="black", linewidth=1.2, linestyle="--"),
-        "best val AP": Line2D([], [], color="black", marker="*", linestyle="none", markersize=10),
     }
     colours = [Patch(color=COLOURS[number % len(COLOURS)]) for number in range(len(runs))]
     texts = [f"{short(name)}: {best_text(log)}" for name, log in runs.items()]
@@ -57,23 +55,12 @@ def _draw_run(axes: plt.Axes, log: pd.DataFrame, metric: str, colour: str) -> No
     for split, style in (("train", {"linestyle": "--", "linewidth": 1.2}), ("val", {"linewidth": 2})):
         if f"{split}_{metric}" in log:
             axes.plot(log["epoch"], log[f"{split}_{metric}"], color=colour, marker=".", markersize=4, **style)
-    best = _best_row(log)
-    if best is not None and f"val_{metric}" in log:
-        axes.plot(log["epoch"][best], log[f"val_{metric}"][best], color=colour, marker="*", markersize=11)
-
-
-def is_curve(column: str) -> bool:
-    """Return True if a column of a log holds a metric."""
-    return column.startswith(("train_", "val_"))
-
-
-def _best_row(log: pd.DataFrame) -> int | None:
-    """Return the row of the log with the highest val AP, the first one in a tie; None without val AP."""
-    values = log.get("val_ap")
-    return None if values is None or values.isna().all() else int(np.nanargmax(values))
 
 
 def best_text(log: pd.DataFrame) -> str:
-    """Describe a log: its best val AP with the epoch."""
-    row = _best_row(log)
-    return "no val AP" if row is None else f"best val AP {log['val_ap'][row]:.4f} in epoch {log['epoch'][row]}"
+    """Describe a log: its best val AP with the epoch, the first one in a tie."""
+    values = log.get("val_ap")
+    if values is None or values.isna().all():
+        return "no val AP"
+    row = int(np.nanargmax(values))
+    return f"best val AP {values[row]:.4f} in epoch {log['epoch'][row]}"

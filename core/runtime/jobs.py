@@ -9,6 +9,8 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -21,7 +23,7 @@ from core.runtime.progress import progress
 
 FAILURES, NOTES = "failures.txt", "notes.txt"
 _GRACE_SECONDS = 5  # for a process to end after SIGTERM
-Item = TypeVar("Item")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass
@@ -97,6 +99,19 @@ def run_jobs(
             write_list(result.failures, Path(directory, FAILURES))
             write_list([*_earlier_notes(result, Path(directory, NOTES)), *result.notes], Path(directory, NOTES))
     return result
+
+
+def run_in_process(function: Callable[..., Result], *args: object) -> Result:
+    """Return `function(*args)`, called in a process of its own. Raises RunError if that process dies.
+
+    The function is one of a module, and arguments and result can be pickled.
+    """
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, context, initializer=distributed.end_with_parent) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise RunError("its process died, in a decoder or for lack of memory") from None
 
 
 def _start(job: Callable, item: Item, name: str) -> tuple[connection.Connection, multiprocessing.Process, bool]:

@@ -125,6 +125,8 @@ class OutputDirectory(Manifest):
 
     @distributed.on_main
     def _delete_outdated(self, video_ids: list[str], done: list[bool]) -> None:
+        if self._lock is None:  # the directory was new; files in it are those of another process
+            return
         if self.overwrite:
             names = list_files(self.directory)
             others = sorted({name[:-4] for name in names if name.endswith(".csv")} - set(video_ids))

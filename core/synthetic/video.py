@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 
 from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, SPEAKING_NOT_AUDIBLE
@@ -33,20 +32,11 @@ def write_video(path: Path, csv: Path, video: VideoPlan) -> None:
     audio = synthesise_audio(video, sample_rate)
     samples = np.rint(audio * 32767).astype(np.int16)
     try:
-        seconds = audio_seconds(samples, sample_rate)
-        encode_video(path, draw_frames(video), video.scenario.size, FPS, seconds, bit_rate=AUDIO_BIT_RATE, threads=1)
+        size, options = video.scenario.size, {"bit_rate": AUDIO_BIT_RATE, "threads": 1}
+        encode_video(path, draw_frames(video), size, FPS, iter([samples]), sample_rate, **options)
     except ValueError as error:
         raise RunError(f"{path}: {error}") from None
     write_bytes(csv, "".join(annotation_lines(path.stem, video)).encode())
-
-
-def audio_seconds(samples: np.ndarray, sample_rate: int) -> Iterator[av.AudioFrame]:
-    """Yield samples (n,) int16 as frames of one second."""
-    for start in range(0, len(samples), sample_rate):
-        frame = av.AudioFrame.from_ndarray(samples[None, start : start + sample_rate], "s16", "mono")
-        frame.sample_rate = sample_rate
-        frame.pts = start
-        yield frame
 
 
 def annotation_lines(video_id: str, video: VideoPlan) -> Iterator[str]:
