@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
             read_annotations(csv, args.clip_boxes), audio_dir, video_dir, args.skip_missing, args.clip_length
         )
         reader = ClipReader(table, audio_dir, video_dir, args.clip_length)
-        datasets[split] = STEDataset(reader, args.seed, augment=split == "train")
+        datasets[split] = STEDataset(reader, args.seed, split == "train", device)
     tables = {split: dataset.reader.table for split, dataset in datasets.items()}
     require_trainable(tables, csvs)
     run.set_data({f"{split}_rows": table.digest() for split, table in tables.items()})

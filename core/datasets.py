@@ -17,10 +17,12 @@ from core.formats.annotations import FaceTable
 from core.formats.clips import crop_path, read_crop, read_wav, wav_path
 from core.formats.features import FeatureStore
 from core.mfcc import clip_bounds, clip_mfccs
+from core.runtime.device import single_thread
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
-from core.transforms import draw_augmentation, evaluation_clip, training_clip
+from core.transforms import augment, draw_augmentation, evaluation_clip, training_clip
 
+CPU = torch.device("cpu")
 ROWS_PER_ITEM = 512  # longer tracks are read in parts, which limits memory
 
 
@@ -63,11 +65,12 @@ class STEDataset(Dataset):
       audio        (1, 13, W) float32
       label        int64: the person of the middle crop is speaking
       audio_label  int64: anyone is speaking in the middle frame
-    and with `augment`, what `draw_augmentation` returns, for `core.transforms.augment` on the device.
+    With `augment`, clips are augmented here for training on the CPU. For a GPU, which does this itself, they come with
+    what `draw_augmentation` returns.
     """
 
-    def __init__(self, reader: ClipReader, seed: int, augment: bool):
-        self.reader, self.seed, self.augment = reader, seed, augment
+    def __init__(self, reader: ClipReader, seed: int, augment: bool, device: torch.device = CPU):
+        self.reader, self.seed, self.augment, self.device = reader, seed, augment, device
         self.tracks = np.unique(reader.table.entity)
 
     def __len__(self) -> int:
@@ -87,8 +90,15 @@ class STEDataset(Dataset):
             "label": torch.tensor(int(table.is_speaking[rows[middle]])),
             "audio_label": torch.tensor(int(table.anyone_speaking[rows[middle]])),
         }
-        draws = draw_augmentation(len(images), rng) if self.augment else {}
-        return item | {name: torch.from_numpy(value) for name, value in draws.items()}
+        if self.augment:
+            draws = {name: torch.from_numpy(value) for name, value in draw_augmentation(len(images), rng).items()}
+            if self.device == CPU:
+                with single_thread():
+                    video = augment(item["video"][None], **{name: draw[None] for name, draw in draws.items()})
+                item["video"] = video[0]
+            else:
+                item |= draws
+        return item
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """A batch: the items of a list of (epoch, index), stacked."""

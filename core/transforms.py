@@ -13,6 +13,7 @@ from core.runtime.device import exact_products
 JITTER = 0.4  # brightness, contrast and saturation are scaled by 1 - JITTER .. 1 + JITTER
 MIN_CROP = 0.5  # minimum side of the random crop, as a fraction of the image
 AUGMENTATION = ("flip", "box", "factors", "order")  # what `draw_augmentation` returns
+_CLIPS_AT_ONCE = 32  # limits the memory of temporary values
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # weights of red, green and blue
 
 
@@ -83,34 +84,32 @@ def augment(
 ) -> torch.Tensor:
     """Flip, crop, resize and jitter clips (B, T, 3, 144, 144) uint8 on their device.
 
-    The other arguments are those of `draw_augmentation` for each clip, on the CPU. Returns float32 of the same shape,
-    with values of whole numbers from 0 to 255.
+    The other arguments are those of `draw_augmentation` for each clip, on the CPU. Returns uint8 of the same shape.
     """
-    # A single clip fits into the caches of a CPU; a GPU needs more at once.
-    size = 1 if clips.device.type == "cpu" else 32
-    draws = (draw.split(size) for draw in (flip, box, factors, order))
-    parts = [
-        jitter(
-            crop_and_resize(part, part_flip, part_box).flatten(0, 1),
-            part_factors.flatten(0, 1).to(clips.device, non_blocking=True),
-            part_order.flatten(0, 1).to(clips.device, non_blocking=True),
-        )
-        for part, part_flip, part_box, part_factors, part_order in zip(clips.split(size), *draws, strict=True)
-    ]
-    return torch.cat(parts).view(clips.shape)
-
-
-def crop_and_resize(clips: torch.Tensor, flip: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-    """Flip clips (B, T, 3, 144, 144) where `flip` (B,) is set, cut the boxes (B, 4) and resize them to 144 x 144.
-
-    Returns float32, equal to flipping, cutting and `fast_resize`.
-    """
+    device = clips.device
     left, upper, right, lower = box.T
     left, right = torch.where(flip, CROP_SIZE - right, left), torch.where(flip, CROP_SIZE - left, right)
-    x, y = (slice(int(start.min()), int(stop.max())) for start, stop in ((left, right), (upper, lower)))
-    edges = torch.stack((left, right, upper, lower, flip)).to(clips.device, non_blocking=True)
-    columns, rows = resize_weights(*edges[:2]), resize_weights(*edges[2:4])
-    columns = torch.where(edges[4].bool()[:, None, None], columns.flip(1), columns)
+    box = torch.stack((left, right, upper, lower))  # in the image before the flip
+    columns, rows = (resize_weights(*edges.to(device, non_blocking=True)) for edges in (box[:2], box[2:]))
+    columns = torch.where(flip.to(device, non_blocking=True)[:, None, None], columns.flip(1), columns)
+    factors, order = factors.to(device, non_blocking=True), order.to(device, non_blocking=True)
+    result = torch.empty_like(clips)
+    for start in range(0, len(clips), _CLIPS_AT_ONCE):
+        part = slice(start, start + _CLIPS_AT_ONCE)
+        crops = crop_and_resize(clips[part], columns[part], rows[part], box[:, part]).flatten(0, 1)
+        crops = jitter(crops, factors[part].flatten(0, 1), order[part].flatten(0, 1))
+        result[part] = crops.view_as(result[part])
+    return result
+
+
+def crop_and_resize(clips: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """Resize clips (B, T, 3, 144, 144) by the weights (B, 144, 144) of their columns and rows, and round to bytes.
+
+    Weights are zero outside the box (4, B) of each clip: its left, right, upper and lower edge, on the CPU. Returns
+    float32, equal to cutting the boxes and `fast_resize`.
+    """
+    left, right, upper, lower = box
+    x, y = slice(int(left.min()), int(right.max())), slice(int(upper.min()), int(lower.max()))
     with exact_products():
         clips = round_to_bytes(clips[..., y, x].float() @ columns[:, None, None, :, x].mT)
         return round_to_bytes(rows[:, None, None, :, y] @ clips)

@@ -79,6 +79,8 @@ def test_local_ranks_use_their_own_gpu(simulate, monkeypatch, count, expected):
     simulate(AMPERE, count=count)
     monkeypatch.setattr(device_module.distributed, "get_local_rank", lambda: 3)
     assert get_device("0").index == expected
+    with pytest.raises(InputError, match="fewer ranks" if count > 1 else "pass cpu"):
+        get_device("1")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from tiny_inputs import files_under, read_csv, run_here, write_text
 from core import training
 from core.loaders import DistributedBatchSampler, EpochSampler, context_loaders
 from core.runtime import distributed
-from core.runtime.device import get_device
 from core.runtime.errors import InputError
 
 ROWS = sum(len(track.labels) for track in TRACKS)
@@ -156,19 +155,6 @@ def test_data_stage_does_not_import_torch(inputs, tmp_path):
     )
     result = subprocess.run([sys.executable, check], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False"
-
-
-def test_local_rank_selects_the_device(set_rank, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    selected: list[int] = []
-    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
-    set_rank(2, 6)
-    assert get_device("1") == torch.device("cuda", 3)
-    assert selected == [3]
-    with pytest.raises(InputError, match=r"cuda_device 2: .*local rank 2.*fewer ranks"):
-        get_device("2")
-    assert get_device("cpu") == torch.device("cpu")
 
 
 def test_gpus_share_gradients_and_batch_norm(set_rank, monkeypatch):

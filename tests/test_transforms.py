@@ -12,11 +12,9 @@ from core import transforms
 from core.formats.clips import read_crop
 from core.transforms import (
     augment,
-    crop_and_resize,
     draw_augmentation,
     evaluation_clip,
     fast_resize,
-    jitter,
     random_box,
     to_input,
     training_clip,
@@ -47,9 +45,7 @@ def no_jitter(monkeypatch):
 def augmented_clip(images: list[Image.Image], rng: np.random.Generator) -> np.ndarray:
     """T crops of any size -> (T, 3, 144, 144) uint8, as in training."""
     draws = {name: torch.from_numpy(value)[None] for name, value in draw_augmentation(len(images), rng).items()}
-    clip = augment(torch.from_numpy(training_clip(images))[None], **draws)[0]
-    assert torch.equal(clip, clip.byte())
-    return clip.byte().numpy()
+    return augment(torch.from_numpy(training_clip(images))[None], **draws)[0].numpy()
 
 
 # Evaluation
@@ -158,14 +154,13 @@ def test_augmentation_equals_torchvision():
             np.testing.assert_array_equal(crop.transpose(1, 2, 0), np.asarray(expected))
 
 
-def test_clips_of_a_batch_are_augmented_at_once():
-    """Several clips at once, as on a GPU, give the same values as single clips."""
+def test_clips_of_a_batch_are_augmented_as_single_ones(monkeypatch):
     clips = torch.from_numpy(generator().integers(0, 256, (5, 2, 3, SIZE, SIZE)).astype(np.uint8))
     draws = [draw_augmentation(2, generator(seed)) for seed in range(5)]
     batch = {name: torch.from_numpy(np.stack([draw[name] for draw in draws])) for name in draws[0]}
-    cropped = crop_and_resize(clips, batch["flip"], batch["box"]).flatten(0, 1)
-    together = jitter(cropped, batch["factors"].flatten(0, 1), batch["order"].flatten(0, 1))
-    assert torch.equal(together.view(clips.shape), augment(clips, **batch))
+    together = augment(clips, **batch)
+    monkeypatch.setattr(transforms, "_CLIPS_AT_ONCE", 1)
+    assert torch.equal(together, augment(clips, **batch))
 
 
 def geometry(crop: np.ndarray) -> tuple[bool, list[int]]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -34,6 +35,7 @@ FEATURE_COLUMNS = {
 TEXT_COLUMNS = [*FEATURE_COLUMNS, "features"]  # of the released format, which has no header
 _ROWS_AT_ONCE = 1 << 14  # rows whose features are checked or copied in one step
 _FLOATS = (np.float16, np.float32, np.float64)
+_WARNINGS = threading.Lock()  # threads share the settings of warnings
 _NUMPY_SCALAR = re.compile(r"np\.float\d+\(([^()]*)\)")  # how numpy 2 writes a number in a list
 STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read by later stages
 
@@ -263,7 +265,7 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
 def _map_array(path: Path, rows: int) -> np.ndarray:
     """Map an array (rows, 1024) of floats into memory. Raises InputError if the file is anything else."""
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("error")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy evaluates the header, which may contain anything

@@ -1,6 +1,7 @@
 """A training run on disk: weights of every epoch, the log, and the checkpoint to resume from."""
 
 import copy
+import filecmp
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -123,9 +124,9 @@ class TrainingRun:
 
     def _write_log_and_best(self) -> None:
         """Write the log, and copy the weights of the best epoch to best.pth. A resumed run does this again."""
-        best = self.directory / f"{self.best_epoch}.pth"
-        if best.exists():
-            write_bytes(self.directory / BEST_FILE, best.read_bytes(), durable=True)
+        source, target = self.directory / f"{self.best_epoch}.pth", self.directory / BEST_FILE
+        if source.exists() and not (target.exists() and filecmp.cmp(source, target, shallow=False)):
+            write_bytes(target, source.read_bytes(), durable=True)
         with replacing(self.directory / f"{self.name}_logs.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False, lineterminator="\n")
 
