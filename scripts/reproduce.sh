@@ -15,7 +15,7 @@ expected output of each stage is printed. To resume, run the same command again.
   --root DIR           data directory, relative to the project directory (default: ASC_DATA_ROOT, else ava)
 
 Disk space, in addition to the videos (hundreds of gigabytes): 75 GB, or 15 GB with --published-weights.
-Time, in addition to the download: about 2 hours with a GPU of 10 TFLOP/s and 16 cores (15 minutes with
+Time, in addition to the download: about 1.3 hours with a GPU of 20 TFLOP/s and 16 cores (10 minutes with
 --published-weights), or 4 days on two cores without a GPU (5 hours). These are estimates.
 
 A missing or unreadable video stops the script, because all videos count in the reported mAP. To train without some of
