@@ -39,7 +39,7 @@ from core.formats.annotations import LABELS, OFFICIAL_SUFFIX, read_annotations
 from core.formats.features import feature_writer
 from core.formats.predictions import write_predictions
 from core.media.writer import encode_video
-from core.runtime import cli
+from core.runtime import cli, distributed
 from core.runtime.device import default_precision, device_label, get_device, input_dtype, set_precision
 from core.runtime.errors import InputError, RunError
 from core.runtime.files import write_bytes, write_json
@@ -80,7 +80,8 @@ def run_script(script: str, *args: object) -> tuple[float, int]:
     """Run a script of the project. Returns seconds and the peak memory in bytes. Raises RunError if it fails."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     memory, start = 0, time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    options = {"env": distributed.single_process_environment(), "stderr": subprocess.STDOUT}
+    with tempfile.TemporaryFile("w+") as output, subprocess.Popen(command, stdout=output, **options) as process:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
             memory = max([memory, *(1024 * int(size) for size in re.findall(r"VmHWM:\s+(\d+) kB", status))])

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core import config
-from core.runtime import cli
+from core.runtime import cli, distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "val")
@@ -104,7 +104,7 @@ def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[ob
 
 def run(command: list[str]) -> int:
     """Run a script of the project with this interpreter. Returns its exit status as a shell reports it."""
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=distributed.single_process_environment())
     try:
         status = process.wait()
     except KeyboardInterrupt:  # also sent to the stage, which reports it

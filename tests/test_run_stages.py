@@ -58,6 +58,14 @@ def test_a_failed_stage_ends_the_script_with_its_exit_status(tmp_path):
     assert result.stderr.splitlines()[-1].startswith("error: stage 1 (Audio tracks) ended with exit status 2: ")
 
 
+def test_stages_are_one_process_within_a_launcher(tmp_path):
+    launcher = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    result = run_script(
+        "scripts/run_stages.py", "cpu", "--stages", 4, timeout=60, **launcher, ASC_DATA_ROOT=str(tmp_path)
+    )
+    assert "error: stage 4" in result.stderr  # no annotations; it has not waited for another rank
+
+
 @pytest.mark.parametrize("stages", ["0", "10", "5-4", "1-", "all"])
 def test_invalid_stages(stages):
     with pytest.raises(argparse.ArgumentTypeError, match="must be a stage"):

@@ -47,6 +47,11 @@ def is_main_process() -> bool:
     return get_rank() == 0
 
 
+def single_process_environment() -> dict[str, str]:
+    """Return the environment for a process that is to be rank 0 of 1, also within a launcher."""
+    return {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Connect to the other ranks, and wait for them at the end. Without a launcher, do nothing.
