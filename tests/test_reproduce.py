@@ -27,7 +27,7 @@ IMAGENET = Path("hub", "checkpoints", ResNet18_Weights.IMAGENET1K_V1.url.rpartit
 def server(tmp_path_factory):
     """Serves two videos of two seconds, their annotations, and weights of both networks."""
     root = tmp_path_factory.mktemp("served")
-    result = run_script("scripts/make_mini_ava.py", "--root", root, "--videos", 2, "--seconds", 2)
+    result = run_script("scripts/make_mini_ava.py", "--root", root, "--videos", 2, "--seconds", 2, "--seed", 5)
     assert result.returncode == 0, result.stderr
     videos = sorted((root / "videos" / "trainval").iterdir())
     torch.manual_seed(0)
