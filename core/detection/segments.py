@@ -48,10 +48,10 @@ def read_persons(path: str | Path) -> dict[str, str]:
     Raises InputError, also for a track with two names.
     """
     frame = read_table(Path(path), {"track": "id", "person": "text"})
-    persons = dict(zip(frame["track"], frame["person"], strict=True))
-    for line, (track, person) in zip(frame.index, zip(frame["track"], frame["person"], strict=True), strict=True):
-        if persons[track] != person:
-            raise InputError(f"{path}, line {line}: track {track} has two names, {person} and {persons[track]}")
+    persons: dict[str, str] = {}
+    for line, track, person in zip(frame.index, frame["track"], frame["person"], strict=True):
+        if persons.setdefault(track, person) != person:
+            raise InputError(f"{path}, line {line}: track {track} has two names, {persons[track]} and {person}")
     return {track: person for track, person in persons.items() if person}
 
 

@@ -85,7 +85,7 @@ def plays_in_browsers(path: Path) -> bool:
         codecs = {stream.codec_context and stream.codec_context.codec.canonical_name for stream in streams}
         formats = {stream.codec_context.pix_fmt for stream in container.streams.video if stream.codec_context}
         is_mp4 = container.format.name == SEEKABLE[0]
-    is_usual = is_mp4 or path.suffix.lower() == ".webm"
+    is_usual = path.suffix.lower() in ((".mp4", ".m4v", ".mov") if is_mp4 else (".webm",))
     return is_usual and codecs <= {*PLAYABLE_VIDEO, *PLAYABLE_AUDIO} and formats <= {"yuv420p", "yuvj420p"}
 
 

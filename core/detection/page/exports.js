@@ -78,6 +78,12 @@ function clockText(seconds, digits) {
   return `${two(Math.floor(whole / 3600))}:${two(Math.floor(whole / 60) % 60)}:${two(whole % 60)}${fraction}`;
 }
 
+/** A time to be read by people: without hours if there are none. */
+function displayTime(seconds, digits) {
+  const text = clockText(seconds, digits);
+  return text.startsWith("00:") ? text.slice(3) : text;
+}
+
 function speakersVtt(review) {
   const escape = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replace(/\s/g, " ");
   const cue = ({ start, end, name }) =>

@@ -60,7 +60,7 @@ function seekSegment(direction) {
   const own = selectedTrack();
   const found = (own ? [own] : review.tracks).flatMap((track) => track.speaking.map(({ start }) => ({ track, start })));
   const distance = ({ start }) => (start - player.time) * direction;
-  const next = found.filter((segment) => distance(segment) > 0.5 / review.data.video.frame_rate);
+  const next = found.filter((segment) => distance(segment) > 0.75 / review.data.video.frame_rate);
   next.sort((a, b) => distance(a) - distance(b));
   if (next.length) seekRow(next[0].track, review.nearestRow(next[0].track, next[0].start));
   else say(direction > 0 ? "No later segment." : "No earlier segment.");
@@ -151,7 +151,7 @@ function onMove() {
   timeline.follow(player.time);
   timeline.queueDraw();
   player.draw();
-  element("clock").textContent = clockText(player.time, 2);
+  element("clock").textContent = displayTime(player.time, 2);
   element("play").textContent = player.video.paused ? "Play" : "Pause";
 }
 
@@ -163,7 +163,7 @@ function show() {
   element("hint").hidden = Boolean(track);
   if (track) {
     element("track-name").textContent = `Track ${review.shortName(track)}`;
-    const span = `${clockText(track.times[0], 1)} to ${clockText(review.end(track), 1)}`;
+    const span = `${displayTime(track.times[0], 1)} to ${displayTime(review.end(track), 1)}`;
     element("track-facts").textContent = `${span}, speaks ${track.seconds.toFixed(1)} s`;
     if (document.activeElement !== element("person")) element("person").value = track.person;
     element("selection").textContent = selectionText(track);
@@ -177,7 +177,7 @@ function selectionText(track) {
   if (!timeline.rows) return "No rows selected.";
   const { start, stop } = timeline.rows;
   const seconds = review.times[stop - 1] + track.interval - review.times[start];
-  return `${stop - start} rows selected: ${clockText(review.times[start], 2)}, ${seconds.toFixed(2)} s`;
+  return `${stop - start} rows selected: ${displayTime(review.times[start], 2)}, ${seconds.toFixed(2)} s`;
 }
 
 /** Update what depends on labels and tracks. */

@@ -19,12 +19,15 @@ function prepareCanvas(canvas, width, height) {
   return context;
 }
 
-/** Shorten a text to a width in pixels. */
+/** Shorten a text to a width in pixels. The end is kept, where names of tracks differ. */
 function fitText(context, text, width) {
-  if (context.measureText(text).width <= width) return text;
-  let length = text.length;
-  while (length > 1 && context.measureText(`${text.slice(0, length)}…`).width > width) length--;
-  return `${text.slice(0, length)}…`;
+  const characters = [...text];
+  let shortened = text;
+  for (let length = characters.length - 1; length > 0 && context.measureText(shortened).width > width; length--) {
+    const end = Math.min(3, length >> 1);
+    shortened = `${characters.slice(0, length - end).join("")}…${end ? characters.slice(-end).join("") : ""}`;
+  }
+  return shortened;
 }
 
 /** Times are those of the rows. `time` is the position of the playhead, `shown` the time of the visible frame. */
@@ -42,7 +45,10 @@ class Player {
     for (const event of ["play", "pause", "seeked", "loadeddata", "ended"]) {
       this.video.addEventListener(event, () => this.onMove());
     }
-    this.video.addEventListener("loadedmetadata", () => this.seek(this.time));
+    this.video.addEventListener("loadedmetadata", () => {
+      if (!this.video.videoWidth) this.reportUnplayable(); // only the audio is played
+      this.seek(this.time);
+    });
     this.video.src = this.info.source;
     new ResizeObserver(() => this.draw()).observe(this.canvas);
     this.watchFrames();

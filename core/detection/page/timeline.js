@@ -5,6 +5,7 @@ const AXIS = 24; // heights and widths in pixels
 const LANE = 46;
 const GROUP = 22;
 const GUTTER = 150;
+const FIRST_SECONDS = 60; // visible at first
 const DRAG = 4; // smaller movements of the pointer are clicks
 const TICK_SECONDS = [0.04, 0.2, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600];
 
@@ -22,7 +23,7 @@ class Timeline {
     this.drag = null;
     this.thumbnails = new Map();
     this.isQueued = false;
-    this.showAll();
+    this.setView(player.info.start, player.info.start + FIRST_SECONDS);
     this.scroller.addEventListener("scroll", () => this.queueDraw());
     new ResizeObserver(() => this.layOut()).observe(this.scroller);
     this.canvas.addEventListener("pointerdown", (event) => this.startDrag(event));
@@ -341,7 +342,7 @@ class Timeline {
     context.fillStyle = colour("muted");
     for (let tick = Math.ceil(this.from / step); tick * step <= this.to; tick++) {
       context.fillRect(this.x(tick * step), AXIS - 6, 1, 6);
-      context.fillText(this.tickText(tick * step, step), this.x(tick * step) + 4, AXIS / 2);
+      context.fillText(displayTime(tick * step, step < 1 ? 2 : 0), this.x(tick * step) + 4, AXIS / 2);
     }
     const x = this.x(this.player.time);
     if (x < GUTTER) return;
@@ -352,11 +353,6 @@ class Timeline {
     context.lineTo(x + 6, 0);
     context.lineTo(x, 9);
     context.fill();
-  }
-
-  tickText(seconds, step) {
-    const text = clockText(seconds, step < 1 ? 2 : 0);
-    return seconds < 3600 ? text.slice(3) : text;
   }
 
   drawDrag(context, colour) {
