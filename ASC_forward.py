@@ -21,7 +21,7 @@ from core.formats.features import STE_FORWARD_SETTINGS, FeatureStore, encoder_of
 from core.inference import predict_videos
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
-from core.runtime.device import device_label, get_device, set_precision
+from core.runtime.device import device_label, get_device, peak_memory, set_precision
 from core.runtime.files import read_settings
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     videos = [video for video in distributed.local_items(np.where(done, 0, num_rows)) if not done[video]]
     predict_videos(model, dataset, videos, output_dir, device, batch_size=args.batch_size, precision=args.precision)
     distributed.wait_for_all()
-    print(f"predictions of {len(done)} videos: {output_dir}")
+    print(f"predictions of {len(done)} videos{peak_memory(device)}: {output_dir}")
     encoding = read_settings(Path(args.features_val_full, STE_FORWARD_SETTINGS))
     ground_truth = postprocessing_params["ground_truth"]
     cli.print_next(

@@ -31,7 +31,7 @@ from core.formats.predictions import holds_rows
 from core.inference import encode_videos
 from core.models import short_term_encoder
 from core.runtime import cli, distributed
-from core.runtime.device import default_precision, device_label, get_device, memory_format, set_precision
+from core.runtime.device import default_precision, device_label, get_device, memory_format, peak_memory, set_precision
 from core.runtime.errors import InputError
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
         options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
         encode_videos(model, reader, output_dir, device, **options, text_features=args.text_features)
     distributed.wait_for_all()
-    print(f"features of {settings['videos']} of {len(done)} videos: {output_dir}")
+    print(f"features of {settings['videos']} of {len(done)} videos{peak_memory(device)}: {output_dir}")
     if args.split == "train":
         cli.print_next(
             *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "val", "--weights", args.weights),

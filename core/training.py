@@ -1,12 +1,14 @@
 """Training of both networks: their losses, one epoch of training and of validation, and the loop over epochs."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -14,7 +16,7 @@ from core.loaders import to_device
 from core.metrics import average_precision, roc_auc, speaking_score
 from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.device import autocast, memory_format, tune_malloc
+from core.runtime.device import autocast, memory_format, peak_memory, tune_malloc
 from core.runtime.errors import RunError
 from core.runtime.progress import progress
 
@@ -90,8 +92,8 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Train for one epoch. Returns the mean of each loss, and AUC and AP of the predictions made while training.
 
-    With several ranks, `model` is the result of `core.runtime.distributed.parallel`, and all ranks return the same
-    values over all samples. Raises RunError if a loss is not finite.
+    With several ranks, `model` is the result of `parallel`, and all ranks return the same values over all samples.
+    Raises RunError if a loss is not finite.
     """
     model.train()
     torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
@@ -146,7 +148,7 @@ def fit(
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, params["step_size"], params["gamma"])
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     run.restore(parts)
-    network = distributed.parallel(model, device)
+    network = parallel(model, device)
     tune_malloc()
     if run.epoch:
         print(f"resuming after epoch {run.epoch}")
@@ -154,7 +156,7 @@ def fit(
         row = {"epoch": epoch, "learning_rate": scheduler.get_last_lr()[0]}
         train_loader.batch_sampler.sampler.epoch = epoch
         train = train_one_epoch(network, train_loader, losses_of, optimizer, device, params["precision"])
-        distributed.share_buffers(network)
+        share_buffers(network)
         val = evaluate(model, val_loader, losses_of, device, params["precision"])
         scheduler.step()
         row |= {f"train_{key}": value for key, value in train.items()}
@@ -162,11 +164,32 @@ def fit(
         run.save(parts, row)
         print(f"epoch {epoch:3d}  train {_format(train)}  |  val {_format(val)}")
     best = run.log[run.best_epoch - 1]
-    print(f"{run.epoch} epochs done: {run.directory}")
+    print(f"{run.epoch} epochs done{peak_memory(device)}: {run.directory}")
     reason = f"with the highest validation AP: {best['val_ap']:.4f}"
     if np.isnan(best["val_ap"]):
         reason = "the last one, because there is no validation AP"
     print(f"best.pth is epoch {best['epoch']}, {reason}")
+
+
+def parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a network so that gradients are averaged over ranks; on CUDA, batch norm is synchronised, in place."""
+    if distributed.get_world_size() == 1:
+        return network
+    on_cuda = device.type == "cuda"
+    group = torch.distributed.new_group(backend="nccl" if on_cuda else "gloo", timeout=distributed.STEP_TIMEOUT)
+    if on_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network, group)
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # those of 1 x 1 convolutions in channels_last
+    devices = [device.index] if on_cuda else None
+    result = DistributedDataParallel(network, device_ids=devices, process_group=group, gradient_as_bucket_view=True)
+    result.broadcast_buffers = not on_cuda  # synchronised norms have equal buffers
+    return result
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Copy the buffers of a `parallel` network (batch norm statistics) from rank 0 to all ranks."""
+    for buffer in network.buffers() if distributed.get_world_size() > 1 else ():
+        network.process_group.broadcast(buffer, 0).wait()
 
 
 def keep_implementation(optimizer: Optimizer, state: dict) -> None:

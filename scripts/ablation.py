@@ -30,7 +30,7 @@ from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore, encoder_of, require_same_encoder
 from core.reports.plots import plot_ablation
 from core.runtime import cli
-from core.runtime.device import device_label, get_device
+from core.runtime.device import device_label, get_device, set_precision
 from core.runtime.errors import InputError
 from core.runtime.files import write_bytes, write_json
 
@@ -60,7 +60,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--batch-size", type=cli.positive_int, default=params["batch_size"], help="contexts per batch")
     parser.add_argument("--learning-rate", type=cli.positive_float, help=f"initial learning rate (default: {rate})")
     cli.add_workers_argument(parser, params["workers"])
-    cli.add_precision_argument(parser, "fp32")
+    cli.add_precision_argument(parser, params["precision"], training=True)
     parser.add_argument("--seeds", type=cli.positive_int, default=3, help="number of consecutive seeds per network")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the mini AVA, the encoder and the first runs")
     return parser
@@ -100,9 +100,10 @@ def main(args: argparse.Namespace) -> int:
         defaults = MINI_AVA_DEFAULTS
     args.epochs = args.epochs or defaults["epochs"]
     args.learning_rate = args.learning_rate or defaults["learning_rate"]
+    device = get_device(args.cuda_device)
+    args.precision = set_precision(args.precision, device)
     cli.print_settings(vars(args))
     started = time.monotonic()
-    device = get_device(args.cuda_device)
     if not any(given) and (status := make_features(args, root)):
         return status
     annotations = {split: read_annotations(csvs[split], args.clip_boxes) for split in SPLITS}

@@ -34,13 +34,14 @@ import torch
 from PIL import Image
 
 from core.config import SAMPLE_RATE
+from core.datasets import ClipReader, STEDataset
 from core.formats.annotations import LABELS, OFFICIAL_SUFFIX, read_annotations
 from core.formats.features import feature_writer
 from core.formats.predictions import write_predictions
 from core.media.writer import encode_video
 from core.runtime import cli
-from core.runtime.device import device_label, get_device, input_dtype
-from core.runtime.errors import RunError
+from core.runtime.device import default_precision, device_label, get_device, input_dtype, set_precision
+from core.runtime.errors import InputError, RunError
 from core.runtime.files import write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,6 +121,7 @@ def decode_frames(path: Path, count: int) -> None:
 def matmul_gflops(device_name: str, precision: str) -> float:
     """Return the GFLOP/s of matrix products: of 4096 x 4096, or smaller if ten take more than a second."""
     device = get_device(device_name)
+    set_precision(precision, device)
     for size in (256, 512, 1024, 2048, 4096):
         a, b = (torch.randn(size, size, device=device).to(input_dtype(precision)) for _ in range(2))
         (a @ b)[0, 0].item()  # warm-up
@@ -232,13 +234,20 @@ def measure_encoder(work: Path, args: argparse.Namespace) -> Iterator[dict]:
         (work / directory / "val").symlink_to("train")
     csv_val = write_annotations(work / "csv_val", VIDEOS[:1], FACES * TRACK_ROWS)
     csv_forward = write_annotations(work / "csv_forward", VIDEOS, rows)
+    paths = work / "slices" / "train", work / "crops" / "train"
     data = ("--audio-dir", work / "slices", "--video-dir", work / "crops")
     train = ("--csv-train-full", work / "csv_faces", "--csv-val-full", csv_val, "--no-pretrained", "--epochs", 1, *data)
     weights = work / "models" / "ste_encoder" / "1.pth"
     forward = ("--csv", csv_forward, "--split", "train", "--weights", weights, *data)
     crop_paths = sorted((work / "crops" / "train").glob("*/*.jpg"))[:4000]
     crops = rate(lambda path: Image.open(path).load(), crop_paths, threads=1) * CORES
-    gflops = {precision: matmul_gflops(args.device, precision) for precision in ("fp32", "bf16")}
+    dataset = STEDataset(ClipReader(read_annotations(work / "csv_faces"), *paths, CLIP_LENGTH), seed=0, augment=True)
+    clips_read = rate(lambda index: dataset[1, index], range(min(400, clips)), threads=1)
+    print(f"  clips for training: {clips_read:,.0f} per second and core")
+    gflops = {}
+    for precision in (default_precision(get_device(args.device)), "bf16"):
+        with contextlib.suppress(InputError):  # a GPU without bfloat16
+            gflops[precision] = matmul_gflops(args.device, precision)
     precision = max(gflops, key=gflops.__getitem__)  # bf16 is slow on a CPU without its arithmetic
     options = (CLIP_LENGTH, args.device, "--precision", precision)
     products = gflops[precision] / GFLOP["STE training"]
@@ -257,17 +266,18 @@ def measure_context_network(work: Path, args: argparse.Namespace) -> Iterator[di
     rows = max(50, round(12_000 * args.scale))
     store = write_features(work / "features_train", write_annotations(work / "csv_contexts", VIDEOS[:4], rows))
     val = write_features(work / "features_val", write_annotations(work / "csv_contexts_val", VIDEOS[:1], 500))
-    gflops = matmul_gflops(args.device, "fp32")
+    precision = default_precision(get_device(args.device))
+    gflops = matmul_gflops(args.device, precision)
     paths = ("--features-train-full", store, "--features-val-full", val, "--models-out", work / "models")
     command = ("ASC_train.py", *CONTEXT, args.device, *paths, "--epochs", 1)
     ceilings = {"matrix products": gflops / GFLOP["ASC training"]}
-    yield measure("ASC training, fp32", "contexts", 4 * rows, ceilings, *command)
+    yield measure(f"ASC training, {precision}", "contexts", 4 * rows, ceilings, *command)
 
     weights = work / "models" / "ASC_len_11_stride_4_speakers_3" / "1.pth"
     paths = ("--features-val-full", store, "--weights", weights, "--output-dir", work / "logits")
     ceilings = {"matrix products": gflops / GFLOP["ASC forward"]}
     command = ("ASC_forward.py", *CONTEXT, args.device, *paths)
-    yield measure("ASC forward, fp32", "rows", 4 * rows, ceilings, *command)
+    yield measure(f"ASC forward, {precision}", "rows", 4 * rows, ceilings, *command)
 
 
 def measure_scores(work: Path, args: argparse.Namespace) -> Iterator[dict]:

@@ -39,17 +39,17 @@ run() {
 
 bash scripts/dev_env.sh
 started=$SECONDS
-device=cpu precision=fp32
-if .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+device=cpu precision=()
+if .venv/bin/python -c 'from core.runtime.device import get_device; get_device("0")' 2>/dev/null; then
     device=0
 elif grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
-    precision=bf16 # twice as fast on processors that support it
+    precision=(--precision bf16) # twice as fast on processors that support it
 fi
 
 run "A mini AVA" scripts/make_mini_ava.py --root "$ASC_DATA_ROOT" \
     --videos "${DEMO_VIDEOS:-12}" --seconds "${DEMO_SECONDS:-12}" --seed "$seed"
 # A small dataset and random weights: smaller batches than in the paper, and a higher learning rate for ASC.
-.venv/bin/python scripts/run_stages.py $device --no-pretrained --precision $precision --seed "$seed" \
+.venv/bin/python scripts/run_stages.py $device --no-pretrained "${precision[@]}" --seed "$seed" \
     --ste-epochs "$ste_epochs" --ste-batch-size 16 --forward-batch-size 32 \
     --asc-epochs "$asc_epochs" --asc-learning-rate 3e-4
 run "Comparison of both networks" scripts/evaluate.py --ava-video-dir "$videos" --plots "$results" \
@@ -59,7 +59,7 @@ run "Comparison of both networks" scripts/evaluate.py --ava-video-dir "$videos" 
 csv=$(ls -S "$ASC_DATA_ROOT"/csv/val/*-activespeaker.csv | head -n 1)
 video=$(basename -- "$csv" -activespeaker.csv)
 run "Active speakers in one video" scripts/detect_speakers.py "$videos/$video.mp4" $device \
-    --output-dir "$speakers" --tracks "$csv" --precision $precision --seed "$seed" \
+    --output-dir "$speakers" --tracks "$csv" "${precision[@]}" --seed "$seed" \
     --ste-weights "$models/ste_encoder/$ste_epochs.pth" \
     --asc-weights "$models/ASC_len_11_stride_4_speakers_3/$asc_epochs.pth"
 printf '\nDone in %d s. See %s/scores_*.png and %s/%s_speakers.mp4\n' $((SECONDS - started)) \

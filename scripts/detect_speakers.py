@@ -33,7 +33,7 @@ from core.formats.features import require_trained_on
 from core.media.container import list_videos
 from core.models import active_speakers_context, short_term_encoder
 from core.runtime import cli
-from core.runtime.device import device_label, get_device
+from core.runtime.device import device_label, get_device, memory_format, set_precision
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import require_distinct, require_file
 from core.runtime.jobs import run_in_process
@@ -124,6 +124,7 @@ def require_files(args: argparse.Namespace) -> None:
 def load_models(args: argparse.Namespace):
     """Return the device, both networks, the hashes of their weights, and the face detector (None with --tracks)."""
     device = get_device(args.cuda_device)
+    args.precision = set_precision(args.precision, device)
     encoder, network = short_term_encoder(args.clip_length), active_speakers_context(args.clips, args.speakers)
     hint = f"were they trained with --clip-length {args.clip_length}?"
     ste_sha256 = load_weights(encoder, args.ste_weights, hint)
@@ -157,7 +158,7 @@ def detect(args: argparse.Namespace, video: Path, output_dir: Path) -> int:
     if len(detection.rows):
         detection.extract_crops()
         detection.extract_audio()
-        encoder.to(device, memory_format=torch.channels_last).eval()
+        encoder.to(device, memory_format=memory_format(device, args.precision)).eval()
         options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
         detection.encode(encoder, ste_sha256, args.clip_length, device, **options)
         network.to(device).eval()

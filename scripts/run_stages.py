@@ -53,7 +53,7 @@ def get_args_parser() -> cli.Parser:
     )
     batch_size = forward["batch_size"]
     parser.add_argument("--forward-batch-size", type=cli.positive_int, default=batch_size, help="stage 5: batch size")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="stages 4 and 5: precision")
+    cli.add_precision_argument(parser, ste["precision"], training=True)
     parser.add_argument("--asc-epochs", type=cli.positive_int, default=asc["epochs"], help="stage 7: number of epochs")
     parser.add_argument(
         "--asc-learning-rate", type=cli.positive_float, default=asc["learning_rate"], help="stage 7: learning rate"
@@ -71,7 +71,7 @@ def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[ob
     )
     suffix = "_published" if published else ""
     features, predictions = root / f"ste_features{suffix}", root / f"asc_predictions{suffix}"
-    results, precision = root / "results", ["--precision", args.precision]
+    results, precision = root / "results", ["--precision", args.precision] if args.precision else []
     boxes = ["--clip-boxes"] if args.clip_boxes else []
     inputs = [*boxes, *(["--skip-missing"] if args.skip_missing else [])]
     evaluated = [*boxes, *(["--only-predicted"] if args.skip_missing else [])]

@@ -27,6 +27,7 @@ from processes import run
 from stages import DATA, TRACKS, TRAINING, command, results
 from tiny_inputs import files_under, read_csv, run_here, write_text
 
+from core import training
 from core.loaders import DistributedBatchSampler, EpochSampler, context_loaders
 from core.runtime import distributed
 from core.runtime.device import get_device
@@ -175,16 +176,18 @@ def test_gpus_share_gradients_and_batch_norm(set_rank, monkeypatch):
 
     def wrap(network, **arguments):
         options.update(arguments)
+        network.broadcast_buffers = True
         return network
 
     monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: groups.append(backend) or "group")
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", wrap)
+    monkeypatch.setattr(training, "DistributedDataParallel", wrap)
     set_rank(0, 2)
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = {name: id(value) for name, value in network.named_parameters()}
-    distributed.parallel(network, torch.device("cuda", 3))
+    training.parallel(network, torch.device("cuda", 3))
     assert groups == ["nccl"]
-    assert options == {"device_ids": [3], "process_group": "group"}
+    assert options == {"device_ids": [3], "process_group": "group", "gradient_as_bucket_view": True}
+    assert not network.broadcast_buffers
     assert isinstance(network[1], torch.nn.SyncBatchNorm)
     assert {name: id(value) for name, value in network.named_parameters()} == before  # those of the optimizer
 

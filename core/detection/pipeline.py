@@ -244,7 +244,7 @@ class SpeakerDetection:
 
         def work() -> None:
             dataset = ASCDataset(FeatureStore(self.features), *shape, seed)
-            predict_videos(network, dataset, [0], self.predictions, device, batch_size=batch_size)
+            predict_videos(network, dataset, [0], self.predictions, device, batch_size=batch_size, precision="fp32")
 
         self._steps.run("context", [weights_sha256, *shape, seed], [self.predictions], work)
 

@@ -120,7 +120,8 @@ def add_mismatch_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workers_argument(parser: argparse.ArgumentParser, default: int) -> None:
-    parser.add_argument("--workers", type=worker_count, default=default, help="data-loading processes; 0: main process")
+    help_text = "processes that read clips ahead, or threads that read contexts ahead; 0: none"
+    parser.add_argument("--workers", type=worker_count, default=default, help=help_text)
 
 
 def add_precision_argument(parser: argparse.ArgumentParser, default: str | None, training: bool = False) -> None:

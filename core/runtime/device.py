@@ -139,5 +139,12 @@ def input_dtype(precision: str) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
+def peak_memory(device: torch.device) -> str:
+    """Return the peak of allocated GPU memory in words, for messages; nothing for the CPU."""
+    if device.type == "cpu":
+        return ""
+    return f" (GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB)"
+
+
 def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())

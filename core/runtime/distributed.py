@@ -12,7 +12,6 @@ import secrets
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +20,6 @@ from core.runtime.errors import InputError, RunError, first_line
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 # Timeouts for a rank that disappears without closing its connection (a node that loses power).
 CONNECT_TIMEOUT = timedelta(minutes=5)  # until all ranks have started
@@ -53,8 +51,8 @@ def is_main_process() -> bool:
 def process_group() -> Iterator[None]:
     """Connect to the other ranks, and wait for them at the end. Without a launcher, do nothing.
 
-    The group uses gloo, for small messages between hosts; `parallel` makes another one for gradients. Raises InputError
-    for an incomplete environment and RunError if the ranks cannot connect.
+    The group uses gloo, for small messages between hosts; `core.training.parallel` makes one for gradients. Raises
+    InputError for an incomplete environment and RunError if the ranks cannot connect.
     """
     global _connected
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
@@ -167,28 +165,3 @@ def require_same(what: str, value: Callable[[], object]) -> None:
     for rank, other in enumerate(values):
         if other != values[0]:
             raise InputError(f"{what} differ between rank 0 and rank {rank}; are all paths on a shared disk?")
-
-
-def parallel(network: "nn.Module", device: "torch.device") -> "nn.Module":
-    """Wrap a network so that gradients are averaged over ranks; on CUDA, batch norm is synchronised, in place."""
-    if get_world_size() == 1:
-        return network
-    from torch import distributed
-    from torch.nn import SyncBatchNorm
-    from torch.nn.parallel import DistributedDataParallel
-
-    backend, devices = ("nccl", [device.index]) if device.type == "cuda" else ("gloo", None)
-    group = distributed.new_group(backend=backend, timeout=STEP_TIMEOUT)
-    if device.type == "cuda":
-        SyncBatchNorm.convert_sync_batchnorm(network, group)
-    # On CUDA, convolutions of 1 x 1 in channels_last make torch warn of strides, to no purpose.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    parallel = DistributedDataParallel(network, device_ids=devices, process_group=group, gradient_as_bucket_view=True)
-    parallel.broadcast_buffers = device.type != "cuda"  # synchronised norms have equal buffers
-    return parallel
-
-
-def share_buffers(network: "nn.Module") -> None:
-    """Copy the buffers of a `parallel` network (batch norm statistics) from rank 0 to all ranks."""
-    for buffer in network.buffers() if get_world_size() > 1 else ():
-        network.process_group.broadcast(buffer, 0).wait()
