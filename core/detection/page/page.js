@@ -4,7 +4,7 @@
 const element = (id) => document.getElementById(id);
 const review = new Review(JSON.parse(element("data").textContent));
 const player = new Player(review, onMove);
-const timeline = new Timeline(review, player, { select, seek: (time) => player.seek(time), selectRows, selectRun, merge });
+const timeline = new Timeline(review, player, { select, goTo, seek: (time) => player.seek(time), selectRows, selectRun, merge });
 const draftKey = `review ${review.data.digest}`;
 
 // Selection
@@ -18,6 +18,12 @@ function select(track) {
   timeline.rows = null;
   if (track) timeline.scrollTo(track.id);
   show();
+}
+
+/** Select a track and, unless it is visible, go to its start. */
+function goTo(track) {
+  select(track);
+  if (review.visibleRow(track, player.shown) < 0) seekRow(track, track.start);
 }
 
 /** Select the rows of a track from start to stop (excluded). */
@@ -52,7 +58,7 @@ function selectNeighbour(direction) {
   const lanes = timeline.lanes();
   const index = lanes.findIndex(({ track }) => track.id === timeline.selected);
   const next = index < 0 ? 0 : Math.min(Math.max(index + direction, 0), lanes.length - 1);
-  if (lanes.length) select(lanes[next].track);
+  if (lanes.length) goTo(lanes[next].track);
 }
 
 /** Go to the previous or next segment of the selected track, or of all tracks. */
@@ -107,6 +113,7 @@ function afterEdit() {
   }
   element("draft").hidden = true;
   showAll();
+  if (track) timeline.scrollTo(track.id); // naming a person moves its lane
 }
 
 function mark(label) {
@@ -200,8 +207,8 @@ function speakingTimeRow({ name, seconds, tracks }) {
   row.insertCell().textContent = (tracks[0].person ? name : review.shortName(tracks[0])) + count;
   row.insertCell().textContent = `${seconds.toFixed(1)} s`;
   row.addEventListener("click", () => {
-    player.seek(tracks[0].speaking[0]?.start ?? tracks[0].times[0]);
     select(tracks[0]);
+    seekRow(tracks[0], review.nearestRow(tracks[0], tracks[0].speaking[0]?.start ?? tracks[0].times[0]));
   });
   return row;
 }
@@ -254,7 +261,8 @@ function commandText() {
   const path = decodeURIComponent(new URL(file, location.href).pathname);
   const video = shellWord(path);
   return [
-    "# Train on the corrected rows, together with other videos in mine/csv/train and at least one in mine/csv/val",
+    "# Train on the corrected rows, together with other videos in mine/csv/train",
+    "# and at least one more in mine/csv/val",
     "mkdir -p mine/csv/train mine/csv/val mine/videos/trainval",
     `cp ~/Downloads/tracks.csv mine/csv/train/${shellWord(`${id}-activespeaker.csv`)}`,
     `cp ${video} mine/videos/trainval/`,
@@ -263,8 +271,8 @@ function commandText() {
     "python scripts/run_stages.py 0 --stages 2-9",
     "",
     "# Score the corrected tracks again, with the names of the persons",
-    `python scripts/detect_speakers.py ${video} 0 --output-dir corrected \\`,
-    "    --tracks ~/Downloads/tracks.csv --persons ~/Downloads/persons.csv",
+    `python scripts/detect_speakers.py ${video} 0 \\`,
+    "    --output-dir corrected --tracks ~/Downloads/tracks.csv --persons ~/Downloads/persons.csv",
   ].join("\n");
 }
 

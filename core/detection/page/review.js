@@ -175,7 +175,7 @@ class Review {
     return [...new Set(this.tracks.map((track) => track.person).filter(Boolean))];
   }
 
-  /** Speaking time per person, and per track without a name, the longest first. */
+  /** Speaking time per person, and after these per track without a name, the longest first. */
   speakingTimes() {
     const totals = new Map();
     for (const track of this.tracks) {
@@ -186,6 +186,7 @@ class Review {
       total.tracks.push(track);
       totals.set(key, total);
     }
-    return [...totals.values()].sort((a, b) => b.seconds - a.seconds);
+    const isNamed = ({ tracks }) => Number(Boolean(tracks[0].person));
+    return [...totals.values()].sort((a, b) => isNamed(b) - isNamed(a) || b.seconds - a.seconds);
   }
 }

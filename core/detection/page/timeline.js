@@ -10,7 +10,7 @@ const DRAG = 4; // smaller movements of the pointer are clicks
 const TICK_SECONDS = [0.04, 0.2, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600];
 
 class Timeline {
-  /** `actions` are called with what the user chose: select, seek, selectRows, selectRun, merge. */
+  /** `actions` are called with what the user chose: select, goTo, seek, selectRows, selectRun, merge. */
   constructor(review, player, actions) {
     this.review = review;
     this.player = player;
@@ -143,7 +143,7 @@ class Timeline {
     } else if (drag.kind === "merge") {
       const target = drag.moved && this.itemAt(drag.toY)?.track;
       if (target && target.id !== drag.track.id) this.actions.merge(drag.track, target);
-      else this.actions.select(drag.track);
+      else this.actions.goTo(drag.track);
     } else if (!drag.moved) {
       this.actions.select(drag.track);
       this.actions.seek(time);
