@@ -22,7 +22,7 @@ from core.formats.predictions import join, keep_predicted, read_scores
 from core.media.container import list_videos
 from core.reports import report
 from core.runtime import cli
-from core.runtime.errors import one_line
+from core.runtime.errors import InputError, one_line
 
 SETTINGS_FILE = "evaluate_cfg.json"  # in the directory of --plots
 
@@ -44,12 +44,16 @@ def get_args_parser() -> cli.Parser:
 def write_pages(args: argparse.Namespace, numbers: dict, scores: np.ndarray, table: FaceTable) -> None:
     """Write review pages of the last prediction's worst videos, as far as the videos are available."""
     directory = Path(report.video_directory(args.ava_video_dir))
-    videos = list_videos(directory) if directory.is_dir() else {}
-    worst = [video_id for video_id in list(numbers["predictions"].values())[-1]["worst"] if video_id in videos]
-    threshold = own_video_params["threshold"]
-    pages = write_video_pages(Path(args.plots), table, scores, videos, worst, threshold)
+    worst = list(numbers["predictions"].values())[-1]["worst"]
+    try:
+        videos = list_videos(directory) if directory.is_dir() else {}
+        available = [video_id for video_id in worst if video_id in videos]
+        pages = write_video_pages(Path(args.plots), table, scores, videos, available, own_video_params["threshold"])
+    except InputError as error:
+        print(one_line(f"note: no review pages: {error}"))
+        return
     if pages:
-        print(one_line(f"review pages of the worst videos, to open in a browser: {', '.join(map(str, pages))}"))
+        print(one_line(f"pages to watch the worst videos: {', '.join(map(str, pages))}"))
 
 
 def main(args: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ def document(table: FaceTable) -> dict:
 
 def make_page(path: Path, video: Path, table: FaceTable, logits: np.ndarray | None, **options) -> Path:
     with VideoReader(video) as reader:
-        span = 0.0, max((reader.frame_count or 0) / reader.fps, float(table.timestamp.max()))
+        span = 0.0, max((reader.frame_count or 0) / reader.fps, float(table.timestamp.max(initial=0)))
         fields = describe_video(path, video, reader, span)
     columns = [] if logits is None else list(logits.T.astype(float))
     options = {"thumbnail": lambda _: Image.new("RGB", (30, 40), (90, 120, 60)), **options}
@@ -549,6 +549,15 @@ def test_everything_fits_into_the_window(browser, page, size, scheme):
     assert browser.value("element('timeline').clientHeight") > 0.25 * size[1]
     background = browser.screenshot()[5, 5].mean()
     assert background > 200 if scheme == "light" else background < 60
+
+
+@slow
+def test_page_without_tracks(browser, video, tmp_path):
+    page = make_page(tmp_path / "review.html", video, make_rows([5]).keep(np.zeros(5, bool)), np.empty((0, 2)))
+    open_page(browser, page)
+    browser.press("down", "]", "s", "1", "x", "delete", "z", "d")
+    assert browser.download("tracks.csv").read_text().count("\n") == 1
+    assert browser.errors() == []
 
 
 @slow

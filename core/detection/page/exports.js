@@ -65,8 +65,10 @@ function speakersJson(review) {
 
 function speakersRttm(review) {
   const word = (text) => text.replace(/\s/g, "_");
-  const line = ({ start, end, name }) =>
-    `SPEAKER ${word(review.data.video.id)} 1 ${start.toFixed(3)} ${(end - start).toFixed(3)} <NA> <NA> ${word(name)} <NA> <NA>\n`;
+  const line = ({ start, end, name }) => {
+    const times = `${start.toFixed(3)} ${(end - start).toFixed(3)}`;
+    return `SPEAKER ${word(review.data.video.id)} 1 ${times} <NA> <NA> ${word(name)} <NA> <NA>\n`;
+  };
   return allSegments(review).map(line).join("");
 }
 
@@ -85,7 +87,8 @@ function displayTime(seconds, digits) {
 }
 
 function speakersVtt(review) {
-  const escape = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replace(/\s/g, " ");
+  const escape = (text) =>
+    text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replace(/\s/g, " ");
   const cue = ({ start, end, name }) =>
     `\n${clockText(start, 3)} --> ${clockText(end, 3)}\n<v ${escape(name)}>${escape(name)}\n`;
   return `WEBVTT\n${allSegments(review).map(cue).join("")}`;

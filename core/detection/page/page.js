@@ -3,9 +3,11 @@
 
 const element = (id) => document.getElementById(id);
 const review = new Review(JSON.parse(element("data").textContent));
-const player = new Player(review, onMove);
-const timeline = new Timeline(review, player, { select, goTo, seek: (time) => player.seek(time), selectRows, selectRun, merge });
+const player = new Player(review, showTime);
+const seek = (time) => player.seek(time);
+const timeline = new Timeline(review, player, { select, goTo, seek, selectRows, selectRun, merge });
 const draftKey = `review ${review.data.digest}`;
+let anchor = null; // row at which a selection by keys began
 
 // Selection
 
@@ -47,11 +49,11 @@ function extendSelection(frames) {
   const track = selectedTrack();
   if (!track) return say("Select a track first.");
   const before = review.nearestRow(track, player.time);
-  const anchor = timeline.rows && timeline.anchor !== undefined ? timeline.anchor : before;
+  const first = timeline.rows && anchor !== null ? anchor : before;
   player.step(frames);
   const row = review.nearestRow(track, player.time);
-  selectRows(track, Math.min(anchor, row), Math.max(anchor, row) + 1);
-  timeline.anchor = anchor;
+  selectRows(track, Math.min(first, row), Math.max(first, row) + 1);
+  anchor = first;
 }
 
 function selectNeighbour(direction) {
@@ -97,7 +99,7 @@ function seekRow(track, row) {
 
 // Corrections
 
-function edit(change) {
+function addEdit(change) {
   review.addEdit(change);
   afterEdit();
 }
@@ -118,25 +120,25 @@ function afterEdit() {
 
 function mark(label) {
   if (!timeline.rows) return say("Select rows first: drag along a lane, double click a segment, or press S.");
-  edit({ kind: "label", ...timeline.rows, label });
+  addEdit({ kind: "label", ...timeline.rows, label });
 }
 
 function splitTrack() {
   const track = selectedTrack();
   const row = track && review.nearestRow(track, player.shown);
   if (!track || row <= track.start) return say("Select a track, and go to the first frame of its second part.");
-  edit({ kind: "split", track: track.id, row, newTrack: review.newTrack(track.id) });
+  addEdit({ kind: "split", track: track.id, row, newTrack: review.newTrack(track.id) });
 }
 
 function deleteTrack() {
   if (!selectedTrack()) return say("Select a track first.");
-  edit({ kind: "delete", track: timeline.selected });
+  addEdit({ kind: "delete", track: timeline.selected });
 }
 
 function namePerson(name) {
   const track = selectedTrack();
   const person = name.replace(/\s+/g, " ").trim();
-  if (track && person !== track.person) edit({ kind: "person", tracks: [track.id], person });
+  if (track && person !== track.person) addEdit({ kind: "person", tracks: [track.id], person });
 }
 
 /** Two tracks are the same person: that of the second one, or a new one. */
@@ -145,7 +147,7 @@ function merge(track, other) {
   let number = 1;
   while (used.includes(`Person ${number}`)) number++;
   const person = other.person || track.person || `Person ${number}`;
-  edit({ kind: "person", tracks: [track.id, other.id], person });
+  addEdit({ kind: "person", tracks: [track.id, other.id], person });
 }
 
 // Display
@@ -154,7 +156,7 @@ function say(text) {
   element("status").textContent = text;
 }
 
-function onMove() {
+function showTime() {
   timeline.follow(player.time);
   timeline.queueDraw();
   player.draw();
@@ -165,7 +167,7 @@ function onMove() {
 /** Update what depends on the selection. */
 function show() {
   const track = selectedTrack();
-  timeline.anchor = undefined;
+  anchor = null;
   element("track").hidden = !track;
   element("hint").hidden = Boolean(track);
   if (track) {
@@ -270,7 +272,7 @@ function commandText() {
     "python data/extract_audio_tracks.py --align",
     "python scripts/run_stages.py 0 --stages 2-9",
     "",
-    "# Score the corrected tracks again, with the names of the persons",
+    "# Score the corrected tracks again, with the names of the persons (labels are then those of the new scores)",
     `python scripts/detect_speakers.py ${video} 0 \\`,
     "    --output-dir corrected --tracks ~/Downloads/tracks.csv --persons ~/Downloads/persons.csv",
   ].join("\n");
@@ -294,7 +296,8 @@ function offerDraft() {
   if (!draft?.edits.length) return;
   const changes = draft.edits.length === 1 ? "1 correction" : `${draft.edits.length} corrections`;
   element("draft").hidden = false;
-  element("draft").firstElementChild.textContent = `${changes} of ${new Date(draft.saved).toLocaleString()} are kept in this browser.`;
+  element("draft").firstElementChild.textContent =
+    `${changes} of ${new Date(draft.saved).toLocaleString()} are kept in this browser.`;
   element("restore").addEventListener("click", () => {
     review.restore(draft);
     afterEdit();
@@ -378,8 +381,14 @@ function connect() {
   for (const [id, action] of Object.entries(actions)) element(id).addEventListener("click", action);
   document.addEventListener("keydown", onKey);
   // After a click, keys are for the video again.
-  document.addEventListener("click", ({ target, detail }) => detail && target.matches("button, [type=range]") && target.blur());
-  element("person").addEventListener("keydown", ({ key }) => ["Enter", "Escape"].includes(key) && element("person").blur());
+  document.addEventListener(
+    "click",
+    ({ target, detail }) => detail && target.matches("button, [type=range]") && target.blur(),
+  );
+  element("person").addEventListener(
+    "keydown",
+    ({ key }) => ["Enter", "Escape"].includes(key) && element("person").blur(),
+  );
   element("person").addEventListener("change", () => namePerson(element("person").value));
   element("threshold").addEventListener("input", ({ target }) => {
     review.setThreshold(Number(Number(target.value).toFixed(2)));
@@ -403,4 +412,4 @@ for (const both of document.querySelectorAll(".both")) both.hidden = !(review.sc
 connect();
 offerDraft();
 showAll();
-onMove();
+showTime();

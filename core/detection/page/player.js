@@ -171,7 +171,9 @@ class Player {
 
   /** The track of the smallest box at a point of the canvas. */
   trackAt(x, y) {
-    const inside = this.drawn.filter((box) => x >= box.left && x <= box.left + box.width && y >= box.top && y <= box.top + box.height);
+    const inside = this.drawn.filter(
+      (box) => x >= box.left && x <= box.left + box.width && y >= box.top && y <= box.top + box.height,
+    );
     inside.sort((a, b) => a.width * a.height - b.width * b.height);
     return inside.length ? inside[0].track : null;
   }

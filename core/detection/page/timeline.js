@@ -71,7 +71,9 @@ class Timeline {
 
   /** Compute the positions of the lanes that have rows in the visible time. */
   layOut() {
-    const visible = this.review.tracks.filter((track) => track.times[0] <= this.to && this.review.end(track) >= this.from);
+    const visible = this.review.tracks.filter(
+      (track) => track.times[0] <= this.to && this.review.end(track) >= this.from,
+    );
     const persons = this.review.persons();
     const groups = persons.map((person) => visible.filter((track) => track.person === person));
     const unnamed = visible.filter((track) => !track.person);
@@ -258,7 +260,11 @@ class Timeline {
     context.fillText(name, LANE, top + LANE / 2 - 8);
     context.fillStyle = colour("muted");
     context.font = "12px system-ui, sans-serif";
-    context.fillText(`${track.seconds.toFixed(1)} s of ${(this.review.end(track) - track.times[0]).toFixed(1)} s`, LANE, top + LANE / 2 + 9);
+    context.fillText(
+      `${track.seconds.toFixed(1)} s of ${(this.review.end(track) - track.times[0]).toFixed(1)} s`,
+      LANE,
+      top + LANE / 2 + 9,
+    );
   }
 
   thumbnail(track) {
