@@ -4,8 +4,8 @@
     python scripts/review.py --csv ava/csv/val --predictions ava/results/asc_predictions_val.csv --videos 1j20qq1JyX4
     python scripts/review.py --predictions theirs.csv --ava-video-dir videos
 
-Writes <output-dir>/review_<video_id>.html, which plays the video by its relative path: keep both where they are. The
-page exports corrected annotations, names of persons and speech segments. For videos without annotations, use
+Writes <output-dir>/review_<video_id>.html, which plays the video by its relative path, so move both together. The page
+exports corrected annotations, names of persons and speech segments. For videos without annotations, use
 scripts/detect_speakers.py, which makes this page too.
 """
 

@@ -47,7 +47,7 @@ function selectRun(track, time) {
 /** Move by a frame and extend the selection to the playhead. */
 function extendSelection(frames) {
   const track = selectedTrack();
-  if (!track) return say("Select a track first.");
+  if (!track) return showMessage("Select a track first.");
   const before = review.nearestRow(track, player.time);
   const first = timeline.rows && anchor !== null ? anchor : before;
   player.step(frames);
@@ -71,7 +71,7 @@ function seekSegment(direction) {
   const next = found.filter((segment) => distance(segment) > 0.75 / review.data.video.frame_rate);
   next.sort((a, b) => distance(a) - distance(b));
   if (next.length) seekRow(next[0].track, review.nearestRow(next[0].track, next[0].start));
-  else say(direction > 0 ? "No later segment." : "No earlier segment.");
+  else showMessage(direction > 0 ? "No later segment." : "No earlier segment.");
 }
 
 /** Go to the next rows whose label contradicts their score, and select them. */
@@ -84,7 +84,7 @@ function seekDifference() {
       if (isFirst && isLater && (!next || review.times[row] < review.times[next.row])) next = { track, row };
     }
   }
-  if (!next) return say("No later difference between labels and scores.");
+  if (!next) return showMessage("No later difference between labels and scores.");
   let stop = next.row;
   while (stop < next.track.stop && review.differs(stop)) stop++;
   seekRow(next.track, next.row);
@@ -111,7 +111,7 @@ function afterEdit() {
   try {
     localStorage.setItem(draftKey, JSON.stringify({ ...review.draft(), saved: Date.now() }));
   } catch {
-    say("This browser does not keep drafts of this page: export before you close it.");
+    showMessage("This browser does not keep drafts of this page: export before you close it.");
   }
   element("draft").hidden = true;
   showAll();
@@ -119,19 +119,19 @@ function afterEdit() {
 }
 
 function mark(label) {
-  if (!timeline.rows) return say("Select rows first: drag along a lane, double click a segment, or press S.");
+  if (!timeline.rows) return showMessage("Select rows first: drag along a lane, double click a segment, or press S.");
   addEdit({ kind: "label", ...timeline.rows, label });
 }
 
 function splitTrack() {
   const track = selectedTrack();
   const row = track && review.nearestRow(track, player.shown);
-  if (!track || row <= track.start) return say("Select a track, and go to the first frame of its second part.");
+  if (!track || row <= track.start) return showMessage("Select a track, and go to the first frame of its second part.");
   addEdit({ kind: "split", track: track.id, row, newTrack: review.newTrack(track.id) });
 }
 
 function deleteTrack() {
-  if (!selectedTrack()) return say("Select a track first.");
+  if (!selectedTrack()) return showMessage("Select a track first.");
   addEdit({ kind: "delete", track: timeline.selected });
 }
 
@@ -152,7 +152,7 @@ function merge(track, other) {
 
 // Display
 
-function say(text) {
+function showMessage(text) {
   element("status").textContent = text;
 }
 
@@ -164,7 +164,7 @@ function showTime() {
   element("play").textContent = player.video.paused ? "Play" : "Pause";
 }
 
-/** Update what depends on the selection. */
+/** Update all that depends on the selection. */
 function show() {
   const track = selectedTrack();
   anchor = null;
@@ -186,10 +186,10 @@ function selectionText(track) {
   if (!timeline.rows) return "No rows selected.";
   const { start, stop } = timeline.rows;
   const seconds = review.times[stop - 1] + track.interval - review.times[start];
-  return `${stop - start} rows selected: ${displayTime(review.times[start], 2)}, ${seconds.toFixed(2)} s`;
+  return `Selected rows: ${stop - start}, from ${displayTime(review.times[start], 2)}, ${seconds.toFixed(2)} s`;
 }
 
-/** Update what depends on labels and tracks. */
+/** Update all that depends on labels and tracks. */
 function showAll() {
   element("undo").disabled = !review.done;
   element("redo").disabled = review.done === review.edits.length;
@@ -326,9 +326,9 @@ const KEYS = {
   0: () => mark(0),
   1: () => mark(1),
   2: () => mark(2),
-  s: () => (selectedTrack() ? selectRun(selectedTrack(), player.shown) : say("Select a track first.")),
+  s: () => (selectedTrack() ? selectRun(selectedTrack(), player.shown) : showMessage("Select a track first.")),
   x: splitTrack,
-  n: () => (selectedTrack() ? element("person").focus() : say("Select a track first.")),
+  n: () => (selectedTrack() ? element("person").focus() : showMessage("Select a track first.")),
   z: toggleZoom,
   d: seekDifference,
   e: openExport,
@@ -360,7 +360,7 @@ function onKey(event) {
   const action = KEYS[control + shift + name];
   if (!action) return;
   event.preventDefault();
-  say("");
+  showMessage("");
   action();
 }
 

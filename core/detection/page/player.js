@@ -149,14 +149,14 @@ class Player {
     return scoreColour(scores ? scores[row] : Number(labels[row] === SPEAKING));
   }
 
-  /** Draw name and score above the face, no wider than the face unless there is room. */
+  /** Draw name and score above the face. With many faces, labels are no wider than their faces. */
   drawLabel(context, { track, row, left, top, width }) {
     const { scores } = this.review;
     const score = scores ? ` ${scores[row].toFixed(2)}` : "";
     const isSmall = width < 60;
-    const room = Math.max(width, this.drawn.length > 6 ? 30 : 90);
+    const space = Math.max(width, this.drawn.length > 6 ? 30 : 90);
     context.font = `${isSmall ? 11 : 13}px system-ui, sans-serif`;
-    const name = fitText(context, this.review.name(track), Math.max(room - 8 - context.measureText(score).width, 16));
+    const name = fitText(context, this.review.name(track), Math.max(space - 8 - context.measureText(score).width, 16));
     const text = isSmall && this.drawn.length > 6 ? name : name + score;
     const height = isSmall ? 14 : 18;
     const labelWidth = context.measureText(text).width + 8;

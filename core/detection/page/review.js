@@ -50,7 +50,7 @@ class Review {
     this.updateScores();
   }
 
-  /** What has to be stored to continue later. */
+  /** Plain data from which the corrections can be restored. */
   draft() {
     return { edits: this.edits.slice(0, this.done), threshold: this.threshold, smoothing: this.smoothing };
   }

@@ -1,5 +1,5 @@
 "use strict";
-// Lanes over time: a lane per track, grouped by person. Only what is visible is drawn, on one canvas.
+// Lanes over time: a lane per track, grouped by person. Only visible lanes are drawn, on one canvas.
 
 const AXIS = 24; // heights and widths in pixels
 const LANE = 46;
@@ -10,7 +10,7 @@ const DRAG = 4; // smaller movements of the pointer are clicks
 const TICK_SECONDS = [0.04, 0.2, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600];
 
 class Timeline {
-  /** `actions` are called with what the user chose: select, goTo, seek, selectRows, selectRun, merge. */
+  /** `actions` are functions: select, goTo, seek, selectRows, selectRun, merge. */
   constructor(review, player, actions) {
     this.review = review;
     this.player = player;
