@@ -71,10 +71,10 @@ def document(table: FaceTable) -> dict:
     return {"schema_version": 1, "video": video, "settings": settings}
 
 
-def make_page(path: Path, video: Path, table: FaceTable, logits: np.ndarray | None, **options) -> Path:
+def make_page(path: Path, video: Path, table: FaceTable, logits: np.ndarray | None, played=None, **options) -> Path:
     with VideoReader(video) as reader:
         span = 0.0, max((reader.frame_count or 0) / reader.fps, float(table.timestamp.max(initial=0)))
-        fields = describe_video(path, video, reader, span)
+        fields = describe_video(path, video, reader, span, played)
     columns = [] if logits is None else list(logits.T.astype(float))
     options = {"thumbnail": lambda _: Image.new("RGB", (30, 40), (90, 120, 60)), **options}
     write_page(path, fields, table, columns, THRESHOLD, SMOOTHING, document=document(table), **options)
@@ -346,6 +346,15 @@ def test_boxes_are_on_time_and_in_place(browser, video, tmp_path, late):
                 assert is_coloured[y, x]
                 assert not is_coloured[y, [x - 8, x + 8]].any()
     assert browser.errors() == []
+
+
+@slow
+def test_marked_video_of_a_part_is_on_time(browser, video, tmp_path):
+    """Here it begins at 1.2 s."""
+    open_page(browser, make_page(tmp_path / "review.html", video, TABLE, LOGITS, played=(video, 1.2)))
+    browser.run("player.seek(2.02)")
+    browser.wait_for("Math.abs(player.shown - 2) < 0.001")
+    assert shown_time(shown_frame(browser)) == pytest.approx(0.8, abs=0.001)
 
 
 @slow
