@@ -452,6 +452,8 @@ def test_corrections_are_exported_exactly(browser, page):
     browser.load(page)
     assert corrected_table(browser).label.tolist() == before.label.tolist()
     assert "2 corrections" in browser.value("element('draft').textContent")
+    browser.press("down", "s", "2", "ctrl z")
+    assert corrected_table(browser).label.tolist() == before.label.tolist()  # the draft would be lost
     browser.click("#restore")
     assert corrected_table(browser).label.tolist() == expected.tolist()
     assert browser.errors() == []

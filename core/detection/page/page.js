@@ -100,6 +100,7 @@ function seekRow(track, row) {
 // Corrections
 
 function addEdit(change) {
+  if (!element("draft").hidden) return showMessage("Restore or discard the earlier corrections first.");
   review.addEdit(change);
   afterEdit();
 }
@@ -341,8 +342,9 @@ const KEYS = {
 };
 
 function changeDone(change) {
-  review.setDone(review.done + change);
-  afterEdit();
+  const before = review.done;
+  review.setDone(before + change);
+  if (review.done !== before) afterEdit();
 }
 
 function changeSpeed(direction) {
