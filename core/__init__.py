@@ -2,7 +2,7 @@
 
 Each imports only from itself and from those below it (`tests/test_layout.py` checks this):
 
-    detection   who speaks when in a video without annotations (scripts/detect_speakers.py)
+    detection   who speaks when in a video without annotations (scripts/detect_speakers.py); the review page
     reports     breakdowns, tables and figures of results
     synthetic   drawn faces and synthetic voices: a small data set for the demo and the tests
     the paper   models, transforms, mfcc, contexts, datasets, loaders, training, inference, metrics, ablation

@@ -8,7 +8,7 @@ usage() {
 usage: bash scripts/demo.sh [--seed K] [--root DIR]
 
 Creates .venv and a synthetic mini AVA, trains both networks from random weights, and runs all nine stages. It ends with
-a table of mAP, plots of the scores, and a video with marked speakers. It uses the first CUDA device if there is one,
+a table of mAP, plots of the scores, and a page to watch who speaks when. It uses the first CUDA device if there is one,
 else the CPU, and takes 4 to 10 minutes on two cores.
 
   --seed K        random seed (default: 0)
@@ -62,5 +62,5 @@ run "Active speakers in one video" scripts/detect_speakers.py "$videos/$video.mp
     --output-dir "$speakers" --tracks "$csv" "${precision[@]}" --seed "$seed" \
     --ste-weights "$models/ste_encoder/$ste_epochs.pth" \
     --asc-weights "$models/ASC_len_11_stride_4_speakers_3/$asc_epochs.pth"
-printf '\nDone in %d s. See %s/scores_*.png and %s/%s_speakers.mp4\n' $((SECONDS - started)) \
-    "$results" "$speakers" "$video"
+printf '\nDone in %d s. See %s/scores_*.png, and open %s/review.html in a browser\n' $((SECONDS - started)) \
+    "$results" "$speakers"

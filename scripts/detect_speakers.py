@@ -2,7 +2,7 @@
 
     python scripts/detect_speakers.py talk.mp4 0
     python scripts/detect_speakers.py talk.mp4 cpu --output-dir talk --precision bf16 --start 60 --duration 30
-    python scripts/detect_speakers.py talk.mp4 0 --output-dir corrected --tracks corrected.csv
+    python scripts/detect_speakers.py talk.mp4 0 --output-dir corrected --tracks corrected.csv --persons persons.csv
     python scripts/detect_speakers.py monday.mp4 tuesday.mp4 videos/ 0 --output-dir results
 
 Each video gets a directory for its output, <video>_speakers by default. Finished steps are skipped, so the same command
@@ -10,8 +10,9 @@ resumes an interrupted run. Output:
 
     tracks.csv             official columns and a score per row; can be passed to --tracks and any --csv
     speakers.json          tracks and their speech segments: docs/speakers.schema.json
-    speakers.csv           the speech segments as a table; speakers.rttm: for diarisation tools
-    <video>_speakers.mp4   the video with boxes and scores
+    speakers.csv           the speech segments as a table; speakers.rttm: for diarisation tools; speakers.vtt: subtitles
+    review.html            page to watch the video with boxes and scores, and to correct and name the tracks
+    <video>_speakers.mp4   the video with boxes and scores, with --marked-video
     timeline.png           scores and segments of each track over time
     work/                  intermediate files in the layout of ASC_DATA_ROOT
 """
@@ -26,6 +27,7 @@ import torch
 
 from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_params, own_video_params, tracking_params
 from core.detection.pipeline import SpeakerDetection
+from core.detection.segments import read_persons
 from core.detection.tracks import FaceDetector
 from core.formats.features import require_trained_on
 from core.media.container import list_videos
@@ -55,6 +57,9 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--face-detector", default=defaults["face_detector"], help="onnx file of YuNet")
     parser.add_argument("--tracks", help="read face tracks from these annotations instead of detecting faces")
     cli.add_clip_boxes_argument(parser)
+    parser.add_argument("--persons", help="csv with the columns track and person: names to use in the results")
+    marked_help = "write the video with boxes and scores too; always done if browsers cannot play the video itself"
+    parser.add_argument("--marked-video", action="store_true", help=marked_help)
     stream_help = "number of the {} stream, from 0 (default: the one that players choose)"
     for kind in ("video", "audio"):
         parser.add_argument(f"--{kind}-stream", type=cli.integer(0), help=stream_help.format(kind))
@@ -141,6 +146,7 @@ def detect(args: argparse.Namespace, video: Path, output_dir: Path) -> int:
     """Write all output of one video. Returns the exit status."""
     device, encoder, network, ste_sha256, asc_sha256, detector = load_models(args)
     require_file(video, "a video")
+    persons = read_persons(args.persons) if args.persons else {}
     require_distinct([args.tracks], {"tracks.csv in --output-dir": output_dir / "tracks.csv"})
     detection = SpeakerDetection(video, output_dir, vars(args) | {"video": str(video), "output_dir": str(output_dir)})
     print(device_label(device))
@@ -162,8 +168,10 @@ def detect(args: argparse.Namespace, video: Path, output_dir: Path) -> int:
     settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
     settings |= {"ste_weights_sha256": ste_sha256, "asc_weights_sha256": asc_sha256}
     settings["face_detector_sha256"] = detector and detector.sha256
-    detection.write_results(scores, args.threshold, settings)
-    detection.write_marked_video(scores, args.smoothing, args.threshold)
+    detection.write_results(scores, args.threshold, settings, persons)
+    detection.write_page(args.smoothing, args.threshold, persons)
+    if args.marked_video or not detection.plays_in_browsers:
+        detection.write_marked_video(scores, args.smoothing, args.threshold)
     return detection.print_summary()
 
 

@@ -13,11 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.config import postprocessing_params
-from core.formats.annotations import read_annotations
+import numpy as np
+
+from core.config import own_video_params, postprocessing_params
+from core.detection.review import write_video_pages
+from core.formats.annotations import FaceTable, read_annotations
 from core.formats.predictions import join, keep_predicted, read_scores
+from core.media.container import list_videos
 from core.reports import report
 from core.runtime import cli
+from core.runtime.errors import InputError, one_line
 
 SETTINGS_FILE = "evaluate_cfg.json"  # in the directory of --plots
 
@@ -36,6 +41,21 @@ def get_args_parser() -> cli.Parser:
     return parser
 
 
+def write_pages(args: argparse.Namespace, numbers: dict, scores: np.ndarray, table: FaceTable) -> None:
+    """Write review pages of the last prediction's worst videos, as far as the videos are available."""
+    directory = Path(report.video_directory(args.ava_video_dir))
+    worst = list(numbers["predictions"].values())[-1]["worst"]
+    try:
+        videos = list_videos(directory) if directory.is_dir() else {}
+        available = [video_id for video_id in worst if video_id in videos]
+        pages = write_video_pages(Path(args.plots), table, scores, videos, available, own_video_params["threshold"])
+    except InputError as error:
+        print(one_line(f"note: no review pages: {error}"))
+        return
+    if pages:
+        print(one_line(f"pages to watch the worst videos: {', '.join(map(str, pages))}"))
+
+
 def main(args: argparse.Namespace) -> None:
     cli.print_settings(vars(args))
     report.require_distinct_paths(args, args.predictions, {}, SETTINGS_FILE)
@@ -52,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
     numbers = report.compute(scores, table, args.ava_video_dir)
     report.show(numbers)
     report.save(numbers, scores, table, args, SETTINGS_FILE)
+    if args.plots is not None:
+        write_pages(args, numbers, list(scores.values())[-1], table)
 
 
 if __name__ == "__main__":

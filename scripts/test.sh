@@ -15,5 +15,8 @@ fi
 bash scripts/dev_env.sh
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
+if command -v node >/dev/null; then # the syntax of the review page's scripts
+    for script in core/detection/page/*.js; do node --check "$script"; done
+fi
 export OMP_NUM_THREADS=1 # per process
 exec .venv/bin/python -m pytest -n 2 --dist loadfile -m "$marker" "$@"

@@ -45,8 +45,8 @@ from core.media.audio import iter_audio
 from core.media.reader import VideoReader
 
 SCRIPT = "scripts/detect_speakers.py"
-SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0)
-STEPS = ["shots", "tracks", "crops", "audio", "encoder", "context", "results", "marked video"]
+SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0, "--marked-video")
+STEPS = ["shots", "tracks", "crops", "audio", "encoder", "context", "results", "review page", "marked video"]
 SIZE = (320, 240)  # pixels
 FACES = [
     Square(40, 50, 60, (20, 0), end=0.8),
@@ -122,8 +122,8 @@ def base(root, tmp_path_factory):
 
 @pytest.fixture
 def copied(base, tmp_path) -> Path:
-    """A copy of `base/out` that may be changed."""
-    return Path(shutil.copytree(base / "out", tmp_path / "out"))
+    """A copy of `base/out`, next to it, that may be changed."""
+    return Path(shutil.copytree(base / "out", base / tmp_path.name))
 
 
 def contents(out: Path) -> dict[str, str]:
@@ -137,9 +137,11 @@ def contents(out: Path) -> dict[str, str]:
 def test_output_files(base):
     assert sorted(path.name for path in (base / "out").iterdir() if not path.name.startswith(".")) == [
         "detect_speakers_cfg.json",
+        "review.html",
         "speakers.csv",
         "speakers.json",
         "speakers.rttm",
+        "speakers.vtt",
         "talk_speakers.mp4",
         "timeline.png",
         "tracks.csv",
@@ -151,7 +153,7 @@ def test_output_files(base):
     assert min(cv2.imread(str(base / "out" / "timeline.png")).shape[:2]) > 200
     stdout = (base / "stdout.txt").read_text()
     assert "3 tracks in 1.6 s of video" in stdout
-    assert str(base / "out" / "talk_speakers.mp4") in stdout
+    assert str(base / "out" / "review.html") in stdout
     tracks = read_json(base / "out" / "speakers.json")["tracks"]
     spoken = sorted((track["speaking_seconds"] for track in tracks if track["speaking"]), reverse=True)
     assert re.findall(r"^  talk:\d: ([\d.]+) s of speech$", stdout, re.M) == [f"{seconds:.1f}" for seconds in spoken]
@@ -202,7 +204,7 @@ def test_json_matches_its_schema_the_csv_and_the_rttm(base):
     lines = [line.split() for line in (base / "out" / "speakers.rttm").read_text().splitlines()]
     segments = [(segment["start"], track["id"]) for track in content["tracks"] for segment in track["speaking"]]
     assert [(float(line[3]), line[7]) for line in lines] == sorted(segments)
-    assert [(float(row[1]), row[0]) for row in read_csv(base / "out" / "speakers.csv")[1:]] == sorted(segments)
+    assert [(float(row[2]), row[0]) for row in read_csv(base / "out" / "speakers.csv")[1:]] == sorted(segments)
 
 
 def ffmpeg_info(video: Path) -> str:
@@ -332,7 +334,7 @@ def test_second_run_skips_every_step(copied, base, root, squares):
 @pytest.mark.parametrize(
     ("flags", "repeated"),
     [
-        (("--threshold", 0.3), ["results", "marked video"]),
+        (("--threshold", 0.3), ["results", "review page", "marked video"]),
         (("--duration", 0.6), STEPS),
         (("--min-face", 20), STEPS[1:]),
         (("--audio-stream", 0), STEPS[3:]),
@@ -358,6 +360,31 @@ def test_another_video_of_the_same_name_repeats_every_step(copied, root, squares
     assert content["video"]["seconds"] == pytest.approx(0.8)
     assert len(content["tracks"]) == 1
     assert {Path(name).parts[-2] for name in files_under(copied) if name.endswith(".jpg")} == {"talk:1"}
+
+
+def test_marked_video_is_optional_if_browsers_play_the_video(base, root, squares, tmp_path):
+    command = [flag for flag in arguments(root, base / "talk.mp4", tmp_path / "out") if flag != "--marked-video"]
+    assert steps_run(run_here(*command)) == STEPS[:-1]
+    assert not list((tmp_path / "out").glob("*.mp4"))
+    ffmpeg("-i", base / "talk.mp4", "-c", "copy", tmp_path / "talk.mkv")
+    command = [tmp_path / "talk.mkv" if argument == base / "talk.mp4" else argument for argument in command]
+    assert steps_run(run_here(*command, "--overwrite")) == STEPS
+    assert '"source":"talk_speakers.mp4"' in (tmp_path / "out" / "review.html").read_text()
+
+
+def test_names_of_persons_are_in_all_results(copied, base, root, squares, tmp_path):
+    persons = write_text(tmp_path / "persons.csv", "track,person\ntalk:1,Anna B\ntalk:3,Anna B\nother,Carl\n")
+    result = detect(root, base / "talk.mp4", copied, "--persons", persons, "--threshold", 0)
+    assert steps_run(result) == ["results", "review page", "marked video"]
+    content = read_json(copied / "speakers.json")
+    jsonschema.validate(content, SCHEMA)
+    assert [track["person"] for track in content["tracks"]] == ["Anna B", None, "Anna B"]
+    assert sorted(row[1] for row in read_csv(copied / "speakers.csv")[1:]) == ["", "Anna B", "Anna B"]
+    assert [line.split()[7] for line in (copied / "speakers.rttm").read_text().splitlines()].count("Anna_B") == 2
+    assert (copied / "speakers.vtt").read_text().count("<v Anna B>Anna B\n") == 2
+    assert (copied / "review.html").read_text().count('"person":"Anna B"') == 2
+    missing = detect(root, base / "talk.mp4", copied, "--persons", tmp_path / "missing.csv")
+    assert_refused(missing, "missing.csv")
 
 
 # Given tracks

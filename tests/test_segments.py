@@ -14,7 +14,15 @@ from PIL import Image
 
 from core.detection import overlay
 from core.detection.overlay import mark_faces, marked_frames, score_colour, visible_rows
-from core.detection.segments import describe_tracks, segments, short_name, write_rttm, write_segments, write_tracks
+from core.detection.segments import (
+    describe_tracks,
+    segments,
+    short_name,
+    write_rttm,
+    write_segments,
+    write_tracks,
+    write_vtt,
+)
 from core.detection.timeline import LANES, plot_timeline
 from core.detection.tracks import Track, reading_order
 from core.formats.annotations import FaceTable, read_annotations
@@ -97,15 +105,31 @@ def document(tracks: list[dict]) -> dict:
 def test_description_of_tracks(schema):
     boxes = [(0.1, 0.1, 0.2, 0.3), (0.1, 0.1, 0.3, 0.5), (0.1, 0.1, 0.15, 0.2), *[BOX] * 2]
     table = make_table(("video:1", timestamps(3, 2)), ("empty", []), ("b b", timestamps(2, 1)), boxes=boxes)
-    tracks = describe_tracks(table, np.array([0.9, 0.7, 0.1, 0.2, 0.3]), 0.5, FRAME)
+    tracks = describe_tracks(table, np.array([0.9, 0.7, 0.1, 0.2, 0.3]), 0.5, FRAME, {"video:1": "Anna"})
     assert tracks == [
         {
-            **{"id": "video:1", "start": 2.0, "end": 2.12, "rows": 3, "box_width": 64.0, "box_height": 72.0},
+            **{
+                "id": "video:1",
+                "person": "Anna",
+                "start": 2.0,
+                "end": 2.12,
+                "rows": 3,
+                "box_width": 64.0,
+                "box_height": 72.0,
+            },
             **{"mean_score": 0.566667, "speaking_seconds": 0.08},
             "speaking": [{"start": 2.0, "end": 2.08, "mean_score": 0.8}],
         },
         {
-            **{"id": "b b", "start": 1.0, "end": 1.08, "rows": 2, "box_width": 160.0, "box_height": 180.0},
+            **{
+                "id": "b b",
+                "person": None,
+                "start": 1.0,
+                "end": 1.08,
+                "rows": 2,
+                "box_width": 160.0,
+                "box_height": 180.0,
+            },
             **{"mean_score": 0.25, "speaking_seconds": 0, "speaking": []},
         },
     ]
@@ -155,14 +179,29 @@ def test_rttm(tmp_path):
     )
 
 
+# speakers.vtt
+
+
+def test_subtitles(tmp_path):
+    table = make_table(("a:1", timestamps(3, 3599.92)), ("2", timestamps(2)), video="a")
+    tracks = describe_tracks(table, np.ones(5), 0.5, FRAME, {"2": "A <b> & C"})
+    write_vtt(tmp_path / "x.vtt", tracks)
+    assert (tmp_path / "x.vtt").read_text() == (
+        "WEBVTT\n"
+        "\n00:00:00.000 --> 00:00:00.080\n<v A &lt;b&gt; &amp; C>A &lt;b&gt; &amp; C\n"
+        "\n00:59:59.920 --> 01:00:00.040\n<v a:1>a:1\n"
+    )
+
+
 # speakers.csv
 
 
 def test_segments_as_a_table(tmp_path):
     table = make_table(("a, b:1", timestamps(5, 2)), ("2", timestamps(5)), video="a, b")
     scores = np.array([0.9, 0.1, 0.9, 0.8, 0.9, 0.1, 0.1, 0.1, 0.6, 0.6])
-    write_segments(tmp_path / "x.csv", describe_tracks(table, scores, 0.5, FRAME))
-    lines = ["track,start,end,mean_score", "2,0.12,0.2,0.6", '"a, b:1",2.0,2.04,0.9', '"a, b:1",2.08,2.2,0.866667']
+    write_segments(tmp_path / "x.csv", describe_tracks(table, scores, 0.5, FRAME, {"2": "Zo\u00eb"}))
+    lines = ["track,person,start,end,mean_score", "2,Zo\u00eb,0.12,0.2,0.6"]
+    lines += ['"a, b:1",,2.0,2.04,0.9', '"a, b:1",,2.08,2.2,0.866667']
     assert (tmp_path / "x.csv").read_text().splitlines() == lines
     write_segments(tmp_path / "x.csv", [])
     assert (tmp_path / "x.csv").read_text().splitlines() == lines[:1]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,15 @@ from torch import nn
 from core.config import SAMPLE_RATE, tracking_params
 from core.datasets import ASCDataset, ClipReader
 from core.detection.overlay import marked_frames
-from core.detection.segments import SCHEMA_VERSION, describe_tracks, write_rttm, write_segments, write_tracks
+from core.detection.review import describe_video, write_page
+from core.detection.segments import (
+    SCHEMA_VERSION,
+    describe_tracks,
+    write_rttm,
+    write_segments,
+    write_tracks,
+    write_vtt,
+)
 from core.detection.shots import TIME_EPS, Shots, detect_shots
 from core.detection.timeline import plot_timeline
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
@@ -25,7 +34,7 @@ from core.formats.features import FeatureStore
 from core.formats.predictions import join_logits
 from core.inference import encode_videos, predict_videos
 from core.media.audio import extract_audio, iter_audio, slice_track_audio
-from core.media.container import choose_stream, open_container
+from core.media.container import choose_stream, open_container, plays_in_browsers
 from core.media.crops import extract_crops, rows_without_crop
 from core.media.reader import WHOLE, VideoReader
 from core.media.writer import encode_video
@@ -63,17 +72,22 @@ class SpeakerDetection:
                 for note in reader.notes:
                     print(one_line(f"note: {note}"))
                 self.size, self._pixel_aspect = reader.size, reader.pixel_aspect
+            default_streams = self._video_stream is None and self._audio_stream is None
+            self.plays_in_browsers = default_streams and plays_in_browsers(video)
             with open_container(video) as container:
                 choose_stream(container, "audio", self._audio_stream, [])
         except ValueError as error:
             raise InputError(f"{video}: {error}") from None
-        names = ("tracks.csv", "speakers.json", "speakers.rttm", "speakers.csv", "timeline.png")
+        names = ("tracks.csv", "speakers.json", "speakers.rttm", "speakers.csv", "speakers.vtt", "timeline.png")
         self._results = [output_dir / name for name in names]
-        self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.timeline = self._results
+        self.tracks_csv, self.speakers_json, self.rttm, self.segments, self.subtitles, self.timeline = self._results
+        self.page = output_dir / "review.html"
         self.marked_video = output_dir / f"{self.video_id}_speakers.mp4"
         self.failures = output_dir / FAILURES
         self._tracks_sha256 = output_dir / ".tracks.sha256"
-        self._steps = StepCache(output_dir, [*names, self.marked_video.name, "work"], settings["overwrite"])
+        self._steps = StepCache(
+            output_dir, [*names, self.page.name, self.marked_video.name, "work"], settings["overwrite"]
+        )
         self._require_own_results()
         write_json(output_dir / SETTINGS_FILE, settings)
         self._shots_json = self.work / "shots.json"
@@ -100,10 +114,10 @@ class SpeakerDetection:
     def _open(self) -> VideoReader:
         return VideoReader(self.video, self._video_stream, True, self._part)
 
-    def _run_step(self, name: str, inputs: object, outputs: list[Path], work: Callable[[], None]) -> None:
+    def _run_step(self, name: str, inputs: object, outputs: list[Path], work: Callable[[], None], **options) -> None:
         """Run a step that decodes the video. Raises InputError if the video is broken."""
         try:
-            self._steps.run(name, inputs, outputs, work)
+            self._steps.run(name, inputs, outputs, work, **options)
         except ValueError as error:
             raise InputError(f"{self.video}: {error}") from None
 
@@ -234,21 +248,26 @@ class SpeakerDetection:
 
         self._steps.run("context", [weights_sha256, *shape, seed], [self.predictions], work)
 
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """Logits (N, 2) of the usable rows."""
+        table = self.usable_rows
+        return join_logits(self.predictions, table) if len(table) else np.empty((0, 2))
+
     def scores(self, smoothing: int) -> np.ndarray:
         """Score (N,) of each usable row: logits, median-filtered along tracks if `smoothing`, then softmax."""
-        table = self.usable_rows
-        if not len(table):
+        if not len(self.usable_rows):
             return np.empty(0)
-        logits = join_logits(self.predictions, table)
-        return speaking_score(smooth_tracks(logits, table, smoothing) if smoothing else logits)
+        logits = smooth_tracks(self.logits, self.usable_rows, smoothing) if smoothing else self.logits
+        return speaking_score(logits)
 
     # Results
 
-    def write_results(self, scores: np.ndarray, threshold: float, settings: dict) -> None:
-        """Write all results but the marked video. They depend on `settings`."""
+    def write_results(self, scores: np.ndarray, threshold: float, settings: dict, persons: dict[str, str]) -> None:
+        """Write all results but the page and the marked video. They depend on `settings` and `persons`."""
 
         def work() -> None:
-            tracks = describe_tracks(self.usable_rows, scores, threshold, self.size)
+            tracks = describe_tracks(self.usable_rows, scores, threshold, self.size, persons)
             new = self.work / self.tracks_csv.name
             write_tracks(new, self.usable_rows, scores, threshold)
             # The hash is saved first: if the run is killed in between, the file must not count as edited.
@@ -268,12 +287,29 @@ class SpeakerDetection:
             write_json(self.speakers_json, content)
             write_rttm(self.rttm, self.video_id, tracks)
             write_segments(self.segments, tracks)
+            write_vtt(self.subtitles, tracks)
             for page in self.output_dir.glob(f"{self.timeline.stem}_*.png"):  # from a run with more tracks
                 page.unlink()
             span = self.shots.start, self.shots.seconds
             plot_timeline(self.timeline, self.usable_rows, scores, threshold, span, self.thumbnail)
 
-        self._steps.run("results", settings, self._results, work, invalidates_later=False)
+        self._steps.run("results", [settings, persons], self._results, work, invalidates_later=False)
+
+    def write_page(self, smoothing: int, threshold: float, persons: dict[str, str]) -> None:
+        """Write the review page. It plays the marked video if browsers cannot play the video itself."""
+        file = os.path.relpath(self.video, self.output_dir)
+
+        def work() -> None:
+            played = None if self.plays_in_browsers else (self.marked_video, self._part[0])
+            document = json.loads(self.speakers_json.read_text())
+            del document["tracks"]
+            span = self.shots.start, self.shots.seconds
+            with self._open() as reader:
+                video = describe_video(self.page, self.video, reader, span, played)
+            options = {"thumbnail": self.thumbnail, "document": document}
+            write_page(self.page, video, self.usable_rows, self.logits.T, threshold, smoothing, persons, **options)
+
+        self._run_step("review page", [file, smoothing, threshold, persons], [self.page], work, invalidates_later=False)
 
     def write_marked_video(self, scores: np.ndarray, smoothing: int, threshold: float) -> None:
         """Write the analysed part with boxes and scores, at the row rate. Raises RunError if it cannot be encoded."""
@@ -318,10 +354,9 @@ class SpeakerDetection:
             print(one_line(f"  {track['id']}: {track['speaking_seconds']:.1f} s of speech"))
         if len(speaking) > _LISTED_TRACKS:
             print(f"  {len(speaking) - _LISTED_TRACKS} more in {self.speakers_json}")
-        print(f"results: {self.marked_video}, {self.timeline}")
+        print(f"results: {self.output_dir}; to watch and correct them, open {self.page} in a browser")
         if lost := len(self.rows) - len(self.usable_rows):
             print(f"{lost} of {len(self.rows)} rows could not be extracted; {self.failures} lists the reasons")
             return 1
         self.failures.unlink(missing_ok=True)  # of other tracks
-        print(f"next: to fix mistakes, edit a copy of {self.tracks_csv} and pass it to --tracks, or train on it")
         return 0

@@ -1,5 +1,6 @@
 """Speech segments from the scores of rows, and the files that describe them."""
 
+import html
 import re
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pandas as pd
 
 from core.contexts import row_interval, starts_after_gap
 from core.formats.annotations import LABELS, NOT_SPEAKING, SPEAKING_AUDIBLE, FaceTable
-from core.formats.csv_table import write_csv
+from core.formats.csv_table import read_table, write_csv
+from core.runtime.errors import InputError
 from core.runtime.files import write_bytes
 
 SCHEMA_VERSION = 1  # of speakers.json: see docs/speakers.schema.json
@@ -40,8 +42,30 @@ def segments(times: np.ndarray, scores: np.ndarray, threshold: float) -> list[di
     ]
 
 
-def describe_tracks(table: FaceTable, scores: np.ndarray, threshold: float, size: tuple[int, int]) -> list[dict]:
-    """Return the `tracks` of speakers.json: span, segments and, in pixels of a frame of a size (W, H), box size."""
+def read_persons(path: str | Path) -> dict[str, str]:
+    """Read a csv with a header, track and person, as the review page exports it. Returns entity id -> name.
+
+    Raises InputError, also for a track with two names.
+    """
+    frame = read_table(Path(path), {"track": "id", "person": "text"})
+    persons: dict[str, str] = {}
+    for line, track, person in zip(frame.index, frame["track"], frame["person"], strict=True):
+        if persons.setdefault(track, person) != person:
+            raise InputError(f"{path}, line {line}: track {track} has two names, {persons[track]} and {person}")
+    return {track: person for track, person in persons.items() if person}
+
+
+def describe_tracks(
+    table: FaceTable,
+    scores: np.ndarray,
+    threshold: float,
+    size: tuple[int, int],
+    persons: dict[str, str] | None = None,
+) -> list[dict]:
+    """Return the `tracks` of speakers.json: span, segments and, in pixels of a frame of a size (W, H), box size.
+
+    `persons` maps entity ids to names of persons.
+    """
     result = []
     for track, name in enumerate(table.entity_ids):
         rows = table.rows_of_track(track)
@@ -53,6 +77,7 @@ def describe_tracks(table: FaceTable, scores: np.ndarray, threshold: float, size
         result.append(
             {
                 "id": name,
+                "person": (persons or {}).get(name),
                 "start": round(float(times[0]), 3),
                 "end": round(float(times[-1]) + row_interval(times), 3),
                 "rows": len(rows),
@@ -66,23 +91,48 @@ def describe_tracks(table: FaceTable, scores: np.ndarray, threshold: float, size
     return result
 
 
+def named_segments(tracks: list[dict]) -> list[tuple[float, float, str]]:
+    """Return start, end and name of all segments of `describe_tracks` by time. The name is the person, else the id."""
+    return sorted(
+        (part["start"], part["end"], track["person"] or track["id"]) for track in tracks for part in track["speaking"]
+    )
+
+
 def write_rttm(path: Path, video_id: str, tracks: list[dict]) -> None:
     """Write the segments of `describe_tracks` as NIST Rich Transcription Time Marked lines, sorted by time.
 
     Spaces separate the fields, so they become underscores within names.
     """
-    parts = sorted((part["start"], part["end"], track["id"]) for track in tracks for part in track["speaking"])
     lines = []
-    for start, end, track_id in parts:
-        video, name = (re.sub(r"\s", "_", text) for text in (video_id, track_id))
+    for start, end, name in named_segments(tracks):
+        video, name = (re.sub(r"\s", "_", text) for text in (video_id, name))
         lines.append(f"SPEAKER {video} 1 {start:.3f} {end - start:.3f} <NA> <NA> {name} <NA> <NA>\n")
     write_bytes(path, "".join(lines).encode())
 
 
+def write_vtt(path: Path, tracks: list[dict]) -> None:
+    """Write the segments of `describe_tracks` as WebVTT subtitles: the name of who speaks, sorted by time."""
+
+    def clock(seconds: float) -> str:
+        milliseconds = round(seconds * 1000)
+        minutes, rest = divmod(milliseconds, 60_000)
+        return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}.{rest % 1000:03}"
+
+    cues = ["WEBVTT\n"]
+    for start, end, name in named_segments(tracks):
+        text = re.sub(r"\s", " ", html.escape(name, quote=False))
+        cues.append(f"\n{clock(start)} --> {clock(end)}\n<v {text}>{text}\n")
+    write_bytes(path, "".join(cues).encode())
+
+
 def write_segments(path: Path, tracks: list[dict]) -> None:
-    """Write the segments of `describe_tracks` as a csv with a header: track, start, end, mean_score; sorted by time."""
-    rows = [{"track": track["id"], **segment} for track in tracks for segment in track["speaking"]]
-    frame = pd.DataFrame(rows, columns=["track", "start", "end", "mean_score"])
+    """Write the segments of `describe_tracks` as a csv sorted by time: track, person, start, end, mean_score."""
+    rows = [
+        {"track": track["id"], "person": track["person"], **segment}
+        for track in tracks
+        for segment in track["speaking"]
+    ]
+    frame = pd.DataFrame(rows, columns=["track", "person", "start", "end", "mean_score"])
     write_csv(path, frame.sort_values(["start", "end", "track"]), header=True)
 
 

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.formats.annotations import BOX_COLUMNS, LABELS, NO_LABEL, SPEAKING_AUDIBLE, FaceTable, label_code
+from core.formats.annotations import (
+    BOX_COLUMNS,
+    LABELS,
+    NO_LABEL,
+    SPEAKING_AUDIBLE,
+    FaceTable,
+    check_tracks,
+    label_code,
+)
 from core.formats.csv_table import first_fields, read_table, write_csv
 from core.formats.features import FEATURE_COLUMNS, TEXT_COLUMNS, list_csv_files
 from core.runtime.errors import InputError
@@ -89,6 +97,21 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     if (label != NO_LABEL).all() and not speaking.any():
         print(f"note: {path}: no row is labelled {LABELS[SPEAKING_AUDIBLE]}; scores must be those of this label")
     return frame.drop(columns="label").astype({"video_id": object, "entity_id": object})
+
+
+def predicted_table(predictions: pd.DataFrame, source: str | Path) -> FaceTable:
+    """Return the rows of `read_scores` as annotations without labels. Raises InputError if they have no boxes."""
+    box = predictions[BOX_COLUMNS].to_numpy()
+    if np.isnan(box).any():
+        raise InputError(f"{source}: no boxes; pass the annotations to --csv")
+    video, video_ids = pd.factorize(predictions["video_id"])
+    entity, entity_ids = pd.factorize(predictions["entity_id"])
+    label = np.full(len(box), NO_LABEL, np.int8)
+    times = predictions["frame_timestamp"].to_numpy()
+    columns = (video.astype(np.int32), entity.astype(np.int32), times, label, box)
+    table = FaceTable(list(video_ids), list(entity_ids), *columns)
+    check_tracks(table, lambda row: f"{source}, row {row + 1}")
+    return table
 
 
 def join_logits(directory: str | Path, table: FaceTable) -> np.ndarray:

@@ -18,6 +18,8 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,dv"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
 MAX_FRAME_PIXELS = 100_000_000  # three times 8K
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "max_pixels": str(MAX_FRAME_PIXELS)}
+PLAYABLE_VIDEO = ("h264", "vp8", "vp9", "av1")
+PLAYABLE_AUDIO = ("aac", "mp3", "opus", "vorbis", "flac")
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers with an exact index
 _RESTARTING = ("mpegts", "mpeg")  # containers whose clock may start again within the file
 _MAX_JUMP = 10.0  # seconds; a longer jump of such a clock is a new start
@@ -74,6 +76,17 @@ def _has_video(path: Path) -> bool:
             return any(not stream.disposition & _PICTURE for stream in container.streams.video)
     except (ValueError, OSError):
         return False
+
+
+def plays_in_browsers(path: Path) -> bool:
+    """Return True if current browsers play a video: its container and codecs. Raises ValueError as `open_container`."""
+    with open_container(path) as container:
+        streams = [*container.streams.video, *container.streams.audio]
+        codecs = {stream.codec_context and stream.codec_context.codec.canonical_name for stream in streams}
+        formats = {stream.codec_context.pix_fmt for stream in container.streams.video if stream.codec_context}
+        is_mp4 = container.format.name == SEEKABLE[0]
+    is_usual = path.suffix.lower() in ((".mp4", ".m4v", ".mov") if is_mp4 else (".webm",))
+    return is_usual and codecs <= {*PLAYABLE_VIDEO, *PLAYABLE_AUDIO} and formats <= {"yuv420p", "yuvj420p"}
 
 
 def choose_stream(

@@ -55,12 +55,12 @@ def require_distinct_paths(
     `outputs` maps flags to paths. The annotations and videos named in `args` are inputs too; the files of --json and
     --plots, where the settings are saved as `settings_file`, are outputs too.
     """
-    inputs = [*inputs, *find_annotations(args.ground_truth), *Path(_video_directory(args.ava_video_dir)).glob("*")]
+    inputs = [*inputs, *find_annotations(args.ground_truth), *Path(video_directory(args.ava_video_dir)).glob("*")]
     settings = args.plots and Path(args.plots, settings_file)
     require_distinct(inputs, {**outputs, "--json": args.json, "the settings in --plots": settings})
 
 
-def _video_directory(ava_video_dir: str | None) -> str:
+def video_directory(ava_video_dir: str | None) -> str:
     return data_inputs["ava_video_dir"] if ava_video_dir is None else ava_video_dir
 
 
@@ -100,7 +100,7 @@ def compute(scores: dict[str, np.ndarray], table: FaceTable, ava_video_dir: str 
     left_out = {}
     groups: dict[str, tuple[np.ndarray, Sequence[str]]] = {BY_FACES: (faces_group(table), FACES)}
     try:
-        widths = video_widths(table, _video_directory(ava_video_dir))
+        widths = video_widths(table, video_directory(ava_video_dir))
         groups[BY_WIDTH] = (width_group(table, widths), WIDTHS)
     except (InputError, OSError) as error:
         if ava_video_dir is not None:
@@ -252,7 +252,7 @@ def draw(directory: Path, numbers: dict, scores: dict[str, np.ndarray], table: F
     from core.reports import plots  # importing matplotlib takes a second
 
     predictions, videos = numbers["predictions"], numbers["videos"]
-    drawn = [_unit_scores(values) for values in scores.values()]
+    drawn = [unit_scores(values) for values in scores.values()]
     names = [
         plots.short(name) + ("" if unit is values else " (percentiles)")
         for (name, values), unit in zip(scores.items(), drawn, strict=True)
@@ -273,7 +273,7 @@ def draw(directory: Path, numbers: dict, scores: dict[str, np.ndarray], table: F
     return paths
 
 
-def _unit_scores(scores: np.ndarray) -> np.ndarray:
+def unit_scores(scores: np.ndarray) -> np.ndarray:
     """Return scores in [0, 1]; scores on another scale are replaced by their percentiles, which keeps AP the same."""
     if scores.min() >= 0 and scores.max() <= 1:
         return scores
