@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, assert_refused
 from golden import fill
-from tiny_inputs import (
-    run_here,
-    write_text,
-)
+from stages import command
+from tiny_inputs import SmallEncoder, Track, faces_of, noise_features, read_json, run_here, write_store, write_text
 
+from core.formats.features import FeatureStore
 from core.lr_asd import LR_ASD
 from core.mfcc import track_mfccs
 from core.models import ASC_Net, TwoStreamResNet
+from core.runtime.errors import InputError
 
 KEY = ["entity_id", "frame_timestamp"]
 LOGITS = ["logit_0", "logit_1"]
@@ -139,3 +139,149 @@ def test_lr_asd_on_real_clips(test_data, tmp_path):
     features = forward_on_real_clips(test_data, tmp_path)
     assert len(list(features.glob("*.csv"))) == len(VIDEOS)
     assert_golden(features, "lr_asd", (0.02, 0.2), features=True)
+
+
+# Features of any width, through the command lines of the stages
+
+CONTEXT = "ASC_len_3_stride_2_speakers_2"
+
+
+def run_small(script: str, root: Path, out: Path, *more: object):
+    return run_here(*command(script, root, out), *more)
+
+
+def succeed(*arguments: object):
+    result = run_small(*arguments)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def encode(inputs: Path, out: Path, *encoder: object) -> tuple[str, Path]:
+    """Write features of the inputs' rows. Returns the flag of both splits and their directory."""
+    succeed("STE_forward.py", inputs, out, *encoder)
+    return ("--features-train-full", out, "--features-val-full", out)
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18-tsm", 1024), ("resnet50-tsm", 4096)])
+def test_all_stages_with_another_encoder(inputs, tmp_path, name, width):
+    """Train, resume, encode, train on the features and predict."""
+    more = ("--encoder", name)
+    succeed("STE_train.py", inputs, tmp_path, *more, "--epochs", 1)
+    result = succeed("STE_train.py", inputs, tmp_path, *more, "--resume")
+    assert "resuming after epoch 1" in result.stdout
+    assert f"--encoder {name}" in result.stdout.splitlines()[-1]
+    weights = tmp_path / "ste_encoder" / "best.pth"
+    assert_refused(run_small("STE_train.py", inputs, tmp_path, "--resume"), f"encoder {name}, now resnet18")
+    features = encode(inputs, tmp_path / "features", *more, "--weights", weights)
+    assert FeatureStore(tmp_path / "features").feature_size == width
+    saved = read_json(tmp_path / "features" / "STE_forward_cfg.json")
+    assert (saved["encoder"], saved["feature_size"]) == (name, width)
+    succeed("ASC_train.py", inputs, tmp_path, *features, "--epochs", 1)
+    saved = read_json(tmp_path / CONTEXT / f"{CONTEXT}_cfg.json")
+    assert (saved["encoder"], saved["feature_size"]) == (name, width)
+    context = ("--weights", tmp_path / CONTEXT / "1.pth")
+    succeed("ASC_forward.py", inputs, tmp_path / "asc", *features[2:], *context)
+    result = run_small("ASC_forward.py", inputs, tmp_path / "other", "--weights", inputs / "ASC.pth", *features[2:])
+    if width == 1024:
+        assert result.returncode == 0
+    else:
+        assert_refused(result, "ASC.pth", "4096 features per row")
+
+
+def test_lr_asd_through_the_stages(inputs, tmp_path):
+    torch.manual_seed(0)
+    torch.save(LR_ASD().state_dict(), tmp_path / "lr_asd.model")
+    encoder = ("--encoder", "lr-asd", "--weights", tmp_path / "lr_asd.model")
+    features = encode(inputs, tmp_path / "features", *encoder)
+    assert FeatureStore(tmp_path / "features").feature_size == 128
+    text = encode(inputs, tmp_path / "text", *encoder, "--text-features")
+    rows = np.arange(5)
+    for directory in (features[1], text[1]):
+        assert (FeatureStore(directory).gather(rows) == FeatureStore(features[1]).gather(rows)).all()
+    again = succeed("STE_forward.py", inputs, tmp_path / "features", *encoder)
+    assert "4 videos already done" in again.stdout
+    succeed("ASC_train.py", inputs, tmp_path, *features)
+    context = ("--weights", tmp_path / CONTEXT / "3.pth")
+    succeed("ASC_forward.py", inputs, tmp_path / "asc", *features[2:], *context)
+
+
+def test_lr_asd_is_not_trained(inputs, tmp_path):
+    assert_refused(run_small("STE_train.py", inputs, tmp_path, "--encoder", "lr-asd"), "--encoder lr-asd")
+
+
+def test_lr_asd_with_weights_of_another_network(inputs, tmp_path):
+    result = run_small("STE_forward.py", inputs, tmp_path, "--encoder", "lr-asd")  # with the small encoder's weights
+    assert_refused(result, "STE.pth", "another network")
+
+
+def test_an_encoder_without_published_weights_needs_weights(tmp_path):
+    result = run_here("STE_forward.py", 11, "cpu", "--encoder", "resnet18-tsm")
+    assert_refused(result, "--weights", "docs/encoders.md")
+
+
+def test_context_network_of_another_encoder_is_refused_by_name(inputs, tmp_path):
+    torch.save(SmallEncoder(1, 50).state_dict(), tmp_path / "wide.pth")
+    narrow = encode(inputs, tmp_path / "narrow")
+    wide = encode(inputs, tmp_path / "wide", "--encoder", "resnet50-tsm", "--weights", tmp_path / "wide.pth")
+    succeed("ASC_train.py", inputs, tmp_path, *narrow)
+    weights = tmp_path / CONTEXT / "best.pth"
+    result = run_small("ASC_forward.py", inputs, tmp_path / "asc", *wide[2:], "--weights", weights)
+    assert_refused(result, "two encoders", "resnet50-tsm with", "resnet18 with")
+    result = run_small("ASC_train.py", inputs, tmp_path / "mixed", *narrow[:2], *wide[2:], "--allow-mismatch")
+    assert_refused(result, f"1024 in {narrow[1]}, but 4096 in {wide[1]}")
+
+
+def test_a_store_with_features_of_two_widths_is_refused(tmp_path):
+    faces = faces_of([Track("one:a", "0110", video="one"), Track("two:a", "01", video="two")])
+    write_store(tmp_path, faces, noise_features)
+    np.save(tmp_path / "two.npy", np.zeros((2, 128), np.float32))
+    with pytest.raises(InputError, match=r"1024 in .*one\.npy, but 128 in .*two\.npy features per row"):
+        FeatureStore(tmp_path)
+
+
+# An encoder of one's own
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    feature_size = 6
+
+    def __init__(self, clip_length):
+        super().__init__()
+        self.model = nn.Linear(3 * clip_length, 3)  # its parameters have a prefix of other people's checkpoints
+        self.heads = nn.ModuleList([nn.Linear(size, 2) for size in (6, 3, 3)])
+
+    def forward(self, audio, video):
+        a, v = audio.mean(dim=(1, 3))[:, :3], self.model(video.mean(dim=(2, 3)))
+        features = torch.cat((a, v), dim=1)
+        joint, audio, video = (head(x) for head, x in zip(self.heads, (features, a, v)))
+        return joint, audio, video, features
+"""
+
+
+def test_an_encoder_from_a_module_in_the_working_directory(inputs, tmp_path, monkeypatch):
+    write_text(tmp_path / "my_encoder.py", OWN)
+    monkeypatch.chdir(tmp_path)
+    own = ("--encoder", "my_encoder:Own")
+    succeed("STE_train.py", inputs, tmp_path, *own)
+    features = encode(inputs, tmp_path / "features", *own, "--weights", tmp_path / "ste_encoder" / "best.pth")
+    assert FeatureStore(tmp_path / "features").feature_size == 6
+    succeed("ASC_train.py", inputs, tmp_path, *features)
+    assert read_json(tmp_path / CONTEXT / f"{CONTEXT}_cfg.json")["encoder"] == "my_encoder:Own"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet34", "expected resnet18, resnet18-tsm"),
+        ("no_such_module:build", "No module named 'no_such_module'"),
+        ("json:build", "no attribute 'build'"),
+        ("torch.nn:Identity", "no feature_size"),
+    ],
+)
+def test_unknown_encoders_are_an_error(inputs, tmp_path, name, words):
+    result = run_small("STE_forward.py", inputs, tmp_path, "--encoder", name)
+    assert_refused(result, f"--encoder {name}", words)
