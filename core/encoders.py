@@ -8,16 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 from torch import nn
 
 from core.config import STE_forward_params, lr_asd_weights
 from core.lr_asd import LR_ASD, mouth_region
 from core.models import short_term_encoder
 from core.runtime.errors import InputError
-
-# Box (4,) in fractions of a frame, its width and height -> left, upper, right and lower edge in pixels
-Region = Callable[[np.ndarray, int, int], tuple[int, int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -29,14 +25,15 @@ class Encoder:
     video logits and features, for a track logits and features.
 
     `weights` is the file of published weights, if they can be downloaded, and `item` what scripts/downloads.sh calls
-    them. With a `region`, the network sees another region of the frame than the annotated box.
+    them. With a `region`, a function as in `core.media.crops`, the network sees another region of the frame than the
+    box of the face.
     """
 
     build: Callable[..., nn.Module]
     input: str = "clip"
     weights: str | None = None
     item: str | None = None
-    region: Region | None = None
+    region: Callable | None = None
 
     @property
     def advice(self) -> str:

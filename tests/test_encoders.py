@@ -12,11 +12,18 @@ from golden import fill
 from stages import command
 from tiny_inputs import SmallEncoder, Track, faces_of, noise_features, read_json, run_here, write_store, write_text
 
+from core.datasets import ClipReader
+from core.formats.annotations import read_annotations
 from core.formats.features import FeatureStore
-from core.lr_asd import LR_ASD
+from core.inference import encode_videos
+from core.lr_asd import LR_ASD, mouth_region
+from core.media.crops import extract_crops
+from core.media.reader import VideoReader
 from core.mfcc import track_mfccs
 from core.models import ASC_Net, TwoStreamResNet
 from core.runtime.errors import InputError
+from core.runtime.jobs import Outcome
+from core.runtime.weights import load_weights
 
 KEY = ["entity_id", "frame_timestamp"]
 LOGITS = ["logit_0", "logit_1"]
@@ -139,6 +146,50 @@ def test_lr_asd_on_real_clips(test_data, tmp_path):
     features = forward_on_real_clips(test_data, tmp_path)
     assert len(list(features.glob("*.csv"))) == len(VIDEOS)
     assert_golden(features, "lr_asd", (0.02, 0.2), features=True)
+
+
+def encode_regions(test_data: Path, work: Path) -> Path:
+    """Encode the tracks in work/csv from regions of the video frames, with LR-ASD's weights for videos in the wild.
+
+    The audio is that of the stages, as for the golden numbers. scripts/detect_speakers.py aligns it with the video.
+    """
+    model = LR_ASD().eval()
+    load_weights(model, lr_asd_weights(test_data, "finetuning_TalkSet"), "")
+    table = read_annotations(work / "csv")
+    videos = test_data / "real_clips" / "videos"
+    run("data/extract_audio_tracks.py", "--ava-video-dir", videos, "--target-audios", work / "tracks")
+    audio = ("--ava-audio-dir", work / "tracks", "--output-dir", work / "wavs")
+    run("data/slice_audio_tracks.py", "--csv", work / "csv", "--split", "val", *audio)
+    with VideoReader(next(videos.glob(f"{table.video_ids[0]}.*"))) as reader:
+        outcome, region = Outcome(), (mouth_region, work / "regions")
+        extract_crops(table, np.arange(len(table)), reader, work / "crops", outcome, lambda _: None, *region)
+    reader = ClipReader(table, work / "wavs" / "val", work / "regions", 1)
+    options = {"batch_size": 1, "workers": 0, "precision": "fp32", "whole_tracks": True}
+    with torch.inference_mode():
+        encode_videos(model, reader, work / "features", torch.device("cpu"), **options)
+    return work / "features"
+
+
+def test_lr_asd_in_the_wild_on_a_real_track(test_data, tmp_path):
+    copy_tracks(test_data, tmp_path / "csv", VIDEOS[1], SHORT_TRACK)
+    assert_golden(encode_regions(test_data, tmp_path), "lr_asd_wild", (0.1, 0.5))
+
+
+@pytest.mark.slow
+def test_lr_asd_in_the_wild_on_real_tracks(test_data, tmp_path):
+    copy_tracks(test_data, tmp_path / "csv", VIDEOS[1])
+    assert_golden(encode_regions(test_data, tmp_path), "lr_asd_wild", (0.1, 0.5))
+
+
+@pytest.mark.slow
+def test_lr_asd_in_the_wild_on_a_real_video(test_data, tmp_path):
+    """Through scripts/detect_speakers.py, on given tracks of a video without an offset of its audio."""
+    copy_tracks(test_data, tmp_path / "csv", VIDEOS[0])
+    video = test_data / "real_clips" / "videos" / f"{VIDEOS[0]}.avi"
+    weights = ("--encoder", "lr-asd-wild", "--encoder-weights", lr_asd_weights(test_data, "finetuning_TalkSet"))
+    out = ("--tracks", tmp_path / "csv", "--output-dir", tmp_path / "out")
+    run("scripts/detect_speakers.py", video, "cpu", *weights, *out)
+    assert_golden(tmp_path / "out" / "work" / "ste_features" / "val", "lr_asd_wild", (0.1, 0.5))
 
 
 # Features of any width, through the command lines of the stages
