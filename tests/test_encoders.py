@@ -1,6 +1,7 @@
 """Encoders other than the paper's: golden numbers, features of any width through the stages, encoders of one's own."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import torch
 from conftest import GOLDEN, assert_refused
 from golden import fill
 from stages import command
-from tiny_inputs import SmallEncoder, Track, faces_of, noise_features, read_json, run_here, write_store, write_text
+from tiny_inputs import (
+    SmallEncoder,
+    Track,
+    faces_of,
+    noise_features,
+    read_json,
+    run_here,
+    write_annotations,
+    write_store,
+    write_text,
+)
 
 from core.datasets import ClipReader
 from core.formats.annotations import read_annotations
@@ -336,3 +347,77 @@ def test_an_encoder_from_a_module_in_the_working_directory(inputs, tmp_path, mon
 def test_unknown_encoders_are_an_error(inputs, tmp_path, name, words):
     result = run_small("STE_forward.py", inputs, tmp_path, "--encoder", name)
     assert_refused(result, f"--encoder {name}", words)
+
+
+# GraVi-T
+
+
+def export(tmp_path: Path, **features: Path):
+    options = [word for split in ("train", "val") for word in (f"--csv-{split}-full", tmp_path / f"{split}.csv")]
+    options += [word for split, path in features.items() for word in (f"--features-{split}-full", path)]
+    return run_here("scripts/export_gravit.py", "--name", "NAME", "--output-dir", tmp_path / "gravit", *options)
+
+
+def read_pickle(path: Path) -> dict:
+    return pickle.loads(path.read_bytes())
+
+
+@pytest.fixture
+def stores(tmp_path) -> dict[str, Path]:
+    """Features and annotations of train and val, the annotations in another order of rows."""
+    tracks = {
+        "train": [Track("a:1", "0110", 1080.0, "a"), Track("a:2", "20", 1080.04, "a")],
+        "val": [Track("b:1", "01", 900.0, "b"), Track("c:1", "1", 901.0, "c")],
+    }
+    for split, some in tracks.items():
+        write_annotations(tmp_path / f"{split}.csv", faces_of(reversed(some)))
+        write_store(tmp_path / f"features_{split}", faces_of(some))
+    return {split: tmp_path / f"features_{split}" for split in tracks}
+
+
+def test_export_has_gravits_format(stores, tmp_path):
+    result = export(tmp_path, **stores)
+    assert result.returncode == 0, result.stderr
+    root = tmp_path / "gravit" / "features" / "NAME"
+    files = {path.relative_to(root).as_posix(): read_pickle(path) for path in root.glob("*/*.pkl")}
+    assert sorted(files) == ["train/a.pkl", "val/b.pkl", "val/c.pkl"]
+    assert list(files["train/a.pkl"]) == ["1080.04", "1080.08", "1080", "1080.12"]
+    two_faces = files["train/a.pkl"]["1080.08"]
+    assert [face["person_id"] for face in two_faces] == ["a:2", "a:1"]
+    assert [face["label"] for face in two_faces] == [[0], [1]]
+    assert two_faces[0]["person_box"] == "0.25,0.125,0.5,0.75"
+    feature = two_faces[1]["feature"]  # of row 2, whose features are 2048, 2049, ...
+    assert feature.dtype == np.float32
+    assert feature[:2].tolist() == [2048 + 512, 2048 + 513]
+    assert feature[512:514].tolist() == [2048, 2049]
+    ids = [face["global_id"] for file in sorted(files) for faces in files[file].values() for face in faces]
+    assert sorted(ids) == list(range(9))
+
+
+def test_fused_features_are_exported_as_they_are(stores, tmp_path):
+    for path in stores.values():
+        write_text(path / "STE_forward_cfg.json", '{"encoder": "lr-asd"}')
+    assert export(tmp_path, **stores).returncode == 0
+    (faces,) = read_pickle(tmp_path / "gravit" / "features" / "NAME" / "val" / "c.pkl").values()
+    assert faces[0]["feature"][:2].tolist() == [2048, 2049]
+
+
+def test_export_of_incomplete_features_and_long_timestamps_is_refused(stores, tmp_path):
+    write_annotations(tmp_path / "train.csv", faces_of([Track("a:1", "011000", 1080.0, "a")]))
+    assert_refused(export(tmp_path, **stores), "have no prediction, such as a:1 at 1080.16")
+    late = faces_of([Track("a:1", "1", 12345.62, "a")])
+    line = write_annotations(tmp_path / "train.csv", late).read_text()
+    write_text(tmp_path / "train.csv", line.replace("12345.6,", "12345.62,"))
+    write_store(tmp_path / "late", late)
+    assert_refused(export(tmp_path, train=tmp_path / "late", val=stores["val"]), "six digits")
+
+
+def test_predictions_of_gravit_are_evaluated(stores, tmp_path):
+    """In the format of its list of predictions: numbers, and SPEAKING_AUDIBLE in every row."""
+    faces = faces_of([Track("b:1", "01", 900.0, "b"), Track("c:1", "1", 901.0, "c")])
+    predictions = [[f.video, f.time, 0.25, 0.125, 0.5, 0.75, "SPEAKING_AUDIBLE", f.entity, f.label / 3] for f in faces]
+    pd.DataFrame(predictions).to_csv(tmp_path / "gravit.csv", header=False, index=False)
+    files = ("--predictions", tmp_path / "gravit.csv", "--ground-truth", tmp_path / "val.csv")
+    result = run_here("scripts/evaluate.py", *files, "--json", tmp_path / "numbers.json")
+    assert result.returncode == 0, result.stderr
+    assert "100.0" in result.stdout
