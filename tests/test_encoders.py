@@ -2,13 +2,14 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import GOLDEN, assert_refused
+from conftest import GOLDEN, ROOT, assert_refused
 from golden import fill
 from stages import command
 from tiny_inputs import (
@@ -303,36 +304,34 @@ def test_a_store_with_features_of_two_widths_is_refused(tmp_path):
 
 # An encoder of one's own
 
-OWN = """
-import torch
+
+WRAPPER = """
 from torch import nn
 
 
-class Own(nn.Module):
-    feature_size = 6
-
+class Wrapper(nn.Module):
     def __init__(self, clip_length):
         super().__init__()
-        self.model = nn.Linear(3 * clip_length, 3)  # its parameters have a prefix of other people's checkpoints
-        self.heads = nn.ModuleList([nn.Linear(size, 2) for size in (6, 3, 3)])
+        self.model = MyEncoder(clip_length)  # a prefix that checkpoints of others have
+        self.feature_size = self.model.feature_size
 
     def forward(self, audio, video):
-        a, v = audio.mean(dim=(1, 3))[:, :3], self.model(video.mean(dim=(2, 3)))
-        features = torch.cat((a, v), dim=1)
-        joint, audio, video = (head(x) for head, x in zip(self.heads, (features, a, v)))
-        return joint, audio, video, features
+        return self.model(audio, video)
 """
 
 
-def test_an_encoder_from_a_module_in_the_working_directory(inputs, tmp_path, monkeypatch):
-    write_text(tmp_path / "my_encoder.py", OWN)
+@pytest.mark.parametrize("name", ["MyEncoder", "Wrapper"])
+def test_an_encoder_from_a_module_in_the_working_directory(inputs, tmp_path, monkeypatch, name):
+    """The example of docs/encoders.md, outside the project."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "encoders.md").read_text(), re.S)
+    write_text(tmp_path / f"my_{name}.py", example + WRAPPER)
     monkeypatch.chdir(tmp_path)
-    own = ("--encoder", "my_encoder:Own")
-    succeed("STE_train.py", inputs, tmp_path, *own)
+    own = ("--encoder", f"my_{name}:{name}")
+    succeed("STE_train.py", inputs, tmp_path, *own, "--epochs", 1)
     features = encode(inputs, tmp_path / "features", *own, "--weights", tmp_path / "ste_encoder" / "best.pth")
-    assert FeatureStore(tmp_path / "features").feature_size == 6
-    succeed("ASC_train.py", inputs, tmp_path, *features)
-    assert read_json(tmp_path / CONTEXT / f"{CONTEXT}_cfg.json")["encoder"] == "my_encoder:Own"
+    assert FeatureStore(tmp_path / "features").feature_size == 1152
+    succeed("ASC_train.py", inputs, tmp_path, *features, "--epochs", 1)
+    assert read_json(tmp_path / CONTEXT / f"{CONTEXT}_cfg.json")["encoder"] == own[1]
 
 
 @pytest.mark.parametrize(
