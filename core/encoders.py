@@ -49,7 +49,7 @@ class Encoder:
         """
         path = self.weights if given == STE_forward_params["weights"] else given
         if path is None:
-            raise InputError(f"this encoder needs {flag}: {self.advice}")
+            raise InputError(f"pass {flag}, a file of {self.advice}")
         return path
 
 
