@@ -51,19 +51,18 @@ def main(args: argparse.Namespace) -> None:
     args.precision = set_precision(args.precision, device)
     cli.print_settings(vars(args))
 
-    model = active_speakers_context(args.clips, args.speakers)
-    hint = f"were they trained with clips {args.clips}, speakers {args.speakers}?"
-    weights_sha256 = load_weights(model, args.weights, hint)
-    model = model.to(device).eval()
-
     encoder = encoder_of(args.features_val_full)
     require_trained_on(args.weights, encoder, args.time_stride, args.allow_mismatch)
+    store = FeatureStore(args.features_val_full)
+    model = active_speakers_context(args.clips, args.speakers, feature_size=store.feature_size)
+    shape = f"clips {args.clips}, speakers {args.speakers} and {store.feature_size} features per row"
+    weights_sha256 = load_weights(model, args.weights, f"were they trained with {shape}?")
+    model = model.to(device).eval()
 
     output_dir = Path(args.output_dir)
     settings = {**vars(args), "weights_sha256": weights_sha256, **encoder}
     identity = ("weights_sha256", "encoder_sha256", "clips", "time_stride", "speakers", "precision", "seed")
     results = OutputDirectory(output_dir / "ASC_forward_cfg.json", settings, identity, (".csv",), args.overwrite)
-    store = FeatureStore(args.features_val_full)
     table = store.table
     distributed.require_same("features", lambda: store.digests)
     settings["features"] = dict(zip(table.video_ids, store.digests, strict=True))

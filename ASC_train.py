@@ -60,9 +60,11 @@ def main(args: argparse.Namespace) -> None:
     datasets = context_datasets(stores, context_shape, args.seed, device)
     loaders = context_loaders(datasets, args, device)
 
-    model = active_speakers_context(args.clip_length, args.speakers)
+    feature_size = stores["train"].feature_size
+    model = active_speakers_context(args.clip_length, args.speakers, feature_size=feature_size)
     if args.init_weights and run.epoch == 0 and distributed.is_main_process():  # other ranks receive those of rank 0
-        hint = f"were they trained with clip_length {args.clip_length}, speakers {args.speakers}?"
+        shape = f"clip_length {args.clip_length}, speakers {args.speakers} and {feature_size} features per row"
+        hint = f"were they trained with {shape}?"
         load_weights(model, args.init_weights, hint)
     model = model.to(device)
     sizes = ", ".join(f"{len(dataset)} {split} rows" for split, dataset in datasets.items())

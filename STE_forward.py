@@ -24,17 +24,27 @@ from core.config import (
     result_options,
 )
 from core.datasets import ClipReader
+from core.encoders import add_encoder_argument, find_encoder
 from core.formats.annotations import annotations_of, read_annotations
 from core.formats.clips import drop_missing
 from core.formats.features import STE_FORWARD_SETTINGS
 from core.formats.predictions import holds_rows
 from core.inference import encode_videos
-from core.models import short_term_encoder
 from core.runtime import cli, distributed
-from core.runtime.device import default_precision, device_label, get_device, memory_format, peak_memory, set_precision
+from core.runtime.device import (
+    default_precision,
+    device_label,
+    get_device,
+    memory_format,
+    move_to,
+    peak_memory,
+    set_precision,
+)
 from core.runtime.errors import InputError
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
+
+ENCODERS = ("resnet18", "resnet18-tsm", "resnet50-tsm", "lr-asd")
 
 
 def get_args_parser() -> cli.Parser:
@@ -46,6 +56,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--audio-dir", default=STE_inputs["audio_dir"], help="directory of <split>/<entity_id>.wav")
     video_dir = STE_inputs["video_dir"]
     parser.add_argument("--video-dir", default=video_dir, help="directory of <split>/<entity_id>/<timestamp>.jpg")
+    add_encoder_argument(parser, ENCODERS)
     parser.add_argument("--weights", default=defaults["weights"], help="state_dict of the encoder")
     output_dir = f"{defaults['output_dir']}/<split>".replace("%", "%%")
     parser.add_argument("--output-dir", help=f"directory of the features (default: {output_dir})")
@@ -62,16 +73,19 @@ def get_args_parser() -> cli.Parser:
 def main(args: argparse.Namespace) -> None:
     args.csv = args.csv or annotation_csvs[args.split]
     args.output_dir = args.output_dir or str(Path(STE_forward_params["output_dir"], args.split))
+    encoder = find_encoder(args.encoder, ENCODERS)
+    args.weights = encoder.find_weights(args.weights, "--weights")
     device = get_device(args.cuda_device)
     args.precision = set_precision(args.precision, device)
     cli.print_settings(vars(args))
 
-    model = short_term_encoder(args.clip_length)
-    weights_sha256 = load_weights(model, args.weights, f"were they trained with clip_length {args.clip_length}?")
-    model = model.to(device, memory_format=memory_format(device, args.precision)).eval()
+    model = encoder.build(args.clip_length)
+    hint = f"were they trained with clip_length {args.clip_length} and --encoder {args.encoder}?"
+    weights_sha256 = load_weights(model, args.weights, hint, encoder.advice)
+    move_to(device, model, memory_format(device, args.precision)).eval()
 
     output_dir = Path(args.output_dir)
-    settings = {**vars(args), "encoder": "resnet18", "weights_sha256": weights_sha256}
+    settings = {**vars(args), "weights_sha256": weights_sha256, "feature_size": model.feature_size}
     identity = ("encoder", "weights_sha256", "clip_length", "split", "precision", "text_features", "skip_missing")
     settings_file = output_dir / STE_FORWARD_SETTINGS
     results = OutputDirectory(settings_file, settings, identity, (".csv", ".npy"), args.overwrite)
@@ -101,12 +115,14 @@ def main(args: argparse.Namespace) -> None:
     if len(local):
         reader = ClipReader(local, audio_dir, video_dir, args.clip_length)
         options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
-        encode_videos(model, reader, output_dir, device, **options, text_features=args.text_features)
+        options |= {"whole_tracks": encoder.input == "track", "text_features": args.text_features}
+        encode_videos(model, reader, output_dir, device, **options)
     distributed.wait_for_all()
     print(f"features of {settings['videos']} of {len(done)} videos{peak_memory(device)}: {output_dir}")
     if args.split == "train":
         cli.print_next(
             *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "val", "--weights", args.weights),
+            encoder=(args.encoder, "resnet18"),
             csv=(annotations_of("val", args.csv, "train"), annotation_csvs["val"]),
             audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
             video_dir=(args.video_dir, STE_inputs["video_dir"]),

@@ -16,21 +16,24 @@ import torch
 
 from core.config import STE_inputs, STE_optimization_params
 from core.datasets import ClipReader, STEDataset, require_trainable
+from core.encoders import add_encoder_argument, find_encoder
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
 from core.loaders import clip_loaders
-from core.models import short_term_encoder
 from core.runtime import cli, distributed
 from core.runtime.checkpoint import BEST_FILE, TRAINING_IDENTITY, TrainingRun
-from core.runtime.device import device_label, get_device, memory_format, parameter_count, set_precision
+from core.runtime.device import device_label, get_device, memory_format, move_to, parameter_count, set_precision
 from core.runtime.weights import load_weights
 from core.training import fit, ste_losses
+
+ENCODERS = ("resnet18", "resnet18-tsm", "resnet50-tsm")
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("clip_length", type=cli.odd_positive, help="number of crops in a clip: 11 in the paper")
     parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
+    add_encoder_argument(parser, ENCODERS)
     parser.add_argument("--csv-train-full", default=STE_inputs["csv_train_full"], help="training annotations")
     parser.add_argument("--csv-val-full", default=STE_inputs["csv_val_full"], help="validation annotations")
     parser.add_argument("--audio-dir", default=STE_inputs["audio_dir"], help="directory of {train,val}/<entity_id>.wav")
@@ -44,9 +47,10 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    encoder = find_encoder(args.encoder, ENCODERS)
     device = get_device(args.cuda_device)
     args.precision = set_precision(args.precision, device)
-    settings = {**STE_optimization_params, **vars(args), "encoder": "resnet18"}
+    settings = {**STE_optimization_params, **vars(args)}
     cli.print_settings(settings)
     torch.manual_seed(args.seed)
     identity = (*TRAINING_IDENTITY, "encoder", "clip_length", "no_pretrained", "skip_missing")
@@ -67,16 +71,18 @@ def main(args: argparse.Namespace) -> None:
 
     first = run.epoch == 0 and distributed.is_main_process()  # other ranks receive the weights of rank 0
     pretrained = first and not args.no_pretrained and not args.init_weights
-    model = short_term_encoder(args.clip_length, pretrained)
+    model = encoder.build(args.clip_length, pretrained)
     if first and args.init_weights:
-        load_weights(model, args.init_weights, f"were they trained with clip_length {args.clip_length}?")
-    model = model.to(device, memory_format=memory_format(device, args.precision))
+        hint = f"were they trained with clip_length {args.clip_length} and --encoder {args.encoder}?"
+        load_weights(model, args.init_weights, hint, encoder.advice)
+    move_to(device, model, memory_format(device, args.precision))
     sizes = ", ".join(f"{len(dataset)} {split} tracks" for split, dataset in datasets.items())
     print(f"{device_label(device)}; {parameter_count(model):,} parameters; {sizes}")
     fit(run, model, ste_losses, loaders["train"], loaders["val"], settings, device)
     weights = run.directory / BEST_FILE
     cli.print_next(
         *("STE_forward.py", args.clip_length, args.cuda_device, "--split", "train", "--weights", weights),
+        encoder=(args.encoder, "resnet18"),
         csv=(args.csv_train_full, STE_inputs["csv_train_full"]),
         audio_dir=(args.audio_dir, STE_inputs["audio_dir"]),
         video_dir=(args.video_dir, STE_inputs["video_dir"]),

@@ -5,7 +5,8 @@ Each imports only from itself and from those below it (`tests/test_layout.py` ch
     detection   who speaks when in a video without annotations (scripts/detect_speakers.py); the review page
     reports     breakdowns, tables and figures of results
     synthetic   drawn faces and synthetic voices: a small data set for the demo and the tests
-    the paper   models, transforms, mfcc, contexts, datasets, loaders, training, inference, metrics, ablation
+    the paper   models, transforms, mfcc, contexts, datasets, loaders, training, inference, metrics, ablation; other
+                encoders: lr_asd, encoders
     media       decoding and encoding: frames, audio and crops out of videos
     formats     reading and writing of files: csv tables, annotations, clips, features, predictions
     config      constants and defaults

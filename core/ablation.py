@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from core.config import STE_FEATURES
 from core.datasets import context_datasets
+from core.encoders import has_halves
 from core.formats.annotations import FaceTable
-from core.formats.features import FeatureStore, store_digests
+from core.formats.features import FeatureStore, encoder_of, store_digests
 from core.formats.predictions import join, join_logits
 from core.loaders import context_loaders
 from core.metrics import average_precision, smooth_tracks, speaking_score
@@ -84,7 +84,11 @@ def train_variant(
         datasets = context_datasets(stores, variant.shape, seed, device)
         loaders = context_loaders(datasets, argparse.Namespace(**settings), device)
         model = active_speakers_context(
-            variant.context_length, variant.num_speakers, variant.pairwise, variant.temporal
+            variant.context_length,
+            variant.num_speakers,
+            pairwise=variant.pairwise,
+            temporal=variant.temporal,
+            feature_size=stores["train"].feature_size,
         ).to(device)
         fit(run, model, asc_losses, loaders["train"], loaders["val"], params, device)
     return run.log[params["epochs"] - 1]["val_ap"]
@@ -112,8 +116,10 @@ def references(
         cues[split] = {
             "position of the face": (top_left + bottom_right) / 2,
             "size of the face": bottom_right - top_left,
-            "audio": store.gather(joined["row"].to_numpy()[rows])[:, : STE_FEATURES // 2],
         }
+        if has_halves(encoder_of(store.directory)["encoder"]):
+            audio = store.gather(joined["row"].to_numpy()[rows])[:, : store.feature_size // 2]
+            cues[split]["audio"] = audio
     table = stores["val"].table
     positive = table.is_speaking
     logits = join_logits(stores["val"].directory, table)

@@ -25,7 +25,10 @@ JPEG_QUALITY = 95
 SEEK_GAP_SECONDS = 20.0  # videos are decoded forward; longer parts without faces are skipped by seeking
 
 # Networks
-STE_FEATURES = 1024  # 512 audio + 512 video
+STE_FEATURES = 1024  # 512 audio + 512 video, of the paper's encoder
+TRACK_FRAME_SIZE = 112  # pixels, width and height of LR-ASD's input
+TRACK_MFCCS_PER_FRAME = 4
+TRACK_FRAMES_PER_SECOND = 25  # at this rate, LR-ASD's MFCCs have the usual window of 25 ms and step of 10 ms
 ASC_HIDDEN = 128
 
 _WORKERS = min(16, len(os.sched_getaffinity(0)))  # data-loading processes; at most the cores of this process
@@ -71,6 +74,11 @@ STE_forward_params = {
     "batch_size": 128,  # clips
     "workers": _WORKERS,
     "precision": None,  # also fp16
+}
+
+lr_asd_weights = {
+    "lr-asd": os.path.join(_models, "lr_asd", "pretrain_AVA.model"),
+    "lr-asd-wild": os.path.join(_models, "lr_asd", "finetuning_TalkSet.model"),
 }
 
 ASC_inputs = {

@@ -14,13 +14,13 @@ from torch.utils.data import Dataset
 from core.config import MAX_MISSING_SECONDS, SAMPLE_RATE
 from core.contexts import Contexts, epoch_seed, window
 from core.formats.annotations import FaceTable
-from core.formats.clips import crop_path, read_crop, read_wav, wav_path
+from core.formats.clips import crop_path, read_crop, read_wav, slice_bounds, wav_path
 from core.formats.features import FeatureStore
-from core.mfcc import clip_bounds, clip_mfccs
+from core.mfcc import clip_bounds, clip_mfccs, track_mfccs
 from core.runtime.device import single_thread
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
-from core.transforms import augment, draw_augmentation, evaluation_clip, training_clip
+from core.transforms import augment, draw_augmentation, evaluation_clip, grey_frame, training_clip
 
 CPU = torch.device("cpu")
 ROWS_PER_ITEM = 512  # longer tracks are read in parts, which limits memory
@@ -50,11 +50,16 @@ class ClipReader:
         timestamps = self.table.timestamp[self.table.rows_of_track(entity)]
         starts, stops = clip_bounds(timestamps, windows, self.table.audio_start[entity])
         first = starts.min()
-        path = wav_path(self.audio_dir, self.table.entity_ids[entity])
-        samples = read_wav(path, first, stops.max())
-        if (stops.max() - first - len(samples)) / SAMPLE_RATE > MAX_MISSING_SECONDS:
-            raise InputError(f"{path}: shorter than its track; recreate it with data/slice_audio_tracks.py")
+        samples = self.samples(entity, first, stops.max())
         return clip_mfccs(samples, starts - first, stops - first, windows.shape[1])
+
+    def samples(self, entity: int, start: int, stop: int) -> np.ndarray:
+        """Samples start:stop of a track's wav, (n,) int16; its end may lack up to half a second. Raises InputError."""
+        path = wav_path(self.audio_dir, self.table.entity_ids[entity])
+        samples = read_wav(path, start, stop)
+        if (stop - start - len(samples)) / SAMPLE_RATE > MAX_MISSING_SECONDS:
+            raise InputError(f"{path}: shorter than its track; recreate it with data/slice_audio_tracks.py")
+        return samples
 
 
 class STEDataset(Dataset):
@@ -136,6 +141,31 @@ class STETrackDataset(Dataset):
         return rows[positions], crops, mfccs
 
 
+class WholeTrackDataset(Dataset):
+    """Every row of a table for an encoder that takes whole tracks, one track per item.
+
+    Items are arrays: rows (n,), MFCCs (4n, 13) float32 and grey frames (n, 112, 112) uint8. Items are sorted by video.
+    """
+
+    def __init__(self, reader: ClipReader):
+        self.reader = reader
+        video = reader.table.track_video()
+        self.tracks = sorted(np.unique(reader.table.entity).tolist(), key=lambda entity: (video[entity], entity))
+        self.video = video[self.tracks].tolist()
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        table, entity = self.reader.table, self.tracks[index]
+        rows = table.rows_of_track(entity)
+        timestamps = table.timestamp[rows]
+        start, stop = slice_bounds(*(timestamps[[0, -1]] - table.audio_start[entity]))
+        mfccs = track_mfccs(self.reader.samples(entity, start, stop), timestamps)
+        frames = [grey_frame(*self.reader.images(row)) for row in rows[:, None]]  # one image in memory at a time
+        return rows, mfccs, np.stack(frames)
+
+
 class ASCDataset(Dataset):
     """One context per row of a feature store, assembled a whole batch at a time.
 
@@ -167,7 +197,7 @@ class ASCDataset(Dataset):
         return len(self.store.table)
 
     def contexts(self, rows: np.ndarray, seed: int) -> torch.Tensor:
-        """Features (B, 1024, L, S) of the contexts of rows (B,)."""
+        """Features (B, D, L, S) of the contexts of rows (B,)."""
         context = self.context_rows.draw(rows, seed)  # (B, L, S)
         return self.store.tensor(context).permute(0, 3, 1, 2)
 
@@ -201,8 +231,13 @@ def context_datasets(
 ) -> dict[str, ASCDataset]:
     """Datasets of the stores `train` (redrawn in each epoch) and `val`; shape is (L, stride, S).
 
-    Their features are copied to a CUDA device if they fit into its free memory.
+    Their features are copied to a CUDA device if they fit into its free memory. Raises InputError if the stores have
+    features of different widths.
     """
+    sizes = {str(store.directory): store.feature_size for store in stores.values()}
+    if len(set(sizes.values())) > 1:
+        found = ", but ".join(f"{size} in {directory}" for directory, size in sizes.items())
+        raise InputError(f"features of different encoders: {found} features per row")
     datasets = {split: ASCDataset(store, *shape, seed, redraw=split == "train") for split, store in stores.items()}
     for store in stores.values():
         store.cache_on(device, np.arange(len(store.table)))

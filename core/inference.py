@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.datasets import ASCDataset, ClipReader, STETrackDataset
+from core.datasets import ASCDataset, ClipReader, STETrackDataset, WholeTrackDataset
 from core.formats.features import feature_writer, require_finite
 from core.formats.predictions import write_predictions
-from core.loaders import clip_batches, item_loader
+from core.loaders import clip_batches, item_loader, track_batches
 from core.runtime.device import autocast, input_dtype, memory_format, tune_malloc
 from core.runtime.progress import progress
 
@@ -25,19 +25,29 @@ def encode_videos(
     batch_size: int,
     workers: int,
     precision: str,
+    whole_tracks: bool = False,
     text_features: bool = False,
 ) -> None:
-    """Write logits and features of every row of the reader's table, `<video_id>.csv` and `<video_id>.npy` per video."""
-    table, dataset = reader.table, STETrackDataset(reader)
+    """Write logits and features of every row of the reader's table, `<video_id>.csv` and `<video_id>.npy` per video.
+
+    The encoder takes clips, or with `whole_tracks` all frames of a track at once.
+    """
+    table = reader.table
+    dataset = WholeTrackDataset(reader) if whole_tracks else STETrackDataset(reader)
     loader = item_loader(dataset, workers)
     image_format = memory_format(device, precision)
     tune_malloc()
     with progress(total=len(table), desc="encoder", unit="row") as bar:
         for video, group in groupby(zip(dataset.video, loader, strict=True), key=lambda pair: pair[0]):
             rows_of_video = table.rows_of_video(video)
-            with feature_writer(output_dir, table, rows_of_video, text_features) as (all_logits, all_features):
+            writer = feature_writer(output_dir, table, rows_of_video, text_features, encoder.feature_size)
+            with writer as (all_logits, all_features):
                 items = (item for _, item in group)
-                batches = clip_batches(items, batch_size, device, input_dtype(precision), image_format)
+                batches = (
+                    track_batches(items, device)
+                    if whole_tracks
+                    else clip_batches(items, batch_size, device, input_dtype(precision), image_format)
+                )
                 outputs = encode(encoder, batches, device, precision)
                 for rows, logits, features in async_to_cpu(outputs, device):
                     index = np.searchsorted(rows_of_video, rows)
@@ -77,17 +87,17 @@ def predict_videos(
 def encode(
     encoder: nn.Module, batches: Iterable[tuple], device: torch.device, precision: str
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Yield rows (B,), logits (B, 2) and features (B, 1024) of the batches of `core.loaders.clip_batches`."""
+    """Yield rows (B,), logits (B, 2) and features (B, D) of batches of clips or tracks, see `core.loaders`."""
     for rows, audio, video in batches:
         with autocast(device, precision):
-            logits, _, _, features = encoder(audio, video)
+            logits, *_, features = encoder(audio, video)
         yield rows, logits, features
 
 
 def predict(
     network: nn.Module, batches: Iterable[tuple[np.ndarray, torch.Tensor]], device: torch.device, precision: str
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield rows (B,) and logits (B, 2), given rows and their contexts (B, 1024, L, S)."""
+    """Yield rows (B,) and logits (B, 2), given rows and their contexts (B, D, L, S)."""
     for rows, contexts in batches:
         contexts = contexts.to(device)
         with autocast(device, precision):

@@ -271,6 +271,14 @@ def clip_batches(
         yield _join(pending, memory_format)
 
 
+def track_batches(
+    items: Iterable[Sequence[np.ndarray]], device: torch.device
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Copy the items of `WholeTrackDataset` to the device: rows (n,), MFCCs (4n, 13), frames (n, 112, 112) uint8."""
+    for rows, mfccs, frames in items:
+        yield rows, torch.from_numpy(mfccs).to(device), torch.from_numpy(frames).to(device)
+
+
 def _join(
     pending: list[tuple[torch.Tensor, ...]], memory_format: torch.memory_format
 ) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:

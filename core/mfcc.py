@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
-from python_speech_features import base, sigproc
+from python_speech_features import base, mfcc, sigproc
 from scipy.fft import dct
 
 from core.config import (
@@ -12,6 +12,8 @@ from core.config import (
     MIN_AUDIO_SECONDS,
     SAMPLE_RATE,
     SILENCE_FRAMES_PER_SECOND,
+    TRACK_FRAMES_PER_SECOND,
+    TRACK_MFCCS_PER_FRAME,
 )
 from core.formats.clips import slice_bounds
 
@@ -48,6 +50,19 @@ def clip_mfccs(samples: np.ndarray, starts: np.ndarray, stops: np.ndarray, clip_
     clips = [fit_clip(samples[start:stop], clip_length) for start, stop in zip(starts, stops, strict=True)]
     parts = [mfccs(clips[i : i + _CLIPS_PER_STEP]) for i in range(0, len(clips), _CLIPS_PER_STEP)]
     return np.concatenate(parts).astype(np.float32)
+
+
+def track_mfccs(samples: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """MFCCs (4N, 13) float32 of the samples (n,) of a track whose rows have these timestamps (N,), as LR-ASD expects.
+
+    Windows are longer if the track has fewer than 25 rows per second. Missing frames repeat those at the start.
+    """
+    rows = len(timestamps)
+    stretch = 1.0 if rows == 1 else TRACK_FRAMES_PER_SECOND * (timestamps[-1] - timestamps[0]) / (rows - 1)
+    options = {"numcep": MFCC_COEFFICIENTS, "winlen": 0.025 * stretch, "winstep": 0.010 * stretch}
+    values = mfcc(samples if len(samples) else np.zeros(1), SAMPLE_RATE, **options)[: TRACK_MFCCS_PER_FRAME * rows]
+    missing = TRACK_MFCCS_PER_FRAME * rows - len(values)
+    return np.pad(values, ((0, missing), (0, 0)), mode="wrap").astype(np.float32)
 
 
 def mfccs(clips: list[np.ndarray]) -> np.ndarray:

@@ -10,26 +10,61 @@ from urllib.error import URLError
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from torchvision.models import ResNet, ResNet18_Weights, resnet18
+from torchvision.models import ResNet, ResNet18_Weights, ResNet50_Weights, resnet18, resnet50
 
 from core.config import ASC_HIDDEN, STE_FEATURES
 from core.runtime.errors import InputError
 
+_RESNETS = {18: (resnet18, ResNet18_Weights.IMAGENET1K_V1), 50: (resnet50, ResNet50_Weights.IMAGENET1K_V1)}
 
-def _trunk(in_channels: int) -> ResNet:
-    """A ResNet-18 whose first convolution takes `in_channels`."""
-    trunk = resnet18(weights=None)
+
+def _trunk(depth: int, in_channels: int) -> ResNet:
+    """A ResNet whose first convolution takes `in_channels`."""
+    trunk = _RESNETS[depth][0](weights=None)
     trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     return trunk
 
 
-class TwoStreamResNet(nn.Module):
-    """Short-term encoder (section 3.1): one ResNet-18 over T stacked face crops, one over the MFCCs of their audio."""
+class TemporalShift(nn.Module):
+    """A convolution before which channels are shifted along time (temporal shift module, Lin et al., ICCV 2019).
 
-    def __init__(self, clip_length: int):
+    Within each clip, an eighth of the channels come from the next crop and an eighth from the previous one; they are
+    zero at the ends of the clip.
+    """
+
+    def __init__(self, net: nn.Conv2d, clip_length: int):
         super().__init__()
-        audio, video = _trunk(1), _trunk(3 * clip_length)
+        self.net, self.clip_length = net, clip_length
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B*T, C, H, W) -> output of the convolution."""
+        clips = x.unflatten(0, (-1, self.clip_length))  # (B, T, C, H, W)
+        eighth = x.shape[1] // 8
+        shifted = clips.clone()
+        shifted[:, :-1, :eighth] = clips[:, 1:, :eighth]
+        shifted[:, -1, :eighth] = 0
+        shifted[:, 1:, eighth : 2 * eighth] = clips[:, :-1, eighth : 2 * eighth]
+        shifted[:, 0, eighth : 2 * eighth] = 0
+        return self.net(shifted.flatten(0, 1))
+
+
+class TwoStreamResNet(nn.Module):
+    """Short-term encoder (section 3.1): one ResNet over T stacked face crops, one over the MFCCs of their audio.
+
+    The paper's is a ResNet-18. With `temporal_shift` the crops are not stacked: the video stream processes T images per
+    clip, exchanges features between them by temporal shift, and averages its T outputs (SPELL, ECCV 2022).
+    """
+
+    def __init__(self, clip_length: int, depth: int = 18, temporal_shift: bool = False):
+        super().__init__()
+        self.clip_length, self.temporal_shift = clip_length, temporal_shift
+        audio, video = _trunk(depth, 1), _trunk(depth, 3 if temporal_shift else 3 * clip_length)
+        width = audio.fc.in_features  # 512 or 2048
+        self.feature_size = 2 * width
+        if temporal_shift:
+            for block in (*video.layer1, *video.layer2, *video.layer3, *video.layer4):
+                block.conv1 = TemporalShift(block.conv1, clip_length)
         # The order of these lines is the order of parameters in the optimiser state of checkpoints.
         self.audio_conv1, self.video_conv1 = audio.conv1, video.conv1
         self.a_bn1, self.v_bn1 = audio.bn1, video.bn1
@@ -39,8 +74,8 @@ class TwoStreamResNet(nn.Module):
         self.a_layer4, self.v_layer4 = audio.layer4, video.layer4
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.fc_128_a = nn.Linear(512, 128)
-        self.fc_128_v = nn.Linear(512, 128)
+        self.fc_128_a = nn.Linear(width, 128)
+        self.fc_128_v = nn.Linear(width, 128)
         self.fc_final = nn.Linear(256, 2)
         self.fc_aux_a = nn.Linear(128, 2)
         self.fc_aux_v = nn.Linear(128, 2)
@@ -48,10 +83,13 @@ class TwoStreamResNet(nn.Module):
     def forward(
         self, audio: torch.Tensor, video: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Audio (B, 1, 13, W) and video (B, 3T, 144, 144) -> joint, audio and video logits (B, 2), features (B, 1024).
+        """Audio (B, 1, 13, W) and video (B, 3T, 144, 144) -> joint, audio and video logits (B, 2), features (B, D).
 
-        The first 512 features are those of the audio stream, the last 512 those of the video stream.
+        The first half of the features is that of the audio stream, the second half that of the video stream: 512 + 512
+        for depth 18, 2048 + 2048 for depth 50.
         """
+        if self.temporal_shift:
+            video = video.unflatten(1, (-1, 3)).flatten(0, 1)  # (B*T, 3, 144, 144)
         a = self.maxpool(self.relu(self.a_bn1(self.audio_conv1(audio))))
         a = self.a_layer4(self.a_layer3(self.a_layer2(self.a_layer1(a))))
         v = self.maxpool(self.relu(self.v_bn1(self.video_conv1(video))))
@@ -59,6 +97,8 @@ class TwoStreamResNet(nn.Module):
         # Under autocast the trunks may run in 16 bits. Means and heads stay in float32: 16-bit scores would tie.
         with torch.amp.autocast(audio.device.type, enabled=False):
             a, v = a.float().mean(dim=(2, 3)), v.float().mean(dim=(2, 3))
+            if self.temporal_shift:
+                v = v.unflatten(0, (-1, self.clip_length)).mean(dim=1)
             features = torch.cat((a, v), dim=1)
             a = self.relu(self.fc_128_a(a))
             v = self.relu(self.fc_128_v(v))
@@ -112,17 +152,24 @@ class ASC_Net(nn.Module):
     is no LSTM, and the last layer takes the L*S features directly.
     """
 
-    def __init__(self, context_length: int, num_speakers: int, pairwise: bool = True, temporal: bool = True):
+    def __init__(
+        self,
+        context_length: int,
+        num_speakers: int,
+        pairwise: bool = True,
+        temporal: bool = True,
+        feature_size: int = STE_FEATURES,
+    ):
         super().__init__()
-        self.sat = NonLocalBlock(STE_FEATURES, ASC_HIDDEN) if pairwise else nn.Identity()
-        self.lstm = nn.LSTM(STE_FEATURES, ASC_HIDDEN, batch_first=True) if temporal else None
-        width = ASC_HIDDEN if temporal else STE_FEATURES
+        self.sat = NonLocalBlock(feature_size, ASC_HIDDEN) if pairwise else nn.Identity()
+        self.lstm = nn.LSTM(feature_size, ASC_HIDDEN, batch_first=True) if temporal else None
+        width = ASC_HIDDEN if temporal else feature_size
         self.fc_final = nn.Linear(width * context_length * num_speakers, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, 1024, L, S), with the reference speaker at s = 0 -> logits (B, 2)."""
+        """x (B, D, L, S), with the reference speaker at s = 0 -> logits (B, 2). D is the feature size."""
         x = self.sat(x)
-        sequence = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L*S, 1024), time-major: the speaker varies fastest
+        sequence = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L*S, D), time-major: the speaker varies fastest
         if self.lstm is not None:
             sequence = self._run_lstm(sequence)  # (B, L*S, hidden)
         with torch.amp.autocast(x.device.type, enabled=False):  # float32 logits, as in the STE
@@ -136,32 +183,38 @@ class ASC_Net(nn.Module):
             return self.lstm(sequence.float())[0]
 
 
-def short_term_encoder(clip_length: int, pretrained: bool = False) -> TwoStreamResNet:
-    """Build a TwoStreamResNet for clips of T crops. `pretrained` starts both trunks from ImageNet's ResNet-18.
+def short_term_encoder(
+    clip_length: int, pretrained: bool = False, depth: int = 18, temporal_shift: bool = False
+) -> TwoStreamResNet:
+    """Build a TwoStreamResNet for clips of T crops. `pretrained` starts both trunks from ImageNet's ResNet.
 
-    The first video convolution repeats the RGB kernels T times without rescaling; the first audio convolution is their
-    mean over RGB. Raises InputError if the ImageNet weights are neither cached nor downloadable.
+    The first video convolution repeats the RGB kernels T times without rescaling, or once with `temporal_shift`; the
+    first audio convolution is their mean over RGB. Raises InputError if the ImageNet weights are neither cached nor
+    downloadable.
     """
-    model = TwoStreamResNet(clip_length)
+    model = TwoStreamResNet(clip_length, depth, temporal_shift)
     if not pretrained:
         return model
-    weights = imagenet_weights()
+    weights = imagenet_weights(depth)
     del weights["fc.weight"], weights["fc.bias"]
     rgb = weights.pop("conv1.weight")  # (64, 3, 7, 7)
-    state = {f"{stream}_{name}": value for name, value in weights.items() for stream in "av"}
-    state["video_conv1.weight"] = rgb.repeat(1, clip_length, 1, 1)
+    state = {f"a_{name}": value for name, value in weights.items()}
+    for name, value in weights.items():
+        shifted = temporal_shift and name.startswith("layer")
+        state["v_" + (name.replace(".conv1.", ".conv1.net.") if shifted else name)] = value
+    state["video_conv1.weight"] = rgb if temporal_shift else rgb.repeat(1, clip_length, 1, 1)
     state["audio_conv1.weight"] = rgb.mean(dim=1, keepdim=True)
     model.load_state_dict(state, strict=False)  # the heads stay random
     return model
 
 
-def imagenet_weights() -> dict[str, torch.Tensor]:
-    """Return torchvision's ImageNet weights of ResNet-18, from its cache or downloaded. Raises InputError."""
-    source = ResNet18_Weights.IMAGENET1K_V1
+def imagenet_weights(depth: int) -> dict[str, torch.Tensor]:
+    """Return torchvision's ImageNet weights of a ResNet, from its cache or downloaded. Raises InputError."""
+    build, source = _RESNETS[depth]
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(source.url))
     advice = "put the file there, or train from random weights with --no-pretrained"
     try:
-        network = resnet18(weights=None)
+        network = build(weights=None)
         network.load_state_dict(source.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (URLError, OSError) as error:
         raise InputError(
@@ -172,11 +225,12 @@ def imagenet_weights() -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
-def active_speakers_context(
-    context_length: int, num_speakers: int, pairwise: bool = True, temporal: bool = True
-) -> ASC_Net:
-    """Build an ASC_Net for L steps of S speakers. Convolutions get Kaiming normal weights (fan out), zero biases."""
-    model = ASC_Net(context_length, num_speakers, pairwise, temporal)
+def active_speakers_context(context_length: int, num_speakers: int, **options) -> ASC_Net:
+    """Build an ASC_Net for L steps of S speakers, with its options.
+
+    Convolutions get Kaiming normal weights (fan out) and zero biases.
+    """
+    model = ASC_Net(context_length, num_speakers, **options)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

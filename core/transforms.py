@@ -2,12 +2,13 @@
 
 from functools import lru_cache
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from core.config import CROP_MEAN, CROP_SIZE, CROP_STD
+from core.config import CROP_MEAN, CROP_SIZE, CROP_STD, TRACK_FRAME_SIZE
 from core.runtime.device import exact_products
 
 JITTER = 0.4  # brightness, contrast and saturation are scaled by 1 - JITTER .. 1 + JITTER
@@ -33,6 +34,11 @@ def evaluation_clip(images: list[Image.Image]) -> np.ndarray:
     """T crops of any size -> (T, 3, 144, 144) uint8, by Pillow's bicubic filter, as the released weights expect."""
     resized = [np.asarray(image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)) for image in images]
     return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))
+
+
+def grey_frame(image: Image.Image) -> np.ndarray:
+    """Crop of any size -> (112, 112) uint8, by OpenCV's bilinear filter, as LR-ASD's weights expect."""
+    return cv2.resize(cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY), (TRACK_FRAME_SIZE, TRACK_FRAME_SIZE))
 
 
 def training_clip(images: list[Image.Image]) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Find out who speaks when in your own videos: detect and track faces, then run the two networks on the tracks.
+"""Find out who speaks when in your own videos: detect and track faces, then run the networks on the tracks.
 
     python scripts/detect_speakers.py talk.mp4 0
+    python scripts/detect_speakers.py talk.mp4 0 --encoder lr-asd-wild
     python scripts/detect_speakers.py talk.mp4 cpu --output-dir talk --precision bf16 --start 60 --duration 30
     python scripts/detect_speakers.py talk.mp4 0 --output-dir corrected --tracks corrected.csv --persons persons.csv
     python scripts/detect_speakers.py monday.mp4 tuesday.mp4 videos/ 0 --output-dir results
@@ -29,18 +30,20 @@ from core.config import ASC_forward_params, ASC_inputs_forward, STE_forward_para
 from core.detection.pipeline import SpeakerDetection
 from core.detection.segments import read_persons
 from core.detection.tracks import FaceDetector
+from core.encoders import ENCODERS, add_encoder_argument, find_encoder
 from core.formats.features import require_trained_on
 from core.media.container import list_videos
-from core.models import active_speakers_context, short_term_encoder
+from core.models import active_speakers_context
 from core.runtime import cli
-from core.runtime.device import device_label, get_device, memory_format, set_precision
+from core.runtime.device import device_label, get_device, memory_format, move_to, set_precision
 from core.runtime.errors import InputError, one_line
 from core.runtime.files import require_distinct, require_file
 from core.runtime.jobs import run_in_process
 from core.runtime.weights import load_weights
 
+NAMES = tuple(ENCODERS)
 RESULT_SETTINGS = (
-    *("threshold", "smoothing", "clip_length", "clips", "time_stride", "speakers", "precision", "seed"),
+    *("threshold", "smoothing", "encoder", "clip_length", "clips", "time_stride", "speakers", "precision", "seed"),
     *("video_stream", "audio_stream", "start", "duration"),
 )
 
@@ -52,8 +55,11 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
     output_help = "directory for all output (default: <video>_speakers next to the video); parent of these directories"
     parser.add_argument("--output-dir", help=f"{output_help} if there are several videos")
-    parser.add_argument("--ste-weights", default=encoder["weights"], help="state_dict of the short-term encoder")
-    parser.add_argument("--asc-weights", default=context["weights"], help="state_dict of the context network")
+    add_encoder_argument(parser, NAMES)
+    weights_help = "state_dict of the encoder; other encoders have their own default"
+    parser.add_argument("--ste-weights", "--encoder-weights", default=encoder["weights"], help=weights_help)
+    asc_default = f"(default for resnet18: {context['weights']}; for others: the scores are the encoder's own)"
+    parser.add_argument("--asc-weights", help=f"state_dict of the context network {asc_default}")
     parser.add_argument("--face-detector", default=defaults["face_detector"], help="onnx file of YuNet")
     parser.add_argument("--tracks", help="read face tracks from these annotations instead of detecting faces")
     cli.add_clip_boxes_argument(parser)
@@ -110,30 +116,39 @@ def output_dirs(args: argparse.Namespace) -> list[tuple[Path, Path]]:
 
 def require_files(args: argparse.Namespace) -> None:
     """Raise InputError that names all missing files of weights and the command that downloads them."""
-    flags = {"ste_weights": "weights", "asc_weights": "weights"}
+    flags = {"ste_weights": find_encoder(args.encoder, NAMES).item}
+    if args.asc_weights:
+        flags["asc_weights"] = "weights"
     if not args.tracks:
         flags["face_detector"] = "detector"
     missing = [name for name in flags if not Path(getattr(args, name)).is_file()]
     if missing:
         files = ", ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in missing)
-        downloads = " ".join(dict.fromkeys(flags[name] for name in missing))
-        advice = " (--tracks needs no detector)" if "detector" in downloads else ""
-        raise InputError(f"no such file: {files}; to download: bash scripts/downloads.sh {downloads}{advice}")
+        downloads = " ".join(dict.fromkeys(filter(None, map(flags.get, missing))))
+        advice = f"; to download: bash scripts/downloads.sh {downloads}" if downloads else ""
+        advice += " (--tracks needs no detector)" if "detector" in downloads else ""
+        raise InputError(f"no such file: {files}{advice}")
 
 
 def load_models(args: argparse.Namespace):
-    """Return the device, both networks, the hashes of their weights, and the face detector (None with --tracks)."""
+    """Return device, encoder, context network (None without --asc-weights), hashes of both weights, face detector.
+
+    The face detector is None with --tracks.
+    """
     device = get_device(args.cuda_device)
     args.precision = set_precision(args.precision, device)
-    encoder, network = short_term_encoder(args.clip_length), active_speakers_context(args.clips, args.speakers)
-    hint = f"were they trained with --clip-length {args.clip_length}?"
-    ste_sha256 = load_weights(encoder, args.ste_weights, hint)
-    hint = f"were they trained with --clips {args.clips} --speakers {args.speakers}?"
-    asc_sha256 = load_weights(network, args.asc_weights, hint)
-    record = {"encoder_sha256": ste_sha256, "encoder_weights": args.ste_weights}
-    require_trained_on(args.asc_weights, record, args.time_stride, args.allow_mismatch)
+    encoder = find_encoder(args.encoder, NAMES)
+    network, context, asc_sha256 = encoder.build(args.clip_length), None, None
+    hint = f"were they trained with --clip-length {args.clip_length} and --encoder {args.encoder}?"
+    ste_sha256 = load_weights(network, args.ste_weights, hint, encoder.advice)
+    if args.asc_weights:
+        record = {"encoder": args.encoder, "encoder_sha256": ste_sha256, "encoder_weights": args.ste_weights}
+        require_trained_on(args.asc_weights, record, args.time_stride, args.allow_mismatch)
+        context = active_speakers_context(args.clips, args.speakers, feature_size=network.feature_size)
+        shape = f"--clips {args.clips} --speakers {args.speakers} and {network.feature_size} features per row"
+        asc_sha256 = load_weights(context, args.asc_weights, f"were they trained with {shape}?")
     detector = None if args.tracks else FaceDetector(Path(args.face_detector))
-    return device, encoder, network, ste_sha256, asc_sha256, detector
+    return device, network, context, ste_sha256, asc_sha256, detector
 
 
 def check_models(args: argparse.Namespace) -> None:
@@ -144,7 +159,8 @@ def check_models(args: argparse.Namespace) -> None:
 @torch.inference_mode()
 def detect(args: argparse.Namespace, video: Path, output_dir: Path) -> int:
     """Write all output of one video. Returns the exit status."""
-    device, encoder, network, ste_sha256, asc_sha256, detector = load_models(args)
+    device, network, context, ste_sha256, asc_sha256, detector = load_models(args)
+    encoder = find_encoder(args.encoder, NAMES)
     require_file(video, "a video")
     persons = read_persons(args.persons) if args.persons else {}
     require_distinct([args.tracks], {"tracks.csv in --output-dir": output_dir / "tracks.csv"})
@@ -156,14 +172,17 @@ def detect(args: argparse.Namespace, video: Path, output_dir: Path) -> int:
     else:
         detection.detect_faces(detector, min_track=args.min_track, min_face=args.min_face)
     if len(detection.rows):
-        detection.extract_crops()
+        detection.extract_crops(encoder)
         detection.extract_audio()
-        encoder.to(device, memory_format=memory_format(device, args.precision)).eval()
+        move_to(device, network, memory_format(device, args.precision)).eval()
         options = {"batch_size": args.batch_size, "workers": args.workers, "precision": args.precision}
-        detection.encode(encoder, ste_sha256, args.clip_length, device, **options)
-        network.to(device).eval()
-        shape = (args.clips, args.time_stride, args.speakers)
-        detection.predict(network, asc_sha256, shape, args.seed, device, ASC_forward_params["batch_size"])
+        detection.encode(encoder, network, [args.encoder, ste_sha256], args.clip_length, device, **options)
+        if context is None:
+            print(f"scores: the encoder's own ({args.encoder}), without a context network")
+        else:
+            shape = (args.clips, args.time_stride, args.speakers)
+            batch_size = ASC_forward_params["batch_size"]
+            detection.predict(context.to(device).eval(), asc_sha256, shape, args.seed, device, batch_size)
     scores = detection.scores(args.smoothing)
     settings = {name: getattr(args, name) for name in RESULT_SETTINGS}
     settings |= {"ste_weights_sha256": ste_sha256, "asc_weights_sha256": asc_sha256}
@@ -176,6 +195,9 @@ def detect(args: argparse.Namespace, video: Path, output_dir: Path) -> int:
 
 
 def main(args: argparse.Namespace) -> int:
+    args.ste_weights = find_encoder(args.encoder, NAMES).find_weights(args.ste_weights, "--encoder-weights")
+    if args.encoder == "resnet18":
+        args.asc_weights = args.asc_weights or ASC_inputs_forward["weights"]
     cli.print_settings(vars(args))
     jobs = output_dirs(args)
     require_files(args)

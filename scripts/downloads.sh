@@ -14,13 +14,14 @@ usage: bash scripts/downloads.sh ITEM...
   videos       AVA videos, hundreds of gigabytes                     -> <root>/videos/trainval/
   videos-val   only the videos annotated in <root>/csv/val (a fifth)
   detector     YuNet face detector                                   -> <root>/models/
+  lr-asd       LR-ASD's weights for AVA and for videos in the wild   -> <root>/models/lr_asd/
 
 Existing files are skipped. An interrupted download is continued from its *.part file if the same command is run again.
 Files that cannot be downloaded are listed, and the exit status is 1.
 
 Environment variables:
   ASC_DATA_ROOT  <root>, relative to the project directory (default: ava)
-  ASC_AVA_URL, ASC_UTILITY_URL, ASC_DETECTOR_URL  mirrors
+  ASC_AVA_URL, ASC_UTILITY_URL, ASC_DETECTOR_URL, ASC_LR_ASD_URL  mirrors
 
 Requires curl 7.75 or newer, tar and bzip2.
 TEXT
@@ -29,8 +30,13 @@ TEXT
 ava_url=${ASC_AVA_URL:-https://s3.amazonaws.com/ava-dataset}
 utility_url=${ASC_UTILITY_URL:-https://filedn.com/l0kNCNuXuEq70c3iUHsXxJ7/active-speakers-context}
 detector_url=${ASC_DETECTOR_URL:-https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet}
+lr_asd_url=${ASC_LR_ASD_URL:-https://github.com/Junhua-Liao/LR-ASD/raw/1b6dcd2d8fc2895683de6508ec6294ec47d388ca/weight}
 detector=face_detection_yunet_2023mar.onnx
-detector_sha256=8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4
+declare -A sha256=(
+    [$detector]=8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4
+    [pretrain_AVA.model]=85e6c77fc981595234790d1e128ebb60352d37726b2445e0ef8891e2512fe9e3
+    [finetuning_TalkSet.model]=6b4ef53694e874e96cf630198dc479c78aebb3993bbf166aee3d926dfe7d9342
+)
 status=0
 
 die() { printf 'error: %s\n' "$*" >&2 && exit 2; }
@@ -52,7 +58,7 @@ fetch() {
             failed "$directory/$name" "$message ($url/$name)"
             # The server cannot continue this file: start again next time.
             [[ $code != 33 && $http != 416 ]] || rm -f -- "$part"
-        elif [[ ! -s $part ]] || ! is_intact "$part"; then
+        elif [[ ! -s $part ]] || ! is_intact "$part" "$name"; then
             failed "$directory/$name" "empty file or wrong SHA-256 ($url/$name)"
             rm -f -- "$part"
         else
@@ -70,7 +76,8 @@ fetch() {
     for name in "${missing[@]}"; do [[ -s $directory/$name ]] || status=1; done
 }
 
-is_intact() { [[ $1 != */$detector.part ]] || sha256sum --check --status <<<"$detector_sha256  $1"; }
+# is_intact FILE NAME: true if the SHA-256 of the file is that of NAME, or if none is known.
+is_intact() { [[ ! -v sha256[$2] ]] || sha256sum --check --status <<<"${sha256[$2]}  $1"; }
 
 # unpack ARCHIVE DIRECTORY: extract regular files with names of annotations. DIRECTORY appears when it is complete.
 unpack() {
@@ -110,7 +117,7 @@ get_videos() {
 for item in "$@"; do
     case $item in
         -h | --help) usage && exit ;;
-        annotations | utility | weights | videos | videos-val | detector) ;;
+        annotations | utility | weights | videos | videos-val | detector | lr-asd) ;;
         *) die "unknown item $item (see --help)" ;;
     esac
 done
@@ -130,6 +137,7 @@ for item in "$@"; do
         videos) get_videos ;;
         videos-val) get_videos val ;;
         detector) fetch "$detector_url" models $detector ;;
+        lr-asd) fetch "$lr_asd_url" models/lr_asd {pretrain_AVA,finetuning_TalkSet}.model ;;
     esac
 done
 ((status == 0)) || echo "error: some downloads failed; run the same command again to retry" >&2

@@ -3,9 +3,11 @@
     python scripts/run_stages.py 0
     python scripts/run_stages.py cpu --stages 1-5 --no-pretrained --ste-epochs 24 --ste-batch-size 16
     python scripts/run_stages.py 0 --splits val --published-weights
+    python scripts/run_stages.py 0 --encoder resnet18-tsm
 
 Data is read from and written to ASC_DATA_ROOT. Each command is printed before it runs. If a stage fails, this script
-ends with the exit status of the stage; run the same command again to continue.
+ends with the exit status of the stage; run the same command again to continue. Directories and results of other
+encoders than resnet18 end in the encoder's name. lr-asd is not trained: its published weights are used.
 """
 
 import argparse
@@ -42,6 +44,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--stages", type=stage_range, default="1-9", help="stage, or range of stages, to run")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=[*SPLITS], help="splits to process")
     parser.add_argument("--published-weights", action="store_true", help="use STE.pth and ASC.pth instead of training")
+    parser.add_argument("--encoder", default="resnet18", help="as for STE_forward.py")
     cli.add_clip_boxes_argument(parser)
     help_text = "leave out videos, wavs and crops that are missing or fail, and evaluate the other rows"
     parser.add_argument("--skip-missing", action="store_true", help=help_text)
@@ -65,11 +68,12 @@ def get_args_parser() -> cli.Parser:
 def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[object]]]:
     """Yield the stage, title and command (script and arguments) of each step, in order."""
     root, device, published = Path(config.DATA_ROOT), args.cuda_device, args.published_weights
-    ste_weights = root / "models" / ("STE.pth" if published else f"ste_encoder/{args.ste_epochs}.pth")
-    asc_weights = (
-        root / "models" / ("ASC.pth" if published else f"ASC_len_11_stride_4_speakers_3/{args.asc_epochs}.pth")
-    )
-    suffix = "_published" if published else ""
+    suffix = "" if args.encoder == "resnet18" else f"_{args.encoder}"
+    models = root / f"models{suffix}"
+    ste_weights = models / ("STE.pth" if published else f"ste_encoder/{args.ste_epochs}.pth")
+    ste_weights = config.lr_asd_weights.get(args.encoder, ste_weights)
+    asc_weights = models / ("ASC.pth" if published else f"ASC_len_11_stride_4_speakers_3/{args.asc_epochs}.pth")
+    suffix += "_published" if published else ""
     features, predictions = root / f"ste_features{suffix}", root / f"asc_predictions{suffix}"
     results, precision = root / "results", ["--precision", args.precision] if args.precision else []
     boxes = ["--clip-boxes"] if args.clip_boxes else []
@@ -80,20 +84,23 @@ def stage_commands(args: argparse.Namespace) -> Iterator[tuple[int, str, list[ob
     for split in args.splits:
         yield 2, f"Audio slices, {split}", ["data/slice_audio_tracks.py", "--split", split, *boxes]
         yield 3, f"Face crops, {split}", ["data/extract_face_crops_time.py", "--split", split, *boxes]
-    if not published:
-        options = ["--no-pretrained"] if args.no_pretrained else []
+    if not published and args.encoder not in config.lr_asd_weights:
+        options = ["--encoder", args.encoder, "--models-out", models]
+        options += ["--no-pretrained"] if args.no_pretrained else []
         options += ["--epochs", args.ste_epochs, "--batch-size", args.ste_batch_size, *precision, *inputs]
         command = ["STE_train.py", args.clip_length, device, *options, "--seed", args.seed, "--resume"]
         yield 4, "Train the short-term encoder", command
     for split in args.splits:
         options = ["--split", split, *precision, "--batch-size", args.forward_batch_size, "--weights", ste_weights]
-        options += inputs
+        options += ["--encoder", args.encoder, *inputs]
         command = ["STE_forward.py", args.clip_length, device, *options, "--output-dir", features / split]
         yield 5, f"Features, {split}", command
     options = ["--forward-dir", features / "val", "--predictions-csv", results / f"ste_predictions_val{suffix}.csv"]
     yield 6, "mAP of the short-term encoder", ["STE_postprocessing.py", *evaluated, *options]
     if not published:
         options = ["--epochs", args.asc_epochs, "--learning-rate", args.asc_learning_rate, "--seed", args.seed]
+        options += ["--models-out", models]
+        options += [part for split in SPLITS for part in (f"--features-{split}-full", features / split)]
         yield 7, "Train the context network", ["ASC_train.py", *CONTEXT, device, *options, "--resume"]
     options = ["--seed", args.seed, "--weights", asc_weights]
     options += ["--features-val-full", features / "val", "--output-dir", predictions]

@@ -41,8 +41,10 @@ import core.detection.tracks
 from core.config import tracking_params
 from core.formats.annotations import read_annotations
 from core.formats.predictions import read_scores
+from core.lr_asd import LR_ASD
 from core.media.audio import iter_audio
 from core.media.reader import VideoReader
+from core.models import ASC_Net
 
 SCRIPT = "scripts/detect_speakers.py"
 SMALL = ("--clip-length", 1, "--clips", 3, "--time-stride", 2, "--speakers", 2, "--workers", 0, "--marked-video")
@@ -129,6 +131,39 @@ def copied(base, tmp_path) -> Path:
 def contents(out: Path) -> dict[str, str]:
     """SHA-256 of every file, except locks and saved settings."""
     return {name: digest for name, digest in digests(out).items() if not name.endswith((".lock", "_cfg.json"))}
+
+
+# Encoders
+
+
+def test_scores_of_an_encoder_without_context(root, squares, tmp_path):
+    """LR-ASD's own scores, from a region of the frame that may end outside it, and the context network on request."""
+    make_video(tmp_path / "talk.mp4", [Square(40, 178, 60)], 0.8, size=SIZE, audio=CLICK)
+    torch.manual_seed(0)
+    torch.save(LR_ASD().state_dict(), root / "lr_asd.model")
+    weights = ("--encoder", "lr-asd-wild", "--encoder-weights", root / "lr_asd.model")
+    small = ("--face-detector", root / "val.csv", *SMALL)
+    command = (SCRIPT, tmp_path / "talk.mp4", "cpu", "--output-dir", tmp_path / "out", *weights, *small)
+    result = run_here(*command)
+    assert steps_run(result) == [name for name in STEPS if name != "context"]
+    assert "scores: the encoder's own (lr-asd-wild), without a context network" in result.stdout
+    content = read_json(tmp_path / "out" / "speakers.json")
+    jsonschema.validate(content, SCHEMA)
+    settings = content["settings"]
+    assert (settings["encoder"], settings["asc_weights_sha256"]) == ("lr-asd-wild", None)
+    scores = read_scores(tmp_path / "out" / "tracks.csv")["score"]
+    logits = pd.read_csv(tmp_path / "out" / "work" / "ste_features" / "val" / "talk.csv")
+    smooth = logits[["logit_0", "logit_1"]].rolling(11, center=True, min_periods=11).median().dropna()
+    expected = 1 / (1 + np.exp(smooth["logit_0"] - smooth["logit_1"]))
+    np.testing.assert_allclose(scores.to_numpy()[smooth.index], expected, atol=1e-6)
+    crop = next((tmp_path / "out" / "work" / "crops_of_encoder").glob("*/*.png"))
+    image = cv2.imread(str(crop))
+    assert image.shape == (112, 112, 3)
+    assert (image[-2:] == 110).all()  # below the frame
+
+    assert_refused(run_here(*command, "--asc-weights", root / "ASC.pth"), "ASC.pth", "128 features per row")
+    torch.save(ASC_Net(3, 2, feature_size=128).state_dict(), root / "narrow.pth")
+    assert steps_run(run_here(*command, "--asc-weights", root / "narrow.pth")) == STEPS[5:]
 
 
 # Output

@@ -37,7 +37,7 @@ class Downloads:
         curl.chmod(0o755)
         self.environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         self.environment |= {"ASC_DATA_ROOT": str(self.root), "PATH": f"{programs}:{os.environ['PATH']}"}
-        self.environment |= {f"ASC_{name}_URL": server.url + "/" for name in ("AVA", "UTILITY", "DETECTOR")}
+        self.environment |= {f"ASC_{name}_URL": server.url + "/" for name in ("AVA", "UTILITY", "DETECTOR", "LR_ASD")}
 
     @property
     def root(self) -> Path:
@@ -191,10 +191,20 @@ def test_missing_files_are_listed(server, downloads):
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b""])
-def test_a_detector_with_another_checksum_is_deleted(server, downloads, content):
-    server.files["/" + DETECTOR] = content
-    downloads.run("detector", status=1)
+def test_files_with_another_checksum_are_deleted(server, downloads, content):
+    server.files |= dict.fromkeys((f"/{DETECTOR}", "/pretrain_AVA.model", "/finetuning_TalkSet.model"), content)
+    lines = downloads.run("detector", "lr-asd", status=1)
+    assert sum("wrong SHA-256" in line for line in lines) == 3
     assert not any(downloads.files().values())
+
+
+def test_weights_of_lr_asd(server, downloads, test_data):
+    expected = {}
+    for name in ("pretrain_AVA.model", "finetuning_TalkSet.model"):
+        content = (test_data / "models" / f"lr_asd_{name}").read_bytes()
+        server.files[f"/{name}"] = expected[f"models/lr_asd/{name}"] = content
+    downloads.run("lr-asd")
+    assert downloads.files() == expected
 
 
 class TestVideos:

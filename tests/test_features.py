@@ -157,7 +157,8 @@ class TestBrokenStores:
         [
             pytest.param(np.zeros((8, WIDTH), np.float32), id="8 rows"),
             pytest.param(np.zeros((7, WIDTH), np.int32), id="int32"),
-            pytest.param(np.zeros((7, 512), np.float32), id="too narrow"),
+            pytest.param(np.zeros((7, 0), np.float32), id="no columns"),
+            pytest.param(np.zeros(7, np.float32), id="one axis"),
             pytest.param(np.zeros((7, WIDTH), np.float32, "F"), id="column order"),
         ],
     )
@@ -165,7 +166,7 @@ class TestBrokenStores:
         np.save(store / "talk.npy", array)
         message = refusal(store)
         assert f"talk.npy: {array.dtype} {array.shape}" in message
-        assert "expected float32 (7, 1024) in row order, one row for each of talk.csv" in message
+        assert "expected float32 (7, features) in row order, one row for each of talk.csv" in message
 
     def test_pickled_objects_are_refused_and_not_executed(self, store, tmp_path):
         payload = np.array([Payload(tmp_path / "executed")], dtype=object)

@@ -221,6 +221,16 @@ def test_pretrained_encoder_starts_from_imagenet(hub, imagenet):
     assert torch.equal(model.v_layer1[0].conv1.weight, imagenet["layer1.0.conv1.weight"])  # no shared memory
 
 
+def test_shifted_encoder_starts_from_imagenet(hub, imagenet):
+    torch.save(imagenet, hub / IMAGENET_FILE)
+    state = short_term_encoder(3, pretrained=True, temporal_shift=True).state_dict()
+    assert torch.equal(state["video_conv1.weight"], imagenet["conv1.weight"])
+    for name, value in imagenet.items():
+        if name.startswith("layer"):
+            assert torch.equal(state[f"a_{name}"], value), name
+            assert torch.equal(state[f"v_{name.replace('.conv1.', '.conv1.net.')}"], value), name
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "web page", "cut off", "other network"])
 def test_missing_and_broken_imagenet_weights_are_an_error(hub, kind):
     path = hub / IMAGENET_FILE

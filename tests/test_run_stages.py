@@ -44,6 +44,15 @@ def test_published_weights():
     assert all("_published" in path for path in written)
 
 
+def test_other_encoders_have_directories_of_their_own():
+    training, *_, asc_training, _, _ = commands("--stages", "4-9", "--encoder", "resnet18-tsm")
+    assert "ava/models_resnet18-tsm" in training
+    assert "ava/ste_features_resnet18-tsm/train" in asc_training
+    features, *_ = commands("--stages", "4-5", "--encoder", "lr-asd")
+    assert features[0] == "STE_forward.py"
+    assert features[features.index("--weights") + 1] == "ava/models/lr_asd/pretrain_AVA.model"
+
+
 def test_missing_files_and_boxes_outside_the_frame():
     *data, training, _, features, encoder, _, _, context = commands("--skip-missing", "--clip-boxes")
     assert [command for command in data if "--clip-boxes" in command] == data[1:]

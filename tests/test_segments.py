@@ -82,7 +82,13 @@ def test_short_names(video, entity, short):
 
 SETTINGS = {
     **{"threshold": 0.5, "smoothing": 11, "clip_length": 11, "clips": 11, "time_stride": 4, "speakers": 3},
-    **{"precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64, "asc_weights_sha256": "a" * 64},
+    **{
+        "encoder": "resnet18",
+        "precision": "fp32",
+        "seed": 0,
+        "ste_weights_sha256": "0" * 64,
+        "asc_weights_sha256": "a" * 64,
+    },
     **{"face_detector_sha256": "f" * 64, "video_stream": None, "audio_stream": 1, "start": 0.0, "duration": None},
 }
 VIDEO = {

@@ -63,14 +63,16 @@ def faces_of(tracks: Iterable[Track]) -> list[Face]:
 class SmallEncoder(nn.Module):
     """Stand-in for TwoStreamResNet with the same arguments and outputs, and weights of 0.2 MB instead of 90 MB."""
 
-    def __init__(self, clip_length: int):
+    def __init__(self, clip_length: int, depth: int = 18, temporal_shift: bool = False):
         super().__init__()
-        self.audio_layer = nn.Linear(13, WIDTH // 2)
+        self.feature_size = WIDTH if depth == 18 else 4 * WIDTH
+        width = self.feature_size // 2
+        self.audio_layer = nn.Linear(13, width)
         self.video_norm = nn.BatchNorm2d(3 * clip_length)
-        self.video_layer = nn.Linear(3 * clip_length * 16, WIDTH // 2)
-        self.fc_final = nn.Linear(WIDTH, 2)
-        self.fc_aux_a = nn.Linear(WIDTH // 2, 2)
-        self.fc_aux_v = nn.Linear(WIDTH // 2, 2)
+        self.video_layer = nn.Linear(3 * clip_length * 16, width)
+        self.fc_final = nn.Linear(2 * width, 2)
+        self.fc_aux_a = nn.Linear(width, 2)
+        self.fc_aux_v = nn.Linear(width, 2)
 
     def forward(self, audio: torch.Tensor, video: torch.Tensor) -> tuple[torch.Tensor, ...]:
         a = self.audio_layer(audio.mean(dim=(1, 3))).relu()

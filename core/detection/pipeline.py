@@ -27,6 +27,7 @@ from core.detection.segments import (
 from core.detection.shots import TIME_EPS, Shots, detect_shots
 from core.detection.timeline import plot_timeline
 from core.detection.tracks import FaceDetector, detect_tracks, face_table
+from core.encoders import Encoder
 from core.formats.annotations import OFFICIAL_SUFFIX, FaceTable, read_annotations, unusual_rows
 from core.formats.clips import crop_path, drop_missing, read_crop, wav_path
 from core.formats.csv_table import check_name, write_csv
@@ -97,7 +98,9 @@ class SpeakerDetection:
         self.wav = wav_path(self.work / "audio_tracks", self.video_id)
         directories = ("instance_wavs_time", "instance_crops_time", "ste_features")
         self.track_wavs, self.crops, self.features = (self.work / name / SPLIT for name in directories)
+        self.regions = self.work / "crops_of_encoder"
         self.predictions = self.work / "asc_predictions"
+        self._logits_directory = self.features
 
     def _require_own_results(self) -> None:
         """Raise InputError if the directory holds results of another video, or a tracks.csv that was edited."""
@@ -175,18 +178,20 @@ class SpeakerDetection:
 
     # Scores
 
-    def extract_crops(self) -> None:
-        """Extract the crops of every track."""
+    def extract_crops(self, encoder: Encoder) -> None:
+        """Extract the crops of every track, and the regions of the frame that the encoder needs."""
 
         def work() -> None:
             rows, outcome = np.arange(len(self.rows)), Outcome()
             todo = rows_without_crop(self.rows, rows, self.crops)
             bar = progress(total=len(rows), initial=len(rows) - len(todo), desc="crops", unit="row")
             with bar, self._open() as reader:
-                extract_crops(self.rows, todo, reader, self.crops, outcome, bar.update)
+                extract_crops(self.rows, todo, reader, self.crops, outcome, bar.update, *region)
             write_list(outcome.failures, self._crop_failures)
 
-        self._run_step("crops", None, [self.crops], work)
+        region = (encoder.region, self.regions) if encoder.region else ()
+        outputs = [self.crops, *([self.regions] if region else [])]
+        self._run_step("crops", encoder.region and encoder.region.__name__, outputs, work)
 
     def extract_audio(self) -> None:
         """Extract the audio from the first frame to the last, silent before the analysed part, and that of every track.
@@ -221,15 +226,19 @@ class SpeakerDetection:
             raise InputError(f"{self.video}: no row could be extracted; {self.failures} lists the reasons") from None
 
     def encode(
-        self, encoder: nn.Module, weights_sha256: str, clip_length: int, device: torch.device, **options
+        self, encoder: Encoder, network: nn.Module, key: list, clip_length: int, device: torch.device, **options
     ) -> None:
-        """Compute the features of the short-term encoder. Takes the options of `encode_videos`."""
+        """Compute the logits and features of an encoder. Takes the options of `encode_videos`.
+
+        `key` identifies the encoder and its weights.
+        """
 
         def work() -> None:
-            reader = ClipReader(self.usable_rows, self.track_wavs, self.crops, clip_length)
-            encode_videos(encoder, reader, self.features, device, **options)
+            crops = self.regions if encoder.region else self.crops
+            reader = ClipReader(self.usable_rows, self.track_wavs, crops, clip_length)
+            encode_videos(network, reader, self.features, device, whole_tracks=encoder.input == "track", **options)
 
-        self._steps.run("encoder", [weights_sha256, clip_length, options["precision"]], [self.features], work)
+        self._steps.run("encoder", [*key, clip_length, options["precision"]], [self.features], work)
 
     def predict(
         self,
@@ -244,15 +253,17 @@ class SpeakerDetection:
 
         def work() -> None:
             dataset = ASCDataset(FeatureStore(self.features), *shape, seed)
-            predict_videos(network, dataset, [0], self.predictions, device, batch_size=batch_size, precision="fp32")
+            options = {"batch_size": batch_size, "precision": "fp32"}
+            predict_videos(network, dataset, [0], self.predictions, device, **options)
 
         self._steps.run("context", [weights_sha256, *shape, seed], [self.predictions], work)
+        self._logits_directory = self.predictions
 
     @cached_property
     def logits(self) -> np.ndarray:
-        """Logits (N, 2) of the usable rows."""
+        """Logits (N, 2) of the usable rows: of the context network after `predict`, else the encoder's own."""
         table = self.usable_rows
-        return join_logits(self.predictions, table) if len(table) else np.empty((0, 2))
+        return join_logits(self._logits_directory, table) if len(table) else np.empty((0, 2))
 
     def scores(self, smoothing: int) -> np.ndarray:
         """Score (N,) of each usable row: logits, median-filtered along tracks if `smoothing`, then softmax."""

@@ -32,9 +32,9 @@ def crop_name(timestamp: float) -> str:
 
 
 def crop_names(timestamp: float) -> list[str]:
-    """Return the file names that a crop may have: ours, and that of other projects with two decimals, "0.20.jpg"."""
+    """Return the file names that a crop may have: ours, also as PNG, and that of other projects, "0.20.jpg"."""
     padded = f"{timestamp:.2f}"
-    return [crop_name(timestamp), *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
+    return [crop_name(timestamp), f"{float(timestamp)}.png", *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
 
 
 def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:

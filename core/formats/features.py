@@ -41,8 +41,12 @@ STE_FORWARD_SETTINGS = "STE_forward_cfg.json"  # written by STE_forward.py, read
 
 
 def encoder_of(directory: str | Path) -> dict[str, str | None]:
-    """Return the encoder weights that features were computed with: their SHA-256 and path, None if not recorded."""
-    keys = {"encoder_sha256": "weights_sha256", "encoder_weights": "weights"}
+    """Return the encoder that features were computed with: its name, width, and SHA-256 and path of its weights.
+
+    Values that are not recorded are None.
+    """
+    keys = {name: name for name in ("encoder", "feature_size")}
+    keys |= {"encoder_sha256": "weights_sha256", "encoder_weights": "weights"}
     return {name: read_setting(directory, STE_FORWARD_SETTINGS, key) for name, key in keys.items()}
 
 
@@ -54,7 +58,8 @@ def require_same_encoder(records: dict[str | Path, dict], allow: bool) -> None:
         if not sha256:
             print(f"note: {source}: no record of the encoder of the features; it must be the same in all stages")
             return
-        uses.setdefault(sha256, f"{record.get('encoder_weights')} ({sha256[:8]}) for {source}")
+        name, weights = record.get("encoder") or "encoder", record.get("encoder_weights")
+        uses.setdefault(sha256, f"{name} with {weights} ({sha256[:8]}) for {source}")
     if len(uses) > 1 and not allow:
         raise InputError(f"two encoders: {', but '.join(uses.values())}; use the same one, or pass --allow-mismatch")
 
@@ -74,9 +79,9 @@ def require_trained_on(weights: str | Path, encoder: dict, context_stride: int, 
 
 @contextlib.contextmanager
 def feature_writer(
-    directory: Path, table: FaceTable, rows: np.ndarray, text: bool = False
+    directory: Path, table: FaceTable, rows: np.ndarray, text: bool = False, feature_size: int = STE_FEATURES
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield arrays to fill for the rows (n,) of one video: logits (n, 2) and features (n, 1024), float32.
+    """Yield arrays to fill for the rows (n,) of one video: logits (n, 2) and features (n, feature_size), float32.
 
     If the block succeeds, `<video_id>.npy` and then `<video_id>.csv` are written: a video with a csv is complete. With
     `text` the csv has the released format, which includes the features. Raises InputError if a logit is not finite.
@@ -86,7 +91,7 @@ def feature_writer(
     csv_path.unlink(missing_ok=True)
     logits = np.full((len(rows), 2), np.nan, np.float32)
     with replacing(npy_path) as temporary:
-        features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), STE_FEATURES))
+        features = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), feature_size))
         with open(temporary, "r+b") as file:  # an error if the disk is full; writing to mapped memory would crash
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
         yield logits, features
@@ -114,12 +119,14 @@ def require_finite(table: FaceTable, rows: np.ndarray, logits: np.ndarray, sourc
 
 
 class FeatureStore:
-    """Features of a directory, in either format: a `FaceTable` of N rows, and (N, 1024) float32 read on demand.
+    """Features of a directory, in either format: a `FaceTable` of N rows, and (N, D) float32 read on demand.
 
+    D, `feature_size`, depends on the encoder: 1024 for the paper's.
     `digests` has a hash of the rows, labels and logits of each video. The features would take minutes to hash; other
     features mean other logits, so the hash covers them as well.
 
-    Raises InputError if a file is missing or invalid, or if an array has a different length than its csv.
+    Raises InputError if a file is missing or invalid, if an array has a different length than its csv, or if the arrays
+    have different widths.
     """
 
     def __init__(self, directory: str | Path):
@@ -133,19 +140,25 @@ class FeatureStore:
         self.digests: list[str] = []  # V
         self._text_features: dict[int, np.ndarray] = {}
         entity_codes: dict[tuple[int, str], int] = {}
-        parts, lines, dtypes = [], [], set()
+        parts, lines, dtypes, widths = [], [], set(), {}
         for video, file in enumerate(progress(files, desc="opening features", unit="video", leave=False)):
             frame, features = _read_features(file)
             self.digests.append(_digest(frame))
             if features is not None:
                 self._text_features[video] = features
-            dtypes.add(str(_map_array(self.files[video], len(frame)).dtype if features is None else features.dtype))
+            array = _map_array(self.files[video], len(frame)) if features is None else features
+            dtypes.add(str(array.dtype))
+            widths.setdefault(array.shape[1], self.files[video])
             local, names = pd.factorize(frame["entity_id"])
             codes = np.array([entity_codes.setdefault((video, name), len(entity_codes)) for name in names], np.int32)
             label = frame["label_id"].to_numpy().astype(np.int8)
             timestamp = frame["frame_timestamp"].to_numpy()
             parts.append((np.full(len(frame), video, np.int32), codes[local], timestamp, label))
             lines.append(frame.index)
+        if len(widths) > 1:
+            found = ", but ".join(f"{width} in {file}" for width, file in widths.items())
+            raise InputError(f"{directory}: features of different encoders: {found} features per row")
+        self.feature_size = next(iter(widths))
         if other := sorted(dtypes - {"float32"}):
             print(f"note: {directory}: arrays of {', '.join(other)}, read as float32")
         self._first = np.cumsum([0, *map(len, lines)])  # (V + 1,) first row of each video
@@ -160,7 +173,7 @@ class FeatureStore:
         self._cached_rows, self._cache = np.empty(0, np.int64), None
 
     def _features(self, video: int) -> np.ndarray:
-        """Return the features of one video, (n, 1024) float32."""
+        """Return the features of one video, (n, D) float32."""
         if video in self._text_features:
             return self._text_features[video]
         return _map_array(self.files[video], int(self._first[video + 1] - self._first[video]))
@@ -174,9 +187,9 @@ class FeatureStore:
                 raise InputError(f"{self.files[video]}: feature {start + int(bad.argmax()) + 1} is not finite")
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Return the features of rows of any shape (...), (..., 1024) float32."""
+        """Return the features of rows of any shape (...), (..., D) float32."""
         flat = rows.reshape(-1)
-        out = np.empty((len(flat), STE_FEATURES), np.float32)
+        out = np.empty((len(flat), self.feature_size), np.float32)
         video = self.table.video[flat]
         ends = np.append(np.flatnonzero(np.diff(video)) + 1, len(flat)) if len(flat) else []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):  # consecutive rows of one video
@@ -187,7 +200,7 @@ class FeatureStore:
                 np.take(features, local, axis=0, out=out[start:end], mode="clip")
             else:
                 out[start:end] = features[local]
-        return out.reshape(*rows.shape, STE_FEATURES)
+        return out.reshape(*rows.shape, self.feature_size)
 
     def cache_on(self, device: torch.device, rows: np.ndarray) -> None:
         """Copy the features of rows (n,), in increasing order, to a CUDA device, if they fit into its free memory.
@@ -197,9 +210,9 @@ class FeatureStore:
         if self._cache is not None and np.array_equal(rows, self._cached_rows):
             return
         self._cached_rows, self._cache = rows, None  # frees the memory of the earlier ones
-        if not fits_on(device, 4 * STE_FEATURES * len(rows)):
+        if not fits_on(device, 4 * self.feature_size * len(rows)):
             return
-        cache = torch.empty(len(rows), STE_FEATURES, device=device)
+        cache = torch.empty(len(rows), self.feature_size, device=device)
         starts = range(0, len(rows), _ROWS_AT_ONCE)
         for start in progress(starts, desc=f"features to {device}", unit="", leave=False):
             part = rows[start : start + _ROWS_AT_ONCE]
@@ -207,7 +220,7 @@ class FeatureStore:
         self._cache = cache
 
     def tensor(self, rows: np.ndarray) -> torch.Tensor:
-        """Return the features of rows of any shape (...), (..., 1024) float32, on the device of the cache, if any."""
+        """Return the features of rows of any shape (...), (..., D) float32, on the device of the cache, if any."""
         if self._cache is None:
             return torch.from_numpy(self.gather(rows))
         index = torch.from_numpy(np.searchsorted(self._cached_rows, rows))
@@ -238,18 +251,20 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
         _map_array(array_path, len(frame))
     else:
         frame = read_table(path, {**FEATURE_COLUMNS, "features": "text"})
-        features = np.empty((len(frame), STE_FEATURES), np.float32)
         for row, (line, text) in enumerate(frame["features"].items()):
             try:
                 values = json.loads(_NUMPY_SCALAR.sub(r"\1", text))
-                if len(values) != STE_FEATURES or not set(map(type, values)) <= {int, float}:
+                if features is None:
+                    features = np.empty((len(frame), len(values)), np.float32)
+                if not len(values) == features.shape[1] > 0 or not set(map(type, values)) <= {int, float}:
                     raise ValueError
                 with np.errstate(over="ignore"):
                     features[row] = values
                 if not np.isfinite(features[row]).all():
                     raise ValueError
             except (ValueError, TypeError, OverflowError, RecursionError):
-                raise InputError(f"{path}, line {line}: features are not a list of {STE_FEATURES} numbers") from None
+                expected = "" if features is None or row == 0 else f"{features.shape[1]} "
+                raise InputError(f"{path}, line {line}: features are not a list of {expected}numbers") from None
     invalid = ~frame["label_id"].isin((0, 1, NO_LABEL))
     if invalid.any():
         line = invalid.idxmax()
@@ -263,17 +278,18 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
 
 @lru_cache(maxsize=128)  # a mapped file remains open, and the limit may be 256 files; AVA has 120 training videos
 def _map_array(path: Path, rows: int) -> np.ndarray:
-    """Map an array (rows, 1024) of floats into memory. Raises InputError if the file is anything else."""
+    """Map an array (rows, D) of floats into memory. Raises InputError if the file is anything else."""
     try:
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("error")
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy evaluates the header, which may contain anything
         raise InputError(f"{path}: cannot be read as an array: {first_line(error)}") from None
-    expected = f"expected float32 ({rows}, {STE_FEATURES}) in row order, one row for each of {path.stem}.csv"
+    expected = f"expected float32 ({rows}, features) in row order, one row for each of {path.stem}.csv"
     if not isinstance(array, np.memmap):
         raise InputError(f"{path}: not a single array; {expected}")
-    if array.dtype not in _FLOATS or array.shape != (rows, STE_FEATURES) or not array.flags.c_contiguous:
+    is_matrix = array.ndim == 2 and len(array) == rows and array.shape[1] > 0 and array.flags.c_contiguous
+    if array.dtype not in _FLOATS or not is_matrix:
         raise InputError(f"{path}: {array.dtype} {array.shape}; {expected}")
     if os.path.getsize(path) != array.offset + array.nbytes:
         raise InputError(f"{path}: larger than the {rows} rows of its header")

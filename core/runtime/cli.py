@@ -126,7 +126,8 @@ def add_workers_argument(parser: argparse.ArgumentParser, default: int) -> None:
 
 def add_precision_argument(parser: argparse.ArgumentParser, default: str | None, training: bool = False) -> None:
     choices = ("fp32", "tf32", "bf16") if training else ("fp32", "tf32", "bf16", "fp16")
-    help_text = "precision of the network (default: tf32 on a GPU that has it, else fp32)"
+    help_text = "precision of the network"
+    help_text += " (default: tf32 on a GPU that has it, else fp32)" if default is None else ""
     parser.add_argument("--precision", choices=choices, default=default, help=help_text)
 
 

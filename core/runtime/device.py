@@ -86,6 +86,15 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     return torch.contiguous_format if is_slower else torch.channels_last
 
 
+def move_to(device: torch.device, model: nn.Module, image_format: torch.memory_format) -> nn.Module:
+    """Move a network to a device, with the weights of its 2D convolutions in the format. Returns the network."""
+    model.to(device)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:  # Module.to() would fail for weights of 3D convolutions
+            parameter.data = parameter.data.to(memory_format=image_format)
+    return model
+
+
 def tune_malloc() -> None:
     """Make glibc keep freed memory instead of returning it to the system.
 

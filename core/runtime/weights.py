@@ -3,6 +3,7 @@
 import hashlib
 import re
 import warnings
+from collections.abc import Container
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from core.runtime.files import read_settings, require_file
 
 # Keys of weights in a larger dictionary
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "weights", "net", "network")
+_ADVICE = "weights; bash scripts/downloads.sh weights downloads the published ones, ASC_train.py writes <epoch>.pth"
 _PREFIX = re.compile(r"(module\.|_orig_mod\.|model\.)+")  # of DataParallel, torch.compile and Lightning
 
 
@@ -40,31 +42,34 @@ def load_checkpoint(path: Path) -> dict:
     return state
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state_dict, also from within a checkpoint and with prefixes of parameter names. Raises InputError."""
+def read_state_dict(path: Path, names: Container[str] = ()) -> dict[str, torch.Tensor]:
+    """Read a state_dict, also from within a checkpoint and with prefixes of parameter names.
+
+    `names` are the network's own. Raises InputError.
+    """
     state = load_checkpoint(path)
     for key in _WRAPPERS:
         if isinstance(state.get(key), dict):
             state = state[key]
             print(f"note: {path}: the weights are its entry {key!r}")
             break
-    prefix = _PREFIX.match(str(next(iter(state), "")))
-    if prefix and all(str(name).startswith(prefix[0]) for name in state):
+    first = str(next(iter(state), ""))
+    prefix = _PREFIX.match(first)
+    if prefix and first not in names and all(str(name).startswith(prefix[0]) for name in state):
         state = {str(name).removeprefix(prefix[0]): value for name, value in state.items()}
         print(f"note: {path}: the prefix {prefix[0]!r} of its parameter names is ignored")
     return state
 
 
-def load_weights(model: nn.Module, path: str | Path, hint: str) -> str:
+def load_weights(model: nn.Module, path: str | Path, hint: str, advice: str = _ADVICE) -> str:
     """Load the weights of a network strictly and return the SHA-256 of the file.
 
     Counters of batch norm, which old files lack, may be missing. Raises InputError with the first parameter that does
-    not fit; `hint` names the likely reason for another shape.
+    not fit; `hint` names the likely reason for another shape, and `advice` where the weights come from.
     """
-    download, train = "bash scripts/downloads.sh weights", "STE_train.py and ASC_train.py"
-    path = require_file(path, f"weights; {download} downloads the published ones, {train} write <epoch>.pth")
-    state = read_state_dict(path)
+    path = require_file(path, advice)
     own = model.state_dict()
+    state = read_state_dict(path, own)
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     state = {**counters, **state}
     for name in {**own, **state}:
