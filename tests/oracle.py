@@ -83,14 +83,14 @@ def last_line_is_complete(data: bytes) -> bool:
 
 
 def feature(text: str) -> bytes | None:
-    """Return the bytes of a list of 1024 numbers as float32. The text is a JSON list. None if it is not."""
+    """Return the bytes of a list of numbers as float32. The text is a JSON list. None if it is not."""
     text = text.strip(" \t\r\n")
     parts = text[1:-1].split(",") if text[:1] == "[" and text[-1:] == "]" else []
     spelling = re.compile(r"[ \t\r\n]*-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?[ \t\r\n]*")
     values = [number(part) if spelling.fullmatch(part) else None for part in parts]
     values = [0.0 if part.strip() == "-0" else value for part, value in zip(parts, values, strict=True)]
     try:
-        return None if len(values) != WIDTH or None in values else struct.pack(f"<{WIDTH}f", *values)
+        return None if not values or None in values else struct.pack(f"<{len(values)}f", *values)
     except OverflowError:
         return None
 
@@ -219,6 +219,9 @@ def expected_store(files: dict[str, bytes]) -> Expected:
             rows = [(*row, value) for row, value in zip(rows, values, strict=False)]
         placed += [(place, (video, entity), video, time) for place, video, time, entity, *_ in rows]
         expected.rows += [(row[1], row[3], row[2], int(row[4]), row[-1]) for row in rows]
+    if len({len(row[-1]) for row in expected.rows}) > 1:  # any of the rows may be named
+        different = [place for place, *_ in placed] + [(name, 0) for name in files]
+        expected.errors |= {place: "different width" for place in different if place not in expected.errors}
     check_order(placed, expected)
     return expected
 

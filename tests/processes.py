@@ -36,7 +36,7 @@ FUNCTIONS = {
     "save": "torch.save",
     "sync": "os.fsync",
     "rename": "os.replace",
-    "read features": "core.formats.features.FeatureStore",
+    "make contexts": "core.datasets.ASCDataset",
     "create features": "numpy.lib.format.open_memmap",
     "outputs of a batch": "core.inference._wait_to_numpy",
     "write features csv": "core.formats.features.write_csv",

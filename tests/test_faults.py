@@ -297,7 +297,7 @@ def test_results_of_another_process_are_not_overwritten(inputs, expected, tmp_pa
     """A second process starts and ends while the first still reads its inputs."""
     script = "ASC_forward.py"
     out, arguments = tmp_path / "out", resumed(script, inputs, tmp_path / "out")
-    first = Running(tmp_path / "first", *arguments, fault=Fault(stop_at=("read features", 1)))
+    first = Running(tmp_path / "first", *arguments, fault=Fault(stop_at=("make contexts", 1)))
     first.until_stopped()
     assert run(tmp_path / "second", *arguments).returncode == 0
     os.kill(first.process.pid, signal.SIGCONT)
