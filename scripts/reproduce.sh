@@ -60,7 +60,7 @@ from core.runtime.device import get_device
 def check(args):
     get_device(args.device)
     if not args.published and not Path(STE_inputs["models_out"], "ste_encoder", "last.ckpt").exists():
-        imagenet_weights()
+        imagenet_weights(depth=18)
 
 
 parser = cli.Parser(None)

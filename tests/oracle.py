@@ -104,8 +104,9 @@ def split(name: str, data: bytes, expected: Expected) -> list[tuple[int, list[st
         expected.errors[name, data[: lone.start()].count(b"\n") + 1] = "carriage return"
     if not data.endswith(b"\n") and not last_line_is_complete(data):
         expected.errors[name, data.count(b"\n") + 1 if data else 0] = "no line end"
-    if data.split(b"\n")[0].count(b'"') % 2:
-        expected.doubts[name, 1] = "line end in the first row"
+    field = rb'("([^"]|"")*"|[^",]*)'
+    if not re.fullmatch(field + rb"(," + field + rb")*\r?", data.split(b"\n")[0]):
+        expected.doubts[name, 1] = "quotes in the first row"
     for line, text in enumerate(data.split(b"\n") if len(data) > 1 << 20 else (), 1):
         if len(text) > 1 << 20:
             expected.doubts[name, line] = "long line"
