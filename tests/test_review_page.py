@@ -59,7 +59,14 @@ def make_logits(table: FaceTable, seed: int = 0) -> np.ndarray:
 def document(table: FaceTable) -> dict:
     """speakers.json without tracks."""
     settings = {
-        **{"threshold": THRESHOLD, "smoothing": SMOOTHING, "clip_length": 11, "clips": 11, "time_stride": 4},
+        **{
+            "threshold": THRESHOLD,
+            "smoothing": SMOOTHING,
+            "encoder": "resnet18",
+            "clip_length": 11,
+            "clips": 11,
+            "time_stride": 4,
+        },
         **{"speakers": 3, "precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64},
         **{"asc_weights_sha256": "a" * 64, "face_detector_sha256": None, "video_stream": None, "audio_stream": None},
         **{"start": 0.0, "duration": None},
