@@ -160,6 +160,7 @@ def test_free_memory_includes_what_torch_has_reserved(monkeypatch):
     assert not fits_on(CPU, 1)
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lstm_is_in_float32_on_cuda(monkeypatch, dtype):
     """torch runs an LSTM in float16 under autocast on CUDA, also if that is set to bfloat16."""
