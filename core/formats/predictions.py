@@ -16,7 +16,7 @@ from core.formats.annotations import (
 )
 from core.formats.csv_table import first_fields, read_table, write_csv
 from core.formats.features import FEATURE_COLUMNS, TEXT_COLUMNS, list_csv_files
-from core.runtime.errors import InputError
+from core.runtime.errors import InputError, one_line
 from core.runtime.progress import progress
 
 _NAMES = ["video_id", "entity_id"]
@@ -92,7 +92,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     above = ~speaking & (label != NO_LABEL) & (frame["score"] > frame.loc[speaking, "score"].min())
     if above.any():
         line = frame.loc[above, "score"].idxmax()
-        row = f"label {frame['label'][line]} with a score of {frame['score'][line]:g}, above rows that speak"
+        row = f"label {one_line(frame['label'][line])} with a score of {frame['score'][line]:g}, above rows that speak"
         raise InputError(f"{path}, line {line}: {row}; scores must be those of {LABELS[SPEAKING_AUDIBLE]} in every row")
     if (label != NO_LABEL).all() and not speaking.any():
         print(f"note: {path}: no row is labelled {LABELS[SPEAKING_AUDIBLE]}; scores must be those of this label")
