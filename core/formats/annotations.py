@@ -65,6 +65,12 @@ class FaceTable:
         return np.searchsorted(self.entity[self.track_rows], np.arange(len(self.entity_ids) + 1)).astype(np.int64)
 
     @cached_property
+    def _video_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) rows sorted by video, and (V + 1,) offset of each video in them."""
+        rows = np.argsort(self.video, kind="stable").astype(np.int32)
+        return rows, np.searchsorted(self.video[rows], np.arange(len(self.video_ids) + 1))
+
+    @cached_property
     def position(self) -> np.ndarray:
         """(N,) index of each row in its track."""
         position = np.empty(len(self), np.int32)
@@ -87,7 +93,8 @@ class FaceTable:
 
     def rows_of_video(self, video: int) -> np.ndarray:
         """Return the rows of a video, in the order of the file."""
-        return np.flatnonzero(self.video == video).astype(np.int32)
+        rows, offsets = self._video_rows
+        return rows[offsets[video] : offsets[video + 1]]
 
     def track_video(self) -> np.ndarray:
         """Return the video of each track, (E,) int32; -1 for tracks without rows."""
