@@ -17,11 +17,13 @@ import torch
 
 from core.config import ASC_forward_params, ASC_inputs_forward, postprocessing_params, result_options
 from core.datasets import ASCDataset
+from core.formats.annotations import find_annotations
 from core.formats.features import STE_FORWARD_SETTINGS, FeatureStore, encoder_of, require_trained_on
 from core.inference import predict_videos
 from core.models import active_speakers_context
 from core.runtime import cli, distributed
 from core.runtime.device import device_label, get_device, peak_memory, set_precision
+from core.runtime.errors import InputError
 from core.runtime.files import read_settings
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
@@ -83,10 +85,15 @@ def main(args: argparse.Namespace) -> None:
     print(f"predictions of {len(done)} videos{peak_memory(device)}: {output_dir}")
     encoding = read_settings(Path(args.features_val_full, STE_FORWARD_SETTINGS))
     ground_truth = postprocessing_params["ground_truth"]
+    csv = encoding.get("csv", ground_truth)
+    try:
+        find_annotations(csv)
+    except InputError:  # the annotations have been moved
+        csv = ground_truth
     cli.print_next(
         "ASC_prediction_postprocessing.py",
         predictions_dir=(args.output_dir, ASC_forward_params["output_dir"]),
-        ground_truth=(encoding.get("csv", ground_truth), ground_truth),
+        ground_truth=(csv, ground_truth),
         clip_boxes=(encoding.get("clip_boxes", False), False),
         only_predicted=(encoding.get("skip_missing", False), False),
         **result_options(encoding.get("split", "val"), postprocessing_params["asc_predictions_csv"]),

@@ -23,7 +23,7 @@ from core.transforms import AUGMENTATION, augment, to_input
 VALIDATION_CONTEXTS = 1024  # minimum of a batch
 # Space in /dev/shm, in bytes
 _QUEUE_BYTES = 1 << 17  # more than the queues of a worker take
-_BATCHES_BYTES = 2 << 30  # enough for two batches of 128 clips per worker, with eight workers
+_BATCHES_BYTES = 3 << 30  # enough for two batches of 128 clips per worker, with sixteen workers
 
 
 class EpochSampler(Sampler):
@@ -128,6 +128,8 @@ def clip_loader(dataset: Dataset, sampler: EpochSampler, batch_size: int, worker
     arrays instead, which pass through a pipe.
     """
     is_small = workers > 0 and _free_shared_memory() < _BATCHES_BYTES
+    if is_small:
+        print("note: /dev/shm is small: workers send batches through pipes, which takes longer")
     return Loader(
         dataset,
         workers,

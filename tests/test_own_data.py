@@ -1,5 +1,6 @@
 """Data, features, weights and predictions of users and of other projects, through the command lines of the scripts."""
 
+import json
 import re
 import shlex
 import shutil
@@ -422,6 +423,17 @@ def test_training_starts_from_given_weights(script, root, tmp_path):
     torch.save(other.state_dict(), tmp_path / "other.pth")
     refused = train(script, root, tmp_path / "refused", "--init-weights", tmp_path / "other.pth")
     assert_refused(refused, tmp_path / "other.pth", "were they trained with clip_length")
+
+
+def test_next_command_without_annotations_that_have_been_moved(root, tmp_path):
+    store = shutil.copytree(root / "features", tmp_path / "features")
+    torch.save(active_speakers_context(3, 2).state_dict(), tmp_path / "ASC.pth")
+    for csv, expected in ((root / "val.csv", True), (tmp_path / "moved.csv", False)):
+        write_text(store / "STE_forward_cfg.json", json.dumps({"csv": str(csv)}))
+        out = ("--weights", tmp_path / "ASC.pth", "--output-dir", tmp_path / csv.stem)
+        result = run_here("ASC_forward.py", 3, 2, 2, "cpu", "--features-val-full", store, *out)
+        assert result.returncode == 0, result.stderr
+        assert ("--ground-truth" in printed(result)) == expected
 
 
 def test_next_commands_run_as_printed(root, tmp_path, monkeypatch):

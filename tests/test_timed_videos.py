@@ -43,6 +43,14 @@ def assert_frames_are_on_time(path: Path, tolerance: float = 0.021, until: float
     assert np.abs(errors).max() <= tolerance, errors
 
 
+def test_padding_of_the_audio_may_end_in_two_blocks(tmp_path):
+    """The audio of this mp4 has 297 samples in its last block of 16,384 samples, and 318 samples of padding."""
+    seconds, rate = 2.0467, 44_100
+    path = make_timed_video(tmp_path / "video.mp4", 2, audio=beeps(seconds, rate), audio_rate=rate)
+    samples, _ = aligned_audio(path)
+    assert len(samples) == pytest.approx(seconds * 16_000, abs=2)
+
+
 def aligned_audio(path: Path, **options) -> tuple[np.ndarray, list[str]]:
     """The audio from the first frame on, and the notes."""
     outcome, wav = Outcome(), path.with_suffix(".wav")

@@ -74,18 +74,19 @@ def iter_audio(
         if offset > SEEK_GAP_SECONDS and container.format.name in SEEKABLE:
             with contextlib.suppress(av.FFmpegError):
                 container.seek(int((start - 1) / chosen.time_base), stream=chosen)
-        last: np.ndarray | None = None
+        held: list[np.ndarray] = []  # the last two blocks, which padding may end in
         for block in filter_frames(timed_frames(), filters, _BATCH):
-            if last is not None:
-                yield last
-            last = block.to_ndarray().ravel()
+            held.append(block.to_ndarray().ravel())
             produced += block.samples
+            if len(held) > 2:
+                yield held.pop(0)
         seconds, declared = offset + produced / rate, float((chosen.duration or 0) * chosen.time_base)
         # FFmpeg before version 9 keeps the padding at the end of AAC in mp4, less than a frame.
         padding = seconds - declared if container.format.name.startswith("mov") else 0.0
+        end = np.concatenate(held)
         if 0 < padding < _MAX_PADDING:
-            last = last[: len(last) - round(padding * rate) * (2 if layout == "stereo" else 1)]
-        yield last
+            end = end[: max(len(end) - round(padding * rate) * (2 if layout == "stereo" else 1), 0)]
+        yield end
         declared = declared or (container.duration or 0) / av.time_base
         if seconds < declared - MAX_MISSING_SECONDS:
             notes.append(f"audio ends at {seconds:.1f} s of {declared:.1f} s")
@@ -125,7 +126,7 @@ def extract_audio(
         yield np.zeros(written, np.int16)
         for samples in iter_audio(video, offset=(offset if align else 0.0) + part[0], stream=stream, **options):
             on_samples(len(samples))
-            peak = max(peak, int(samples.max()), -int(samples.min()))
+            peak = max(peak, int(samples.max(initial=0)), -int(samples.min(initial=0)))
             written += len(samples)
             yield samples
             if written >= part[1] * SAMPLE_RATE:

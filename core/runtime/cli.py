@@ -202,7 +202,8 @@ def _fail(message: str, status: int) -> int:
 def describe_system_error(error: Exception) -> str | None:
     """Describe running out of memory, a failing GPU, a dead worker or a lost rank in one line, others as None."""
     reason, text = first_line(error), str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "ALLOC" in text:  # CUBLAS_STATUS_ALLOC_FAILED
+    no_memory = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")  # the last two are of cuBLAS and cuDNN
+    if isinstance(error, MemoryError) or any(part in text for part in no_memory):
         return f"out of memory ({reason}); try a smaller --batch-size or fewer --workers"
     if any(part in text for part in ("CUDA error", "cuDNN error", "CUBLAS_STATUS", "Pin memory thread exited")):
         return f"the GPU failed ({reason}); nvidia-smi and dmesg may show why"

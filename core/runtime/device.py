@@ -21,8 +21,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 def get_device(name: str) -> torch.device:
     """Return the CPU for `cpu`, else the CUDA device with this number plus the local rank.
 
-    If a launcher shows each rank one GPU of its own, all ranks get device 0. Raises InputError if the device does not
-    exist or cannot be used; there is no fallback to the CPU.
+    Some launchers make a single GPU visible to each rank, which is then device 0. Raises InputError if the device does
+    not exist or cannot be used; there is no fallback to the CPU.
     """
     if name == "cpu":
         return torch.device("cpu")

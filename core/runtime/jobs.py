@@ -102,7 +102,7 @@ def run_jobs(
 
 
 def run_in_process(function: Callable[..., Result], *args: object) -> Result:
-    """Return `function(*args)`, called in a process of its own. Raises RunError if that process dies.
+    """Call a function in a new process and return its result. Raises RunError if the process dies.
 
     The function is one of a module, and arguments and result can be pickled.
     """
