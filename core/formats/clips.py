@@ -32,7 +32,7 @@ def crop_name(timestamp: float) -> str:
 
 
 def crop_names(timestamp: float) -> list[str]:
-    """Return the file names that a crop may have: ours, also as PNG, and that of other projects, "0.20.jpg"."""
+    """Return the file names that a crop may have: "0.2.jpg", "0.2.png", and "0.20.jpg" as in other projects."""
     padded = f"{timestamp:.2f}"
     return [crop_name(timestamp), f"{float(timestamp)}.png", *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
 
