@@ -7,9 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from core.datasets import ASCDataset
 from core.runtime import distributed
 from core.runtime.errors import InputError, RunError
+from core.runtime.threads import map_in_threads
 from core.transforms import AUGMENTATION, augment, to_input
 
 VALIDATION_CONTEXTS = 1024  # minimum of a batch
@@ -153,16 +152,7 @@ class ContextLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        batches = iter(self.batch_sampler)
-        if not self.threads:
-            yield from map(self._load, batches)
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            ahead = deque(pool.submit(self._load, keys) for keys in itertools.islice(batches, 2 * self.threads))
-            while ahead:
-                batch = ahead.popleft().result()
-                ahead.extend(pool.submit(self._load, keys) for keys in itertools.islice(batches, 1))
-                yield batch
+        return map_in_threads(self._load, self.batch_sampler, self.threads)
 
     def _load(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
         batch = self.dataset.__getitems__(keys)

@@ -10,17 +10,16 @@ from urllib.error import URLError
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from torchvision.models import ResNet, ResNet18_Weights, ResNet50_Weights, resnet18, resnet50
 
 from core.config import ASC_HIDDEN, STE_FEATURES
 from core.runtime.errors import InputError
 
-_RESNETS = {18: (resnet18, ResNet18_Weights.IMAGENET1K_V1), 50: (resnet50, ResNet50_Weights.IMAGENET1K_V1)}
 
-
-def _trunk(depth: int, in_channels: int) -> ResNet:
+def _trunk(depth: int, in_channels: int) -> nn.Module:
     """A ResNet whose first convolution takes `in_channels`."""
-    trunk = _RESNETS[depth][0](weights=None)
+    from torchvision.models import get_model  # importing torchvision takes seconds, which other networks save
+
+    trunk = get_model(f"resnet{depth}", weights=None)
     trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     return trunk
@@ -210,11 +209,13 @@ def short_term_encoder(
 
 def imagenet_weights(depth: int) -> dict[str, torch.Tensor]:
     """Return torchvision's ImageNet weights of a ResNet, from its cache or downloaded. Raises InputError."""
-    build, source = _RESNETS[depth]
+    from torchvision.models import get_model, get_model_weights
+
+    source = get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"]
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(source.url))
     advice = "put the file there, or train from random weights with --no-pretrained"
     try:
-        network = build(weights=None)
+        network = get_model(f"resnet{depth}", weights=None)
         network.load_state_dict(source.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (URLError, OSError) as error:
         raise InputError(

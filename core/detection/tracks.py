@@ -1,5 +1,6 @@
 """Face tracks of a video without annotations: face detection, and linking of detections into tracks."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torchvision
 from scipy.optimize import linear_sum_assignment
 
 from core.config import tracking_params
@@ -16,6 +16,7 @@ from core.formats.annotations import NOT_SPEAKING, FaceTable
 from core.media.reader import VideoReader
 from core.runtime.errors import InputError
 from core.runtime.progress import progress
+from core.runtime.threads import map_in_threads
 from core.runtime.weights import sha256
 
 _MIN_BOX_PIXELS = 2  # width and height of a box; smaller ones can round to an empty crop
@@ -24,25 +25,33 @@ _MIN_BOX_PIXELS = 2  # width and height of a box; smaller ones can round to an e
 class FaceDetector:
     """YuNet (Wu et al., 2023) run by OpenCV, on frames downscaled to `detector_max_side` (speed/recall trade-off).
 
-    `sha256` is the hash of the weights file. Raises InputError if OpenCV cannot load the file as YuNet.
+    Threads may share a detector. `sha256` is the hash of the weights file. Raises InputError if OpenCV cannot load the
+    file as YuNet.
     """
 
     def __init__(self, weights: Path):
-        self.sha256 = sha256(weights)
-        min_score = tracking_params["min_detection_score"]
+        self.sha256, self._weights = sha256(weights), weights
+        self._networks = threading.local()  # OpenCV's networks are not thread-safe
         try:
-            self._network = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), min_score, 0.3, 5000)
             self.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error:
             raise InputError(f"{weights}: not a YuNet face detector that OpenCV can run") from None
+
+    def _network(self) -> cv2.FaceDetectorYN:
+        """Return the network of the current thread."""
+        if not hasattr(self._networks, "yunet"):
+            min_score = tracking_params["min_detection_score"]
+            self._networks.yunet = cv2.FaceDetectorYN.create(str(self._weights), "", (320, 320), min_score, 0.3, 5000)
+        return self._networks.yunet
 
     def detect(self, image: np.ndarray) -> np.ndarray:
         """Return faces in a BGR image (H, W, 3) uint8: (n, 5) float64, x1 y1 x2 y2 as fractions of the frame, score."""
         height, width = image.shape[:2]
         scale = min(1.0, tracking_params["detector_max_side"] / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        self._network.setInputSize(size)
-        _, output = self._network.detect(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        network = self._network()
+        network.setInputSize(size)
+        _, output = network.detect(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
         if output is None:
             return np.empty((0, 5))
         corner, sides, score = output[:, :2], output[:, 2:4], output[:, 14:15]
@@ -115,7 +124,10 @@ def reading_order(tracks: list[Track]) -> list[Track]:
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Intersection over union (n, m) of boxes (n, 4) and (m, 4)."""
-    return torchvision.ops.box_iou(torch.tensor(first), torch.tensor(second)).numpy()
+    sides = np.minimum(first[:, None, 2:], second[:, 2:]) - np.maximum(first[:, None, :2], second[:, :2])
+    overlap = sides.clip(0).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    return overlap / (areas[0][:, None] + areas[1] - overlap)
 
 
 def match_ava_shape(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -156,11 +168,13 @@ def detect_tracks(
     shot_rows = [np.union1d(rows[:: tracking_params["detect_every"]], rows[-1:]) for rows in shot_rows]
     detected_rows = np.concatenate(shot_rows)
     images = reader.frames(shots.times[detected_rows], seek_gap=float("inf"))
-    images = iter(progress(images, total=len(detected_rows), desc="faces", unit="frame"))
+    images = progress(images, total=len(detected_rows), desc="faces", unit="frame")
+    threads = torch.get_num_threads()
+    detected = map_in_threads(lambda image: None if image is None else detector.detect(image), images, threads)
     for rows in shot_rows:
-        # After the last frame of a truncated video, `images` is exhausted.
-        pairs = zip(shots.times[rows], images, strict=False)
-        detections = [(time, detector.detect(image)) for time, image in pairs if image is not None]
+        # After the last frame of a truncated video, `detected` is exhausted.
+        pairs = zip(shots.times[rows], detected, strict=False)
+        detections = [(time, faces) for time, faces in pairs if faces is not None]
         for track in reading_order(link_detections(detections)):
             if track.times[-1] - track.times[0] < min_track:
                 short += 1
