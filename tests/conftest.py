@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,6 +74,13 @@ class Payload:
 
     def __reduce__(self):
         return os.mkdir, (str(self.directory),)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory) -> None:
+    """Put the temporary files of processes, which a killed process leaves behind, into pytest's directory."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+    tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session")
