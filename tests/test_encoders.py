@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, assert_refused
+from conftest import GOLDEN, ROOT, assert_refused, run_script
 from golden import fill
 from stages import command
 from tiny_inputs import (
@@ -300,6 +300,63 @@ def test_a_store_with_features_of_two_widths_is_refused(tmp_path):
     np.save(tmp_path / "two.npy", np.zeros((2, 128), np.float32))
     with pytest.raises(InputError, match=r"1024 in .*one\.npy, but 128 in .*two\.npy features per row"):
         FeatureStore(tmp_path)
+
+
+# Networks of full size
+
+SMALL = ("--clip-length", 3, "--no-pretrained", "--ste-batch-size", 4, "--forward-batch-size", 8, "--asc-epochs", 1)
+
+
+@pytest.fixture(scope="module")
+def mini_ava(tmp_path_factory) -> Path:
+    """A data root after stages 1 to 3."""
+    root = tmp_path_factory.mktemp("mini_ava")
+    for script in (
+        ("scripts/make_mini_ava.py", "--root", root, "--videos", 3, "--seconds", 2, "--seed", 1),
+        ("scripts/run_stages.py", "cpu", "--stages", "1-3"),
+    ):
+        result = run_script(*script, ASC_DATA_ROOT=str(root))
+        assert result.returncode == 0, result.stderr
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIFTED)
+def test_all_stages_on_a_mini_ava_and_two_ranks(mini_ava, name):
+    """All stages, the same again, one more epoch on two ranks, and features by two ranks, which equal those before."""
+
+    def run(*arguments: object) -> str:
+        result = run_script(*arguments, timeout=900, ASC_DATA_ROOT=str(mini_ava))
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    stages = ("scripts/run_stages.py", "cpu", "--encoder", name, "--ste-epochs", 1, *SMALL, "--stages", "4-9")
+    assert f"asc_predictions_val_{name}.csv" in run(*stages).splitlines()[-1]
+    features = mini_ava / f"ste_features_{name}" / "val"
+    assert run(*stages).count("already done") == 3
+
+    models = mini_ava / f"models_{name}"
+    ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    more = ("--models-out", models, "--no-pretrained", "--batch-size", 4, "--epochs", 2, "--resume")
+    assert "resuming after epoch 1" in run(*ranks, "STE_train.py", 3, "cpu", "--encoder", name, *more)
+    assert (models / "ste_encoder" / "2.pth").exists()
+    weights = ("--weights", models / "ste_encoder" / "1.pth", "--output-dir", mini_ava / "of_ranks")
+    run(
+        *ranks,
+        "STE_forward.py",
+        3,
+        "cpu",
+        "--split",
+        "val",
+        "--encoder",
+        name,
+        "--batch-size",
+        8,
+        *weights,
+        "--overwrite",
+    )
+    for file in features.glob("*.npy"):
+        np.testing.assert_allclose(np.load(mini_ava / "of_ranks" / file.name), np.load(file), atol=1e-4)
 
 
 # An encoder of one's own
