@@ -3,6 +3,8 @@
 Each video is processed in its own process: if a decoder crashes, only its video fails.
 """
 
+import contextlib
+import ctypes
 import multiprocessing
 import signal
 import sys
@@ -134,6 +136,7 @@ def _run(job: Callable, item: Item, name: str, sender: connection.Connection) ->
     """Run a job in its own process: send units of progress, then the outcome or an exception that ends the run."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes its unfinished file
     distributed.end_with_parent()
+    _keep_freed_memory()
     outcome = Outcome()
     try:
         job(item, outcome, sender.send)
@@ -145,6 +148,17 @@ def _run(job: Callable, item: Item, name: str, sender: connection.Connection) ->
         sender.send(error)
         return
     sender.send(outcome)
+
+
+def _keep_freed_memory() -> None:
+    """Make malloc reuse the memory of frames. To get it from the system for each one takes a fifth of the time.
+
+    Without effect if the C library is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def _receive(
