@@ -24,7 +24,7 @@ from core.config import (
     result_options,
 )
 from core.datasets import ClipReader
-from core.encoders import add_encoder_argument, find_encoder
+from core.encoders import ENCODERS, add_encoder_argument, find_encoder
 from core.formats.annotations import annotations_of, read_annotations
 from core.formats.clips import drop_missing
 from core.formats.features import STE_FORWARD_SETTINGS
@@ -44,7 +44,7 @@ from core.runtime.errors import InputError
 from core.runtime.resume import OutputDirectory
 from core.runtime.weights import load_weights
 
-ENCODERS = ("resnet18", "resnet18-tsm", "resnet50-tsm", "lr-asd")
+NAMES = tuple(name for name, encoder in ENCODERS.items() if not encoder.region)
 
 
 def get_args_parser() -> cli.Parser:
@@ -56,7 +56,7 @@ def get_args_parser() -> cli.Parser:
     parser.add_argument("--audio-dir", default=STE_inputs["audio_dir"], help="directory of <split>/<entity_id>.wav")
     video_dir = STE_inputs["video_dir"]
     parser.add_argument("--video-dir", default=video_dir, help="directory of <split>/<entity_id>/<timestamp>.jpg")
-    add_encoder_argument(parser, ENCODERS)
+    add_encoder_argument(parser, NAMES)
     parser.add_argument("--weights", default=defaults["weights"], help="state_dict of the encoder")
     output_dir = f"{defaults['output_dir']}/<split>".replace("%", "%%")
     parser.add_argument("--output-dir", help=f"directory of the features (default: {output_dir})")
@@ -73,7 +73,7 @@ def get_args_parser() -> cli.Parser:
 def main(args: argparse.Namespace) -> None:
     args.csv = args.csv or annotation_csvs[args.split]
     args.output_dir = args.output_dir or str(Path(STE_forward_params["output_dir"], args.split))
-    encoder = find_encoder(args.encoder, ENCODERS)
+    encoder = find_encoder(args.encoder, NAMES)
     args.weights = encoder.find_weights(args.weights, "--weights")
     device = get_device(args.cuda_device)
     args.precision = set_precision(args.precision, device)

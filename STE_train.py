@@ -16,7 +16,7 @@ import torch
 
 from core.config import STE_inputs, STE_optimization_params
 from core.datasets import ClipReader, STEDataset, require_trainable
-from core.encoders import add_encoder_argument, find_encoder
+from core.encoders import ENCODERS, add_encoder_argument, find_encoder
 from core.formats.annotations import read_annotations
 from core.formats.clips import drop_missing
 from core.loaders import clip_loaders
@@ -26,14 +26,14 @@ from core.runtime.device import device_label, get_device, memory_format, move_to
 from core.runtime.weights import load_weights
 from core.training import fit, ste_losses
 
-ENCODERS = ("resnet18", "resnet18-tsm", "resnet50-tsm")
+NAMES = tuple(name for name, encoder in ENCODERS.items() if encoder.input == "clip")
 
 
 def get_args_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("clip_length", type=cli.odd_positive, help="number of crops in a clip: 11 in the paper")
     parser.add_argument("cuda_device", type=cli.device_name, help="number of the CUDA device, or cpu")
-    add_encoder_argument(parser, ENCODERS)
+    add_encoder_argument(parser, NAMES)
     parser.add_argument("--csv-train-full", default=STE_inputs["csv_train_full"], help="training annotations")
     parser.add_argument("--csv-val-full", default=STE_inputs["csv_val_full"], help="validation annotations")
     parser.add_argument("--audio-dir", default=STE_inputs["audio_dir"], help="directory of {train,val}/<entity_id>.wav")
@@ -47,7 +47,7 @@ def get_args_parser() -> cli.Parser:
 
 
 def main(args: argparse.Namespace) -> None:
-    encoder = find_encoder(args.encoder, ENCODERS)
+    encoder = find_encoder(args.encoder, NAMES)
     device = get_device(args.cuda_device)
     args.precision = set_precision(args.precision, device)
     settings = {**STE_optimization_params, **vars(args)}

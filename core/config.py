@@ -1,7 +1,7 @@
 """Constants with their units, and dictionaries with every default. Edit values here or pass flags.
 
-With the directory layout of the README, DATA_ROOT is the only path to edit (or set ASC_DATA_ROOT). Every flag of a
-script is named after the key that it overrides.
+With the directory layout of the README, DATA_ROOT is the only path to edit (or set ASC_DATA_ROOT). Most flags are
+named after the key that they override; --help shows every default.
 """
 
 import os

@@ -2,7 +2,7 @@
 
     python scripts/detect_speakers.py talk.mp4 0
     python scripts/detect_speakers.py talk.mp4 0 --encoder lr-asd-wild
-    python scripts/detect_speakers.py talk.mp4 cpu --output-dir talk --precision bf16 --start 60 --duration 30
+    python scripts/detect_speakers.py talk.mp4 cpu --output-dir talk --start 60 --duration 30
     python scripts/detect_speakers.py talk.mp4 0 --output-dir corrected --tracks corrected.csv --persons persons.csv
     python scripts/detect_speakers.py monday.mp4 tuesday.mp4 videos/ 0 --output-dir results
 
