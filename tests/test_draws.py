@@ -7,8 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from core.contexts import draw_keys, draw_speakers, name_keys, window
@@ -27,24 +25,6 @@ def test_windows_are_those_of_the_released_code():
         found = window(case["mid"], case["track_length"], length, case.get("stride", 1))
         assert found.tolist() == case["index"], case
     assert min(kinds.values()) > 50
-
-
-rows_of_tracks = st.integers(1, 400).flatmap(lambda length: st.tuples(st.integers(0, length - 1), st.just(length)))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(rows_of_tracks, min_size=1, max_size=12), st.sampled_from([1, 3, 11, 21]), st.integers(1, 20))
-def test_windows_are_clamped_to_their_tracks(rows, length, stride):
-    positions, track_lengths = np.array(rows).T
-    found = window(positions, track_lengths, length, stride)
-    assert found.shape == (len(rows), length)
-    assert found.dtype.kind == "i"
-    steps = range(-(length // 2), length // 2 + 1)
-    for (position, track_length), one in zip(rows, found.tolist(), strict=True):
-        assert one == [min(max(position + k * stride, 0), track_length - 1) for k in steps]
-    both = window(positions[:, None].repeat(2, 1), track_lengths[:, None].repeat(2, 1), length, stride)
-    assert both.shape == (len(rows), 2, length)
-    np.testing.assert_array_equal(both[:, 1], found)
 
 
 # Speakers of a context
@@ -98,58 +78,6 @@ def test_rows_without_candidates_are_minus_one():
     assert draw_speakers(keys, candidates, present, 3).tolist() == [[-1, -1]] * 5
     present[2, 6] = True  # rows with and without candidates in one batch
     assert draw_speakers(keys, candidates, present, 3).tolist() == [[-1, -1]] * 2 + [[6, 6]] + [[-1, -1]] * 2
-
-
-def test_a_context_of_one_speaker_has_no_others():
-    assert draw(3, 1, row_keys(7)).shape == (7, 0)
-
-
-masks = st.integers(1, 9).flatmap(
-    lambda width: st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=6)
-)
-
-
-@settings(max_examples=50, deadline=None)
-@given(masks, st.integers(1, 6), st.randoms(use_true_random=False))
-def test_only_present_candidates_are_drawn_and_distinct_ones_first(present, num_speakers, random):
-    present = np.array(present)
-    batch, width = present.shape
-    keys = np.array([random.getrandbits(64) for _ in range(batch)], np.uint64)
-    candidates = np.array([[random.getrandbits(64) for _ in range(width)] for _ in range(batch)], np.uint64)
-    candidates[~present] = candidates.max(initial=0)
-    chosen = draw_speakers(keys, candidates, present, num_speakers)
-    assert chosen.shape == (batch, num_speakers - 1)
-    for row, mask in zip(chosen, present, strict=True):
-        allowed = set(np.flatnonzero(mask).tolist())
-        if not allowed:
-            assert (row == -1).all()
-            continue
-        distinct = row[: len(allowed)].tolist()
-        assert set(row.tolist()) <= allowed
-        assert len(set(distinct)) == len(distinct)
-
-
-def test_order_and_padding_of_candidates_do_not_matter():
-    keys, rng = row_keys(300), np.random.default_rng(0)
-    for num_speakers in (2, 3, 6):
-        names = SPEAKERS[:4]
-        expected = names[draw(4, num_speakers, keys)]
-        shuffled = np.array([rng.permutation(names) for _ in keys])
-        found = draw_speakers(keys, shuffled, np.ones(shuffled.shape, bool), num_speakers)
-        np.testing.assert_array_equal(np.take_along_axis(shuffled, found, axis=1), expected)
-        # Absent candidates fill the columns of other rows' candidates.
-        padded = np.concatenate((np.broadcast_to(SPEAKERS[5:7], (300, 2)), shuffled, keys[:, None]), axis=1)
-        present = np.broadcast_to([False, False, True, True, True, True, False], padded.shape)
-        found = draw_speakers(keys, padded, present, num_speakers)
-        np.testing.assert_array_equal(np.take_along_axis(padded, found, axis=1), expected)
-
-
-def test_draws_do_not_depend_on_the_batch():
-    keys = row_keys(200)
-    together = draw(5, 4, keys)
-    np.testing.assert_array_equal(draw(5, 4, keys[::-1]), together[::-1])
-    for row in (0, 1, 77, 199):
-        np.testing.assert_array_equal(draw(5, 4, keys[row : row + 1]), together[row : row + 1])
 
 
 @pytest.mark.parametrize(

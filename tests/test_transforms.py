@@ -28,18 +28,8 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def uniform(colour: tuple[int, int, int], size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
-    return Image.new("RGB", size, colour)
-
-
 def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray(generator(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
-
-
-@pytest.fixture
-def no_jitter(monkeypatch):
-    """Leaves flip and crop."""
-    monkeypatch.setattr(transforms, "JITTER", 0.0)
 
 
 def augmented_clip(images: list[Image.Image], rng: np.random.Generator) -> np.ndarray:
@@ -163,99 +153,15 @@ def test_clips_of_a_batch_are_augmented_as_single_ones(monkeypatch):
     assert torch.equal(together, augment(clips, **batch))
 
 
-def geometry(crop: np.ndarray) -> tuple[bool, list[int]]:
-    """Flip and box of a crop (3, 144, 144) of RAMPS, whose red is the column and whose green is the row.
-
-    The box (left, upper, right, lower) is that in the flipped image, within a pixel.
-    """
-    edges = []
-    flipped = False
-    for channel, axis in ((0, 0), (1, 1)):
-        line = crop[channel].mean(axis=axis)
-        slope, start = np.polyfit(np.arange(20, 124), line[20:124], 1)
-        low, high = sorted((start - slope / 2 + 0.5, start + slope * (SIZE - 0.5) + 0.5))
-        if channel == 0 and slope < 0:
-            flipped = True
-            low, high = SIZE - high, SIZE - low
-        edges.append((round(low), round(high)))
-    return flipped, [edges[0][0], edges[1][0], edges[0][1], edges[1][1]]
-
-
-RAMPS = Image.fromarray(
-    np.stack(np.broadcast_arrays(np.arange(SIZE)[None], np.arange(SIZE)[:, None], 50), axis=2).astype(np.uint8)
-)
-
-
-def test_flip_and_box_are_drawn_once_per_clip(no_jitter):
-    flips, found = [], []
-    for seed in range(200):
-        clip = augmented_clip([RAMPS] * 2, generator(seed))
-        np.testing.assert_array_equal(clip[1], clip[0])
-        flip, box = geometry(clip[0])
-        flips.append(flip)
-        found.append(box)
-    assert abs(sum(flips) - 100) < 36  # half of the clips, within five standard deviations
-    # The image is flipped, then cut: in the flipped image the right and the lower edge are the drawn size.
-    left, upper, right, lower = np.array(found).T
-    assert np.abs(right - lower).max() <= 1
-    assert (left <= SIZE - right + 1).all() and (upper <= SIZE - lower + 1).all()
-    assert abs(np.corrcoef(flips, left)[0, 1]) < 0.35  # five standard deviations
-
-
-def test_without_jitter_a_training_crop_is_cut_and_resized(no_jitter):
-    image = noise((SIZE, SIZE))
-    flip, box = geometry(augmented_clip([RAMPS], generator(11))[0])
-    expected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-    candidates = [
-        evaluation_clip([expected.crop((left, upper, size, size))])[0].astype(int)
-        for left in range(box[0] - 1, box[0] + 2)
-        for upper in range(box[1] - 1, box[1] + 2)
-        for size in range(box[2] - 1, box[2] + 2)
-    ]
-    found = augmented_clip([image], generator(11))[0].astype(int)
-    assert min(np.abs(found - candidate).max() for candidate in candidates) <= 1
-
-
-TEXTURE = Image.fromarray(generator().integers(100, 140, (9, 9)).astype(np.uint8)).convert("RGB").resize((SIZE, SIZE))
-
-
-@pytest.fixture(scope="module")
-def grey_levels() -> np.ndarray:
-    """(clips, T) levels of uniformly grey crops of level 100, which contrast and saturation do not change."""
-    clips = [augmented_clip([uniform((100, 100, 100))] * 8, generator(seed)) for seed in range(60)]
-    assert all((clip.min(axis=(1, 2, 3)) == clip.max(axis=(1, 2, 3))).all() for clip in clips)
-    return np.array([clip[:, 0, 0, 0] for clip in clips])
-
-
-def test_brightness_differs_between_the_crops_of_a_clip(grey_levels):
-    """Factors are uniform from 0.6 to 1.4."""
-    assert grey_levels.min() >= 60 and grey_levels.max() <= 140
-    assert kstest(grey_levels.ravel() / 100, "uniform", args=(0.6, 0.8)).statistic < 0.1
-    # Eight independent draws per clip have 7/8 of the total variance within clips; one draw per clip would have none.
-    within = grey_levels.var(axis=1).mean()
-    assert within / grey_levels.var() == pytest.approx(7 / 8, abs=0.1)
-
-
-def test_contrast_differs_between_the_crops_of_a_clip():
-    """Standard deviation over mean changes neither with brightness nor, in a grey image, with saturation."""
-    spread = []
-    for seed in range(20):
-        clip = augmented_clip([TEXTURE] * 8, generator(seed))[:, 0].reshape(8, -1).astype(float)
-        contrast = clip.std(axis=1) / clip.mean(axis=1)
-        assert contrast.max() / contrast.min() < 1.4 / 0.6 * 1.1
-        spread.append(contrast.std() / contrast.mean())
-    assert np.mean(spread) == pytest.approx(0.23, abs=0.06)  # 0.231 for U(0.6, 1.4)
-
-
-def test_saturation_differs_between_the_crops_of_a_clip():
-    """In a uniform colour, contrast and saturation both scale the distance to its grey, by 0.6 to 1.4 each."""
-    colour = (150, 88, 100)  # 0.299 r + 0.587 g + 0.114 b = 107.9
-    variances = []
-    for seed in range(30):
-        clip = augmented_clip([uniform(colour)] * 8, generator(seed))[:, :, 70, 70].astype(float)
-        luminance = clip @ [0.299, 0.587, 0.114]
-        saturation = (clip[:, 0] - clip[:, 1]) / luminance * 107.9 / 62
-        assert saturation.min() > 0.36 * 0.95 and saturation.max() < 1.96 * 1.05
-        variances.append(saturation.var(ddof=1))
-    # A factor from U(0.6, 1.4) has variance 0.64 / 12 = 0.0533, the product of two 1.0533 ** 2 - 1 = 0.1095.
-    assert np.mean(variances) == pytest.approx(0.1095, abs=0.025)
+def test_draws_of_training_clips():
+    """Flip and box are drawn once per clip; for every crop three factors from U(0.6, 1.4), and their order."""
+    draws = [draw_augmentation(8, generator(seed)) for seed in range(400)]
+    names = ("flip", "box", "factors", "order")
+    flip, box, factors, order = (np.array([draw[name] for draw in draws]) for name in names)
+    assert abs(flip.sum() - 200) < 50  # within five standard deviations, as are the correlations
+    assert abs(np.corrcoef(flip, box[:, 0])[0, 1]) < 0.25
+    assert factors.shape == order.shape == (400, 8, 3)
+    for factor in factors.reshape(-1, 3).T:
+        assert kstest(factor, "uniform", args=(0.6, 0.8)).pvalue > ONE_IN_A_MILLION
+    assert np.abs(np.corrcoef(factors.reshape(400, -1).T) - np.eye(24)).max() < 0.25
+    assert len(np.unique(order.reshape(-1, 3), axis=0)) == 6
