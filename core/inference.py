@@ -12,7 +12,8 @@ from core.datasets import ASCDataset, ClipReader, STETrackDataset, WholeTrackDat
 from core.formats.features import feature_writer, require_finite
 from core.formats.predictions import write_predictions
 from core.loaders import clip_batches, item_loader, track_batches
-from core.runtime.device import autocast, input_dtype, memory_format, tune_malloc
+from core.runtime.device import autocast, input_dtype, memory_format
+from core.runtime.malloc import tune_malloc
 from core.runtime.progress import progress
 
 

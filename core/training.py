@@ -16,8 +16,9 @@ from core.loaders import to_device
 from core.metrics import average_precision, roc_auc, speaking_score
 from core.runtime import distributed
 from core.runtime.checkpoint import TrainingRun
-from core.runtime.device import autocast, memory_format, peak_memory, tune_malloc
+from core.runtime.device import autocast, memory_format, peak_memory
 from core.runtime.errors import RunError
+from core.runtime.malloc import tune_malloc
 from core.runtime.progress import progress
 
 # model, batch on the device -> named losses, logits (B, 2) of the prediction

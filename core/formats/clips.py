@@ -26,15 +26,10 @@ _UNKNOWN_LENGTH = 2**30 - 1024  # frames; ffmpeg writes 2^32 - 1 bytes into the 
 _SHORTEST_HEADER = 44  # bytes of a wav
 
 
-def crop_name(timestamp: float) -> str:
-    """Return the file name of a crop, given its timestamp in seconds: 1080 -> "1080.0.jpg"."""
-    return f"{float(timestamp)}.jpg"
-
-
 def crop_names(timestamp: float) -> list[str]:
     """Return the file names that a crop may have: "0.2.jpg", "0.2.png", and "0.20.jpg" as in other projects."""
-    padded = f"{timestamp:.2f}"
-    return [crop_name(timestamp), f"{float(timestamp)}.png", *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
+    name, padded = float(timestamp), f"{timestamp:.2f}"
+    return [f"{name}.jpg", f"{name}.png", *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
 
 
 def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:

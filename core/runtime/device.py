@@ -1,7 +1,6 @@
 """Device and precision of a network."""
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +14,6 @@ from core.runtime.errors import InputError
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _WORKING_MEMORY = 2 << 30  # bytes; more than training the context network takes
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def get_device(name: str) -> torch.device:
@@ -93,19 +91,6 @@ def move_to(device: torch.device, model: nn.Module, image_format: torch.memory_f
         if parameter.ndim == 4:  # Module.to() would fail for weights of 3D convolutions
             parameter.data = parameter.data.to(memory_format=image_format)
     return model
-
-
-def tune_malloc() -> None:
-    """Make glibc keep freed memory instead of returning it to the system.
-
-    Activations of hundreds of megabytes are allocated in every step; page faults would take a quarter of its time on a
-    CPU. Call this after reading inputs, so that the memory for reading is returned.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_TOP_PAD, 64 << 20)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 Each video is processed in its own process: if a decoder crashes, only its video fails.
 """
 
-import contextlib
-import ctypes
 import multiprocessing
 import signal
 import sys
@@ -21,6 +19,7 @@ from typing import TypeVar
 from core.runtime import distributed
 from core.runtime.errors import InputError, RunError, one_line
 from core.runtime.files import write_bytes
+from core.runtime.malloc import tune_malloc
 from core.runtime.progress import progress
 
 FAILURES, NOTES = "failures.txt", "notes.txt"
@@ -136,7 +135,7 @@ def _run(job: Callable, item: Item, name: str, sender: connection.Connection) ->
     """Run a job in its own process: send units of progress, then the outcome or an exception that ends the run."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes its unfinished file
     distributed.end_with_parent()
-    _keep_freed_memory()
+    tune_malloc()
     outcome = Outcome()
     try:
         job(item, outcome, sender.send)
@@ -148,17 +147,6 @@ def _run(job: Callable, item: Item, name: str, sender: connection.Connection) ->
         sender.send(error)
         return
     sender.send(outcome)
-
-
-def _keep_freed_memory() -> None:
-    """Make malloc reuse the memory of frames. To get it from the system for each one takes a fifth of the time.
-
-    Without effect if the C library is not glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def _receive(
