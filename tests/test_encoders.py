@@ -1,8 +1,9 @@
-"""Encoders other than the paper's: golden numbers, features of any width through the stages, encoders of one's own."""
+"""Encoders: golden numbers on real clips, features of any width through the stages, encoders of one's own."""
 
 import json
 import pickle
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ LOGITS = ["logit_0", "logit_1"]
 VIDEOS = ("clearvoice_002_2faces", "face_recognition_short_hamilton")
 SHORT_TRACK = "face_recognition_short_hamilton_0000_0009:1"
 SHIFTED = {"resnet18-tsm": 18, "resnet50-tsm": 50}
+slow = pytest.mark.slow
 
 # Networks
 
@@ -98,34 +100,39 @@ def run(script: str, *arguments: object):
     return result
 
 
-def assert_golden(found: Path, name: str, tolerances: tuple[float, float], features: bool = False) -> None:
+def assert_close(found: np.ndarray, expected: np.ndarray, most: float = 0.02, all_values: float = 0.2) -> None:
+    """Assert that 99 % of the values differ by at most `most`, and all values by at most `all_values`."""
+    error = np.abs(found - expected)
+    assert (error <= most).mean() >= 0.99
+    assert error.max() <= all_values
+
+
+def assert_golden(found: Path, name: str, *tolerances: float, features: bool = False) -> None:
     """Compare the logits of a feature store, and with `features` every eighth feature, with golden ones."""
-    most, all_values = tolerances
     for file in found.glob("*.csv"):
         expected = pd.read_csv(GOLDEN / "encoders" / f"{name}_{file.stem}.csv").reset_index(names="golden_row")
         table = pd.read_csv(file).reset_index(names="row")
         joined = table.merge(expected, on=KEY, suffixes=("", "_golden"), validate="one_to_one")
         assert len(joined) == len(table)
-        error = np.abs(joined[LOGITS].to_numpy() - joined[[f"{column}_golden" for column in LOGITS]].to_numpy())
-        assert (error <= most).mean() >= 0.99
-        assert error.max() <= all_values
+        golden = joined[[f"{column}_golden" for column in LOGITS]].to_numpy()
+        assert_close(joined[LOGITS].to_numpy(), golden, *tolerances)
         if features:
             golden = np.load(GOLDEN / "encoders" / f"{name}_{file.stem}_features.npz")["features"]
             array = np.load(file.with_suffix(".npy"))
             assert array.shape[1] == 128
-            error = np.abs(array[joined["row"]][:, ::8] - golden[joined["golden_row"]])
-            assert (error <= 0.02).mean() >= 0.99
+            assert_close(array[joined["row"]][:, ::8], golden[joined["golden_row"]], all_values=np.inf)
 
 
-def copy_tracks(test_data: Path, csv: Path, video: str, entity: str = "") -> None:
-    """Copy the annotations of a real clip, or of one of its tracks."""
-    name = f"{video}-activespeaker.csv"
-    lines = (test_data / "real_clips" / "csv" / "val" / name).read_text().splitlines()
-    write_text(csv / name, "".join(f"{line}\n" for line in lines if line.endswith(entity)))
+def copy_tracks(test_data: Path, csv: Path, videos: Iterable[str], entity: str = "") -> None:
+    """Copy the annotations of real clips, or of one of their tracks."""
+    for video in videos:
+        name = f"{video}-activespeaker.csv"
+        lines = (test_data / "real_clips" / "csv" / "val" / name).read_text().splitlines()
+        write_text(csv / name, "".join(f"{line}\n" for line in lines if line.endswith(entity)))
 
 
-def forward_on_real_clips(test_data: Path, work: Path) -> Path:
-    """Run stages 1, 2, 3 and 5 with LR-ASD on the tracks in work/csv. Returns the features."""
+def forward_on_real_clips(test_data: Path, work: Path, *encoder: object) -> Path:
+    """Run stages 1, 2, 3 and 5 with an encoder on the tracks in work/csv. Returns the features."""
     videos = ("--ava-video-dir", test_data / "real_clips" / "videos")
     common = ("--csv", work / "csv", "--split", "val")
     run("data/extract_audio_tracks.py", *videos, "--target-audios", work / "tracks")
@@ -133,7 +140,7 @@ def forward_on_real_clips(test_data: Path, work: Path) -> Path:
     run("data/extract_face_crops_time.py", *common, *videos, "--output-dir", work / "crops")
     run(
         "STE_forward.py", 11, "cpu", *common, "--audio-dir", work / "wavs", "--video-dir", work / "crops",
-        "--encoder", "lr-asd", "--weights", lr_asd_weights(test_data), "--output-dir", work / "features",
+        "--output-dir", work / "features", *encoder,
     )  # fmt: skip
     return work / "features"
 
@@ -145,19 +152,38 @@ def lr_asd_weights(test_data: Path, name: str = "pretrain_AVA") -> Path:
     return path
 
 
-def test_lr_asd_on_a_real_track(test_data, tmp_path):
-    copy_tracks(test_data, tmp_path / "csv", VIDEOS[1], SHORT_TRACK)
-    features = forward_on_real_clips(test_data, tmp_path)
-    assert_golden(features, "lr_asd", (0.02, 0.2), features=True)
-
-
-@pytest.mark.slow
-def test_lr_asd_on_real_clips(test_data, tmp_path):
+def test_outputs_are_those_of_the_released_code(test_data, tmp_path):
+    """Stages 1, 2, 3, 5 and 8, with filled networks."""
+    copy_tracks(test_data, tmp_path / "csv", VIDEOS)
+    torch.save(fill.ste_state(11), tmp_path / "STE.pth")
+    torch.save(fill.asc_state(11, 2), tmp_path / "ASC.pth")
+    store = forward_on_real_clips(test_data, tmp_path, "--weights", tmp_path / "STE.pth", "--batch-size", 32)
+    context = ("--weights", tmp_path / "ASC.pth", "--output-dir", tmp_path / "asc")
+    run("ASC_forward.py", 11, 4, 2, "cpu", "--features-val-full", store, *context)
     for video in VIDEOS:
-        copy_tracks(test_data, tmp_path / "csv", video)
-    features = forward_on_real_clips(test_data, tmp_path)
-    assert len(list(features.glob("*.csv"))) == len(VIDEOS)
-    assert_golden(features, "lr_asd", (0.02, 0.2), features=True)
+        expected = pd.read_csv(GOLDEN / "end_to_end" / f"{video}.csv")
+        found = pd.read_csv(store / f"{video}.csv")
+        features = np.load(store / f"{video}.npy")
+        joined = expected[KEY].merge(found.reset_index(), on=KEY, how="left", validate="one_to_one")
+        assert len(joined) == len(found) == len(features)
+        assert_close(joined[LOGITS].to_numpy(), expected[["ste_logit_0", "ste_logit_1"]].to_numpy())
+        assert joined["label_id"].tolist() == expected["label_id"].tolist()
+        golden = np.load(GOLDEN / "end_to_end" / f"{video}_features.npz")["features"]  # every 16th feature
+        assert_close(features[joined["index"]][:, ::16], golden)
+        if "asc_logit_0" in expected:
+            asc = pd.read_csv(tmp_path / "asc" / f"{video}.csv", header=None, names=[*KEY, *LOGITS])
+            asc = expected[KEY].merge(asc, on=KEY, how="left")
+            assert_close(asc[LOGITS].to_numpy(), expected[["asc_logit_0", "asc_logit_1"]].to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("videos", "entity"), [(VIDEOS[1:], SHORT_TRACK), pytest.param(VIDEOS, "", marks=slow)], ids=["a track", "all"]
+)
+def test_lr_asd_on_real_clips(test_data, tmp_path, videos, entity):
+    copy_tracks(test_data, tmp_path / "csv", videos, entity)
+    features = forward_on_real_clips(test_data, tmp_path, "--encoder", "lr-asd", "--weights", lr_asd_weights(test_data))
+    assert len(list(features.glob("*.csv"))) == len(videos)
+    assert_golden(features, "lr_asd", features=True)
 
 
 def encode_regions(test_data: Path, work: Path) -> Path:
@@ -182,26 +208,21 @@ def encode_regions(test_data: Path, work: Path) -> Path:
     return work / "features"
 
 
-def test_lr_asd_in_the_wild_on_a_real_track(test_data, tmp_path):
-    copy_tracks(test_data, tmp_path / "csv", VIDEOS[1], SHORT_TRACK)
-    assert_golden(encode_regions(test_data, tmp_path), "lr_asd_wild", (0.1, 0.5))
+@pytest.mark.parametrize("entity", [SHORT_TRACK, pytest.param("", marks=slow)], ids=["a track", "all"])
+def test_lr_asd_in_the_wild_on_real_tracks(test_data, tmp_path, entity):
+    copy_tracks(test_data, tmp_path / "csv", VIDEOS[1:], entity)
+    assert_golden(encode_regions(test_data, tmp_path), "lr_asd_wild", 0.1, 0.5)
 
 
-@pytest.mark.slow
-def test_lr_asd_in_the_wild_on_real_tracks(test_data, tmp_path):
-    copy_tracks(test_data, tmp_path / "csv", VIDEOS[1])
-    assert_golden(encode_regions(test_data, tmp_path), "lr_asd_wild", (0.1, 0.5))
-
-
-@pytest.mark.slow
+@slow
 def test_lr_asd_in_the_wild_on_a_real_video(test_data, tmp_path):
     """Through scripts/detect_speakers.py, on given tracks of a video without an offset of its audio."""
-    copy_tracks(test_data, tmp_path / "csv", VIDEOS[0])
+    copy_tracks(test_data, tmp_path / "csv", VIDEOS[:1])
     video = test_data / "real_clips" / "videos" / f"{VIDEOS[0]}.avi"
     weights = ("--encoder", "lr-asd-wild", "--encoder-weights", lr_asd_weights(test_data, "finetuning_TalkSet"))
     out = ("--tracks", tmp_path / "csv", "--output-dir", tmp_path / "out")
     run("scripts/detect_speakers.py", video, "cpu", *weights, *out)
-    assert_golden(tmp_path / "out" / "work" / "ste_features" / "val", "lr_asd_wild", (0.1, 0.5))
+    assert_golden(tmp_path / "out" / "work" / "ste_features" / "val", "lr_asd_wild", 0.1, 0.5)
 
 
 # Features of any width, through the command lines of the stages
@@ -320,7 +341,7 @@ def mini_ava(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("name", SHIFTED)
 def test_all_stages_on_a_mini_ava_and_two_ranks(mini_ava, name):
     """All stages, the same again, one more epoch on two ranks, and features by two ranks, which equal those before."""
