@@ -38,6 +38,12 @@ def run_script(
     )
 
 
+def printed(result: subprocess.CompletedProcess[str]) -> str:
+    """Assert that a script succeeded. Returns what it printed."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 def assert_refused(result: subprocess.CompletedProcess[str], *words: object) -> None:
     """Assert exit status 2 and, as the last line, one `error: ...` with all the words; no traceback."""
     assert result.returncode == 2, result.stdout + result.stderr

@@ -22,10 +22,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused
+from conftest import ROOT, assert_refused, printed
 from processes import run
 from stages import DATA, TRACKS, TRAINING, command, results
-from tiny_inputs import files_under, read_csv, run_here, write_text
+from tiny_inputs import files_under, read_csv, run_here, succeed, write_text
 
 from core import training
 from core.loaders import DistributedBatchSampler, EpochSampler, context_loaders
@@ -140,9 +140,7 @@ def test_incomplete_environment_is_refused(inputs, tmp_path, monkeypatch):
 def test_scripts_for_one_process_ignore_the_environment(inputs, tmp_path, monkeypatch):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    result = run_here(*command("STE_postprocessing.py", inputs, tmp_path / "out"))
-    assert result.returncode == 0, result.stderr
-    assert "official mAP" in result.stdout
+    assert "official mAP" in succeed(*command("STE_postprocessing.py", inputs, tmp_path / "out"))
     assert files_under(tmp_path / "out")
 
 
@@ -350,8 +348,7 @@ class TestFailures:
         assert re.search(r"rank +: 1 ", agent.text)
         if script in TRAINING:
             arguments.append("--resume")
-        result = run(tmp_path / "printed", *arguments)
-        assert result.returncode == 0, result.stderr
+        printed(run(tmp_path / "printed", *arguments))
         if script not in TRAINING:
             assert results(out) == results(expected(script))
 

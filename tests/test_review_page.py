@@ -19,7 +19,7 @@ from numbered_videos import ffmpeg
 from PIL import Image
 from stages import command
 from timed_videos import AAC, H264, make_timed_video, shown_time
-from tiny_inputs import read_json, run_here, write_text
+from tiny_inputs import read_json, run_here, succeed, write_text
 
 from core.detection.overlay import visible_rows
 from core.detection.review import describe_video, write_page
@@ -245,8 +245,7 @@ def test_videos_that_browsers_play(tmp_path, name, options, expected):
 
 def test_pages_of_annotated_videos(inputs, tmp_path):
     videos = ("--ava-video-dir", inputs / "videos")
-    result = run_here("scripts/review.py", "--csv", inputs / "val.csv", *videos, "--output-dir", tmp_path)
-    assert result.returncode == 0, result.stderr
+    succeed("scripts/review.py", "--csv", inputs / "val.csv", *videos, "--output-dir", tmp_path)
     table = read_annotations(inputs / "val.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"review_{name}.html" for name in table.video_ids)
     data = page_data(tmp_path / "review_one.html")
@@ -259,8 +258,7 @@ def test_pages_of_annotated_videos(inputs, tmp_path):
 def test_pages_of_predictions(inputs, tmp_path, labelled):
     flags = ("--csv", inputs / "val.csv") if labelled else ()
     files = ("--predictions", inputs / "predictions.csv", "--ava-video-dir", inputs / "videos")
-    result = run_here("scripts/review.py", *flags, *files, "--videos", "two", "--output-dir", tmp_path)
-    assert result.returncode == 0, result.stderr
+    succeed("scripts/review.py", *flags, *files, "--videos", "two", "--output-dir", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["review_two.html"]
     data = page_data(tmp_path / "review_two.html")
     assert (data["labels"] is not None) == labelled
@@ -286,12 +284,11 @@ def test_unusable_arguments_are_one_line(inputs, tmp_path, flags, words):
 
 
 def test_evaluation_has_pages_of_the_worst_videos(inputs, tmp_path):
-    result = run_here(*command("scripts/evaluate.py", inputs, tmp_path), "--ava-video-dir", inputs / "videos")
-    assert result.returncode == 0, result.stderr
+    output = succeed(*command("scripts/evaluate.py", inputs, tmp_path), "--ava-video-dir", inputs / "videos")
     worst = next(iter(read_json(tmp_path / "numbers.json")["predictions"].values()))["worst"]
     assert worst
     for video_id in worst:
-        assert str(tmp_path / f"review_{video_id}.html") in result.stdout
+        assert str(tmp_path / f"review_{video_id}.html") in output
         assert page_data(tmp_path / f"review_{video_id}.html")["labels"]
 
 

@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import subprocess
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +26,7 @@ from tiny_inputs import (
     read_csv,
     read_wav,
     run_here,
+    succeed,
     write_encoder_inputs,
     write_store,
     write_text,
@@ -53,12 +53,6 @@ TRAIN = [
     Track("t:5", "100", 10.04, "series"),
 ]
 VAL = [Track("v:1", "0011", 10.0, "val1"), Track("v:2", "10", 10.04, "val1"), Track("v:3", "01", 10.0, "val2")]
-
-
-def succeed(result: subprocess.CompletedProcess[str]) -> str:
-    """Assert exit status 0 and return what was printed."""
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def weights(path: Path) -> dict[str, bytes]:
@@ -100,7 +94,7 @@ def asc_arguments(features: Path, models_out: Path, *flags: object) -> list[obje
 def asc_run(features, tmp_path_factory) -> Path:
     """Directory of a finished run."""
     models_out = tmp_path_factory.mktemp("asc")
-    assert str(models_out / ASC_NAME) in succeed(run_here(*asc_arguments(features, models_out)))
+    assert str(models_out / ASC_NAME) in succeed(*asc_arguments(features, models_out))
     return models_out / ASC_NAME
 
 
@@ -129,7 +123,7 @@ class TestContextTraining:
             assert 0 < row["val_ap"] <= 1
 
     def test_same_seed_gives_the_same_weights_with_any_number_of_workers(self, asc_run, features, tmp_path):
-        succeed(run_here(*asc_arguments(features, tmp_path, "--workers", 2)))
+        succeed(*asc_arguments(features, tmp_path, "--workers", 2))
         again = tmp_path / ASC_NAME
         assert weights(again / f"{EPOCHS}.pth") == weights(asc_run / f"{EPOCHS}.pth")
         assert log_of(again) == log_of(asc_run)
@@ -191,7 +185,7 @@ class TestTrainingRun:
 class TestResuming:
     def test_finished_run_has_nothing_left_to_do(self, asc_run, features):
         before = digests(asc_run, "*.pth")
-        succeed(run_here(*asc_arguments(features, asc_run.parent, "--resume")))
+        succeed(*asc_arguments(features, asc_run.parent, "--resume"))
         assert digests(asc_run, "*.pth") == before
         assert len(log_of(asc_run)) == EPOCHS
 
@@ -318,7 +312,7 @@ def encoder_inputs(tmp_path_factory) -> Path:
 def ste_run(encoder_inputs, tmp_path_factory) -> Path:
     """Directory of a finished run of two epochs."""
     models_out = tmp_path_factory.mktemp("ste")
-    succeed(run_here(*ste_arguments(encoder_inputs, models_out, "--epochs", 2)))
+    succeed(*ste_arguments(encoder_inputs, models_out, "--epochs", 2))
     return models_out / "ste_encoder"
 
 
@@ -368,7 +362,7 @@ class TestMissingInputs:
         assert_refused(run_here(*arguments), path, "shorter than its track")
 
     def test_rows_are_left_out_with_skip_missing(self, incomplete):
-        output = succeed(run_here(*ste_arguments(incomplete, incomplete / "out", "--skip-missing")))
+        output = succeed(*ste_arguments(incomplete, incomplete / "out", "--skip-missing"))
         assert "5 rows" in output
         assert "2 train tracks" in output
 

@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from conftest import ROOT
+from conftest import ROOT, printed
 from PIL import Image
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -111,6 +111,11 @@ def run_here(script: str | Path, *args: object, small_encoder: bool = True) -> s
         sys.argv, sys.path[:] = argv, path
         torch.set_num_threads(threads)
     return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
+
+
+def succeed(script: str | Path, *args: object, small_encoder: bool = True) -> str:
+    """Run a script that must succeed inside the test process. Returns what it printed."""
+    return printed(run_here(script, *args, small_encoder=small_encoder))
 
 
 def files_under(directory: Path) -> list[str]:
