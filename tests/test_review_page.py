@@ -19,7 +19,7 @@ from numbered_videos import ffmpeg
 from PIL import Image
 from stages import command
 from timed_videos import AAC, H264, make_timed_video, shown_time
-from tiny_inputs import read_json, run_here, succeed, write_text
+from tiny_inputs import read_json, run_here, speakers_json, succeed, write_text
 
 from core.detection.overlay import visible_rows
 from core.detection.review import describe_video, write_page
@@ -56,35 +56,13 @@ def make_logits(table: FaceTable, seed: int = 0) -> np.ndarray:
     return np.stack([np.convolve(column, np.ones(9) / 3, "valid") for column in noise.T], axis=1).astype(np.float32)
 
 
-def document(table: FaceTable) -> dict:
-    """speakers.json without tracks."""
-    settings = {
-        **{
-            "threshold": THRESHOLD,
-            "smoothing": SMOOTHING,
-            "encoder": "resnet18",
-            "clip_length": 11,
-            "clips": 11,
-            "time_stride": 4,
-        },
-        **{"speakers": 3, "precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64},
-        **{"asc_weights_sha256": "a" * 64, "face_detector_sha256": None, "video_stream": None, "audio_stream": None},
-        **{"start": 0.0, "duration": None},
-    }
-    video = {
-        **{"id": table.video_ids[0], "file": "talk.mp4", "seconds": 4.0, "frame_rate": 25.0, "width": SIZE[0]},
-        **{"height": SIZE[1], "rows_per_second": 25.0, "cuts": []},
-    }
-    return {"schema_version": 1, "video": video, "settings": settings}
-
-
 def make_page(path: Path, video: Path, table: FaceTable, logits: np.ndarray | None, played=None, **options) -> Path:
     with VideoReader(video) as reader:
         span = 0.0, max((reader.frame_count or 0) / reader.fps, float(table.timestamp.max(initial=0)))
         fields = describe_video(path, video, reader, span, played)
     columns = [] if logits is None else list(logits.T.astype(float))
     options = {"thumbnail": lambda _: Image.new("RGB", (30, 40), (90, 120, 60)), **options}
-    write_page(path, fields, table, columns, THRESHOLD, SMOOTHING, document=document(table), **options)
+    write_page(path, fields, table, columns, THRESHOLD, SMOOTHING, document=speakers_json(), **options)
     return path
 
 

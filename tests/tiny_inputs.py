@@ -197,6 +197,21 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def speakers_json(**more: object) -> dict:
+    """A complete speakers.json without `tracks`, and more values."""
+    video = {
+        **{"id": "video", "file": "video.mp4", "seconds": 6.04, "frame_rate": 29.97, "width": 640, "height": 360},
+        **{"rows_per_second": 29.97, "cuts": [0.5, 3]},
+    }
+    settings = {
+        **{"threshold": 0.5, "smoothing": 11, "encoder": "resnet18", "clip_length": 11, "clips": 11, "time_stride": 4},
+        **{"speakers": 3, "precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64},
+        **{"asc_weights_sha256": "a" * 64, "face_detector_sha256": "f" * 64, "video_stream": None, "audio_stream": 1},
+        **{"start": 0.0, "duration": None},
+    }
+    return {"schema_version": 1, "video": video, "settings": settings, **more}
+
+
 # Crops and wavs
 
 
