@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, printed, run_script
+from conftest import ROOT, printed, run_script, wait_for
 from stages import make_inputs
 from tiny_inputs import Track, digests, faces_of, noise_features, write_store
 
@@ -209,9 +208,7 @@ def test_encoder_training_resumes(root, tmp_path):
     printed(run_script(*encoder_training(root, tmp_path / "workers", workers=2), *options))
     command = [sys.executable, *map(str, (*encoder_training(root, tmp_path / "killed"), *options))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "killed" / "ste_encoder" / "last.ckpt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for((tmp_path / "killed" / "ste_encoder" / "last.ckpt").exists, alive=lambda: process.poll() is None)
         os.kill(process.pid, signal.SIGKILL)
     printed(run_script(*encoder_training(root, tmp_path / "killed"), *options, "--resume"))
     for name in ("workers", "killed"):

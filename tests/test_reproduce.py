@@ -6,13 +6,12 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, printed, run_script
+from conftest import ROOT, printed, run_script, wait_for
 from server import Server, archive, running_server
 from torchvision.models import ResNet18_Weights, resnet18
 
@@ -85,10 +84,7 @@ class Run:
 
     def send_signal(self, number: int, condition: Callable[[], bool]) -> int:
         """Send a signal to the whole session when a condition is true. Returns the exit status."""
-        deadline = time.monotonic() + 200
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.text
-            time.sleep(0.01)
+        wait_for(condition, 200, lambda: self.process.poll() is None, lambda: self.text)
         os.killpg(self.process.pid, number)
         return self.process.wait(timeout=60)
 

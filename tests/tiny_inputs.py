@@ -197,6 +197,13 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_log(directory: Path) -> list[dict[str, float]]:
+    """Rows of the training log in a directory or below."""
+    (path,) = directory.rglob("*_logs.csv")
+    header, *lines = read_csv(path)
+    return [dict(zip(header, map(float, line), strict=True)) for line in lines]
+
+
 def speakers_json(**more: object) -> dict:
     """A complete speakers.json without `tracks`, and more values."""
     video = {
