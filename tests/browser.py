@@ -2,13 +2,13 @@
 
 import contextlib
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import wait_for
 from PIL import Image
 
 KEYS = {"ctrl": "\ue009", "shift": "\ue008", "left": "\ue012", "right": "\ue014", "down": "\ue015", "delete": "\ue017"}
@@ -44,7 +44,7 @@ class Browser:
         return self.run(f"return {expression}")
 
     def wait_for(self, condition: str, seconds: float = 20) -> None:
-        wait_for(lambda: self.value(f"Boolean({condition})"), condition, seconds)
+        wait_for(lambda: self.value(f"Boolean({condition})"), seconds, text=lambda: condition)
 
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self._driver.get_log("browser")]
@@ -103,15 +103,8 @@ class Browser:
         number = self.value(f"exportedFiles().findIndex(([file]) => file === {name!r})")
         self.click(f"#files li:nth-child({number + 1}) button")
         self.run("document.getElementById('export-dialog').close()")
-        wait_for(path.exists, name)
+        wait_for(path.exists, 20, text=lambda: name)
         return path
-
-
-def wait_for(condition: Callable[[], bool], name: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {name}"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

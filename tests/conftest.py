@@ -1,11 +1,12 @@
-"""Shared by test files: running scripts, small csv files, code in pickles, inputs of every stage, real data."""
+"""Shared by test files: running scripts, waiting, small csv files, code in pickles, inputs of stages, real data."""
 
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def run_script(
     )
 
 
+def printed(result: subprocess.CompletedProcess[str]) -> str:
+    """Assert that a script succeeded. Returns what it printed."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 def assert_refused(result: subprocess.CompletedProcess[str], *words: object) -> None:
     """Assert exit status 2 and, as the last line, one `error: ...` with all the words; no traceback."""
     assert result.returncode == 2, result.stdout + result.stderr
@@ -46,6 +53,20 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: object) -> 
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
     missing = [word for word in map(str, words) if word not in lines[-1]]
     assert not missing, f"{missing} not in: {lines[-1]}"
+
+
+def wait_for(
+    condition: Callable[[], object],
+    seconds: float = 120,
+    alive: Callable[[], bool] = lambda: True,
+    text: Callable[[], str] = str,
+) -> None:
+    """Wait until a condition is true, and fail, with a text, after some seconds or if a process is no longer alive."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert alive(), f"ended early: {text()}"
+        assert time.monotonic() < end, f"waited in vain: {text()}"
+        time.sleep(0.01)
 
 
 Row = tuple[str, str, tuple[str, str, str, str], str, str]  # video, timestamp, box, label, entity; all as text

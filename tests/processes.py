@@ -14,14 +14,13 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
-from conftest import ROOT
+from conftest import ROOT, wait_for
 
 LIBRARIES = (
     *("core.media.crops", "core.datasets", "core.metrics", "core.models", "core.training", "core.detection.pipeline"),
@@ -103,13 +102,9 @@ class Running:
             self.args, self.process.exitcode, self.out.read_text(), self.err.read_text(errors="replace")
         )
 
-    def until(self, condition: Callable[[], bool], timeout: float = 60) -> None:
+    def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition is true while the script runs."""
-        end = time.monotonic() + timeout
-        while not condition():
-            assert self.process.is_alive(), f"it ended early: {self.err.read_text()}"
-            assert time.monotonic() < end, "the condition did not become true"
-            time.sleep(0.005)
+        wait_for(condition, 60, self.process.is_alive, self.err.read_text)
 
     def signal(self, number: int) -> None:
         """Send a signal to the script and its children, as a terminal does for Ctrl-C."""
@@ -141,10 +136,7 @@ def kill(directory: Path, arguments: list[object], call: Call) -> None:
     running = Running(directory, *arguments, fault=Fault(kill_at=call))
     result = running.wait()
     assert result.returncode == -signal.SIGKILL, (call, result)
-    end = time.monotonic() + 20
-    while running.children(zombies=False) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not running.children(zombies=False)
+    wait_for(lambda: not running.children(zombies=False), 20)
 
 
 def samples(result: subprocess.CompletedProcess[str]) -> list[tuple[int, int, int]]:

@@ -10,8 +10,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused
-from tiny_inputs import Track, digests, faces_of, noise_features, read_json, run_here, write_annotations, write_store
+from conftest import assert_refused, printed
+from tiny_inputs import (
+    Track,
+    digests,
+    faces_of,
+    noise_features,
+    read_json,
+    run_here,
+    succeed,
+    write_annotations,
+    write_store,
+)
 
 from core import ablation
 from core.config import ASC_optimization_params
@@ -99,8 +109,7 @@ class TestTraining:
             ("ASC_forward.py", *shape, *val, "--weights", weights, "--output-dir", out, *seed),
             ("ASC_prediction_postprocessing.py", "--predictions-dir", out, *truth, *files),
         ):
-            result = run_here(*command)
-            assert result.returncode == 0, result.stderr
+            succeed(*command)
         ours, theirs = torch.load(tmp_path / "ablation" / "seed_3" / variant.name / "2.pth"), torch.load(weights)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         assert read_json(tmp_path / "p" / "p.json")["mAP"] == pytest.approx(expected, abs=1e-6)
@@ -163,16 +172,14 @@ def run_few(*flags: object) -> subprocess.CompletedProcess[str]:
 def finished(root, tmp_path_factory) -> tuple[Path, str]:
     """Output directory and printed text of a finished ablation."""
     out = tmp_path_factory.mktemp("finished")
-    result = ablate(root, out)
-    assert result.returncode == 0, result.stderr
-    return out, result.stdout
+    return out, printed(ablate(root, out))
 
 
 class TestScript:
     def test_results_are_those_of_the_runs(self, finished):
         """The mAPs of the last epochs in their logs."""
-        out, printed = finished
-        assert (out / "ablation.md").read_text() in printed
+        out, text = finished
+        assert (out / "ablation.md").read_text() in text
         table = json.loads((out / "ablation.json").read_text(), parse_constant=pytest.fail)["table"]  # without NaN
         assert len(table) == 6 + 2
         found = {row["setting"]: row["mAP"] for row in table if row["axis"] == "refinement"}
@@ -185,15 +192,14 @@ class TestScript:
     def test_interrupted_ablation_resumes(self, root, finished, tmp_path):
         out, _ = finished
         half = tmp_path / "half"
-        assert ablate(root, half, "--seeds", 1).returncode == 0
+        printed(ablate(root, half, "--seeds", 1))
         assert len(digests(half, "seed_0/*/2.pth")) == 2
         for path in (half / "seed_0" / PAPER.name).iterdir():  # as if killed before this run
             path.unlink()
-        again = ablate(root, half)
-        assert again.returncode == 0, again.stderr
+        again = printed(ablate(root, half))
         assert digests(half, "seed_*/*/2.pth") == digests(out, "seed_*/*/2.pth")
         assert (half / "ablation.md").read_bytes() == (out / "ablation.md").read_bytes()
-        assert len(re.findall(r"^epoch ", again.stdout, re.M)) == 2 * 3  # one run of seed 0, both of seed 1
+        assert len(re.findall(r"^epoch ", again, re.M)) == 2 * 3  # one run of seed 0, both of seed 1
 
     def test_other_settings_are_refused(self, root, finished):
         assert_refused(ablate(root, finished[0], "--learning-rate", 1e-4), "learning_rate 0.001, now 0.0001")
@@ -223,8 +229,7 @@ class TestScript:
     def test_ablation_on_a_mini_ava(self, tmp_path):
         """Videos, training of a real encoder, features and context networks, each stage in its own process."""
         size = ("--videos", 2, "--seconds", 2, "--clip-length", 1, "--ste-epochs", 1, "--seeds", 1, "--epochs", 1)
-        result = run_few("--output-dir", tmp_path / "out", *size)
-        assert result.returncode == 0, result.stderr
+        printed(run_few("--output-dir", tmp_path / "out", *size))
         assert "| both |" in (tmp_path / "out" / "ablation.md").read_text()
         assert (tmp_path / "out" / "mini_ava" / "ste_features" / "val" / "STE_forward_cfg.json").exists()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, assert_refused
+from conftest import ROOT, assert_refused, printed
 from imageio_ffmpeg import get_ffmpeg_exe
 from numbered_videos import ffmpeg
 from processes import Fault, Running, kill, run, samples
@@ -32,6 +32,7 @@ from tiny_inputs import (
     read_json,
     read_wav,
     run_here,
+    succeed,
     write_annotations,
     write_text,
 )
@@ -104,10 +105,9 @@ def detect(root: Path, video: Path | str, out: Path, *more: object) -> subproces
 
 def steps_run(result: subprocess.CompletedProcess[str]) -> list[str]:
     """Steps that a successful run did not skip."""
-    assert result.returncode == 0, result.stdout + result.stderr
-    printed = re.findall(rf"^({'|'.join(STEPS)}):( already done)?$", result.stdout, re.M)
-    assert [name for name, _ in printed] == [name for name in STEPS if name in dict(printed)]
-    return [name for name, skipped in printed if not skipped]
+    steps = re.findall(rf"^({'|'.join(STEPS)}):( already done)?$", printed(result), re.M)
+    assert [name for name, _ in steps] == [name for name in STEPS if name in dict(steps)]
+    return [name for name, skipped in steps if not skipped]
 
 
 @pytest.fixture(scope="module")
@@ -335,8 +335,7 @@ def test_intermediate_files_equal_those_of_the_numbered_stages(base, root, tmp_p
             *("--predictions-csv", *scores),
         ),
     ):
-        result = run_here(*command)
-        assert result.returncode == 0, result.stdout + result.stderr
+        succeed(*command)
     ours = digests(work)
     for name, digest in digests(tmp_path).items():
         if name.startswith(("audio", "instance", "asc")) and not name.endswith(("lock", "json")):
@@ -447,8 +446,7 @@ def test_corrected_tracks_are_kept_and_can_be_used(copied, base, root, squares, 
 
     both = ("--audio-dir", again / "work/instance_wavs_time", "--video-dir", again / "work/instance_crops_time")
     weights = ("--weights", root / "STE.pth", "--workers", 0)
-    result = run_here("STE_forward.py", 1, "cpu", "--csv", corrected, *both, *weights, "--output-dir", tmp_path / "ste")
-    assert result.returncode == 0, result.stderr
+    succeed("STE_forward.py", 1, "cpu", "--csv", corrected, *both, *weights, "--output-dir", tmp_path / "ste")
     assert len(read_csv(tmp_path / "ste" / "talk.csv")) == 41
 
     corrected.rename(tmp_path / "corrected.csv")
@@ -462,7 +460,7 @@ def test_tracks_from_a_directory_of_official_files(root, tmp_path):
         rows = [line for line in lines if line.startswith(video)]
         write_text(tmp_path / "csv" / f"{video}-activespeaker.csv", "".join(rows))
     flags = ("--tracks", tmp_path / "csv", "--face-detector", "missing.onnx")
-    assert detect(root, one_video(root), tmp_path / "out", *flags).returncode == 0
+    printed(detect(root, one_video(root), tmp_path / "out", *flags))
     table = read_annotations(tmp_path / "out" / "tracks.csv")
     assert table.timestamp.tolist() == [0.4, 0.44, 0.48, 0.52, *(round(0.52 + 0.04 * n, 2) for n in range(7))]
 
@@ -494,16 +492,15 @@ def test_rows_beyond_the_end_of_the_video_are_listed(root, tmp_path):
     assert "crops: already done" in second.stdout
     assert (tmp_path / "out" / "failures.txt").read_text().splitlines() == failures
     write_annotations(csv_file, faces_of(tracks[:1]))
-    assert detect(root, video, tmp_path / "out", "--tracks", csv_file).returncode == 0
+    printed(detect(root, video, tmp_path / "out", "--tracks", csv_file))
     assert not (tmp_path / "out" / "failures.txt").exists()
 
 
 def test_unusual_row_rates_are_noted(root, tmp_path):
     rows = [Face("one", "one:1", round(0.1 + 0.08 * n, 2), 0) for n in range(5)]
     csv_file = write_annotations(tmp_path / "rows.csv", rows)
-    result = detect(root, one_video(root), tmp_path / "out", "--tracks", csv_file)
-    assert result.returncode == 0, result.stderr
-    assert f"note: {csv_file}: rows are 0.08 s apart" in result.stdout
+    output = printed(detect(root, one_video(root), tmp_path / "out", "--tracks", csv_file))
+    assert f"note: {csv_file}: rows are 0.08 s apart" in output
 
 
 # Choosing tracks, streams and a part
@@ -563,8 +560,7 @@ def test_chosen_streams(root, squares, tmp_path):
     streams = [word for file in (0, 1) for kind in "va" for word in ("-map", f"{file}:{kind}")]
     video = tmp_path / "both.mkv"
     ffmpeg("-i", tmp_path / "first.mp4", "-i", tmp_path / "second.mp4", *streams, "-c", "copy", video)
-    result = detect(root, video, tmp_path / "out", "--video-stream", 1, "--audio-stream", 1)
-    assert result.returncode == 0, result.stderr
+    printed(detect(root, video, tmp_path / "out", "--video-stream", 1, "--audio-stream", 1))
     content = read_json(tmp_path / "out" / "speakers.json")
     assert (content["video"]["width"], len(content["tracks"])) == (160, 1)
     for path in ("work/audio_tracks/both.wav", "both_speakers.mp4"):
@@ -626,8 +622,7 @@ def speakers(root, squares, tmp_path):
     """Function that runs the script on a video and returns the content of speakers.json."""
 
     def run_script(video: Path, *more: object) -> dict:
-        result = detect(root, video, tmp_path / "out", *more)
-        assert result.returncode == 0, result.stdout + result.stderr
+        printed(detect(root, video, tmp_path / "out", *more))
         content = read_json(tmp_path / "out" / "speakers.json")
         jsonschema.validate(content, SCHEMA)
         assert_plays_in_browsers(tmp_path / "out" / f"{video.stem}_speakers.mp4")
@@ -705,8 +700,7 @@ def test_special_characters_in_names(root, tmp_path, monkeypatch):
     with open(tmp_path / "rows.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
     out = Path("out, 5 % of it")
-    result = detect(root, f"./{name}", out, "--tracks", "rows.csv")
-    assert result.returncode == 0, result.stderr
+    printed(detect(root, f"./{name}", out, "--tracks", "rows.csv"))
     assert read_json(out / "speakers.json")["video"]["id"] == video_id
     assert read_annotations(out / "tracks.csv").entity_ids == [f"{video_id}:1"]
     assert len(read_frames(out / f"{video_id}_speakers.mp4")) == 15
@@ -722,8 +716,7 @@ def test_marked_video_is_on_time(root, tmp_path, late):
     inputs = (*inputs, "-itsoffset", 0.52 * (late == "audio"), "-i", made)
     ffmpeg(*inputs, "-map", "0:v", "-map", "1:a", "-c", "copy", tmp_path / "video.mp4")
     csv_file = write_annotations(tmp_path / "rows.csv", faces_of([Track("video:1", "0" * 5, 0.4, "video")]))
-    result = detect(root, tmp_path / "video.mp4", tmp_path / "out", "--tracks", csv_file)
-    assert result.returncode == 0, result.stdout + result.stderr
+    printed(detect(root, tmp_path / "video.mp4", tmp_path / "out", "--tracks", csv_file))
     marked = tmp_path / "out" / "video_speakers.mp4"
     with VideoReader(marked) as reader:
         times = np.arange(0, 3.9, 1 / reader.fps)
@@ -743,7 +736,7 @@ def test_truncated_video(root, squares, tmp_path):
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     result = detect(root, video, tmp_path / "out")
     assert "Traceback" not in result.stderr
-    assert result.returncode == 0, result.stderr
+    printed(result)
     content = read_json(tmp_path / "out" / "speakers.json")
     assert 0.4 < content["video"]["seconds"] < 1.7
     assert content["tracks"][0]["end"] <= content["video"]["seconds"] + 0.02
@@ -837,15 +830,13 @@ KILLS = [
 @slow
 def test_killed_runs_are_resumed(root, tmp_path):
     """No partial file ever has its final name, and the result equals that of an uninterrupted run."""
-    result = run(tmp_path, *with_tracks(root, tmp_path / "uninterrupted"))
-    assert result.returncode == 0, result
+    printed(run(tmp_path, *with_tracks(root, tmp_path / "uninterrupted")))
     expected, command = contents(tmp_path / "uninterrupted"), with_tracks(root, tmp_path / "out")
     for call in KILLS:
         kill(tmp_path, command, call)
         differing = {name for name, digest in contents(tmp_path / "out").items() if expected.get(name) != digest}
         assert {name for name in differing if ".partial" not in name} <= {".steps.json", "work/tracks.csv"}
-    result = run(tmp_path, *command)
-    assert result.returncode == 0, result
+    printed(run(tmp_path, *command))
     assert contents(tmp_path / "out") == expected  # without the partial files of killed runs
 
 
@@ -865,6 +856,6 @@ def test_memory_does_not_depend_on_the_length_of_the_video(root, tmp_path):
         command = arguments(root, video, tmp_path / f"out{minutes}", "--tracks", csv_file)
         running = Running(tmp_path, *command, fault=Fault(sample_at="core.runtime.resume.StepCache._set"))
         result = running.wait(500)
-        assert result.returncode == 0, result.stderr
+        printed(result)
         peaks[minutes] = max(peak for _, peak, _ in samples(result))
     assert peaks[6] - peaks[1] < 30e6, peaks  # bytes

@@ -5,12 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 
 # "-m venv" copies the stub to the environment. "-m pip install" is recorded, and runs the file on_install.
 PYTHON_STUB = r"""#!/usr/bin/env bash
@@ -140,9 +139,7 @@ def test_ctrl_c_ends_the_installation(project):
     started = project.stubs / "started"
     project.on_install(f"trap 'exit 1' INT; touch '{started}'; for i in {{1..500}}; do sleep 0.02; done\n")
     process = project.start()
-    deadline = time.monotonic() + 20
-    while not started.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(started.exists, 20)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130

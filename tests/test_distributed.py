@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -22,10 +21,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused
+from conftest import ROOT, assert_refused, printed, wait_for
 from processes import run
 from stages import DATA, TRACKS, TRAINING, command, results
-from tiny_inputs import files_under, read_csv, run_here, write_text
+from tiny_inputs import files_under, read_log, run_here, succeed, write_text
 
 from core import training
 from core.loaders import DistributedBatchSampler, EpochSampler, context_loaders
@@ -140,9 +139,7 @@ def test_incomplete_environment_is_refused(inputs, tmp_path, monkeypatch):
 def test_scripts_for_one_process_ignore_the_environment(inputs, tmp_path, monkeypatch):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    result = run_here(*command("STE_postprocessing.py", inputs, tmp_path / "out"))
-    assert result.returncode == 0, result.stderr
-    assert "official mAP" in result.stdout
+    assert "official mAP" in succeed(*command("STE_postprocessing.py", inputs, tmp_path / "out"))
     assert files_under(tmp_path / "out")
 
 
@@ -232,24 +229,11 @@ def spied(options: dict, script: str, *args: object) -> list[object]:
     return [ROOT / "tests" / "rank_spy.py", json.dumps(options), script, *args]
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 120) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "the condition did not become true"
-        time.sleep(0.02)
-
-
 def is_alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def read_log(out: Path) -> list[dict[str, float]]:
-    (path,) = out.rglob("*_logs.csv")
-    header, *lines = read_csv(path)
-    return [dict(zip(header, map(float, line), strict=True)) for line in lines]
 
 
 def last_weights(out: Path) -> bytes:
@@ -350,8 +334,7 @@ class TestFailures:
         assert re.search(r"rank +: 1 ", agent.text)
         if script in TRAINING:
             arguments.append("--resume")
-        result = run(tmp_path / "printed", *arguments)
-        assert result.returncode == 0, result.stderr
+        printed(run(tmp_path / "printed", *arguments))
         if script not in TRAINING:
             assert results(out) == results(expected(script))
 

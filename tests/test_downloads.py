@@ -6,11 +6,10 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from server import Server, archive, running_server
 
 SCRIPT = ROOT / "scripts" / "downloads.sh"
@@ -163,10 +162,7 @@ class TestInterruptions:
         server.stalled.add("/trainval/stalled.mp4")
         process = downloads.start("videos")
         whole, part = (downloads.root / "videos" / "trainval" / name for name in ("whole.mp4", "stalled.mp4.part"))
-        deadline = time.monotonic() + 20
-        while not (whole.exists() and part.exists() and part.stat().st_size):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: whole.exists() and part.exists() and part.stat().st_size, 20)
         lines = downloads.run("weights", status=2)
         assert lines == [f"error: another download to {downloads.root} is running"]
         os.killpg(process.pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import assert_refused
+from conftest import assert_refused, printed
 from processes import Fault, Running, kill, run, samples
 from stages import DATA, TRAINING, command, results
 from tiny_inputs import (
@@ -39,8 +39,7 @@ def expected(inputs, tmp_path_factory):
     @functools.cache
     def make(script: str) -> dict[str, str]:
         out = tmp_path_factory.mktemp("expected") / "out"
-        result = run(out.parent / "printed", *command(script, inputs, out))
-        assert result.returncode == 0, result.stdout + result.stderr
+        printed(run(out.parent / "printed", *command(script, inputs, out)))
         return results(out)
 
     return make
@@ -64,8 +63,7 @@ def assert_no_partial_files(out: Path) -> None:
 
 def assert_finishes(arguments: list[object], out: Path, expected: dict[str, str]) -> None:
     """Assert that the command finishes with the expected results and no partial files."""
-    result = run(out.parent / "printed", *arguments)
-    assert result.returncode == 0, result.stdout + result.stderr
+    printed(run(out.parent / "printed", *arguments))
     assert results(out) == expected
     assert_no_partial_files(out)
 
@@ -163,11 +161,11 @@ def test_killed_run_with_overwrite_must_be_repeated(inputs, tmp_path):
     """Until then the directory holds aligned and unaligned wavs, which look alike."""
     out = tmp_path / "out"
     arguments = command(DATA[0], inputs, out)
-    assert run(tmp_path / "printed", *arguments).returncode == 0
+    printed(run(tmp_path / "printed", *arguments))
     kill(tmp_path / "printed", [*arguments, "--align", "--overwrite"], ("rename", 3))
     assert_refused(run(tmp_path / "printed", *arguments, "--align"), out, "--overwrite")
-    assert run(tmp_path / "printed", *arguments, "--align", "--overwrite").returncode == 0
-    assert run(tmp_path / "printed", *arguments, "--align").returncode == 0
+    printed(run(tmp_path / "printed", *arguments, "--align", "--overwrite"))
+    printed(run(tmp_path / "printed", *arguments, "--align"))
 
 
 # Interrupted
@@ -228,7 +226,7 @@ def test_full_disk_is_an_error_with_the_path(script, inputs, expected, tmp_path)
 def test_full_disk_keeps_finished_epochs(inputs, expected, tmp_path):
     script = "STE_train.py"
     out, arguments = tmp_path / "out", command(script, inputs, tmp_path / "out")
-    assert run(tmp_path / "printed", *arguments, "--epochs", 1).returncode == 0
+    printed(run(tmp_path / "printed", *arguments, "--epochs", 1))
     before = digests(out)
     result = run(tmp_path / "printed", *arguments, "--resume", fault=Fault(file_size=100_000))
     assert_fails(result, out / TRAINING[script] / "2.pth", "File too large")
@@ -256,10 +254,9 @@ def test_small_shared_memory_is_enough(script, inputs, tmp_path):
     arguments = command(script, inputs, tmp_path / "out")
     options = ("--batch-size", 60, "--workers", 2)
     size = 1_000_000 if script == "ASC_train.py" else 300_000
-    result = run(tmp_path / "printed", *arguments, *options, fault=Fault(shared_memory=size))
-    assert result.returncode == 0, result.stderr
+    printed(run(tmp_path / "printed", *arguments, *options, fault=Fault(shared_memory=size)))
     arguments = command(script, inputs, tmp_path / "ample")
-    assert run(tmp_path / "printed", *arguments, *options).returncode == 0
+    printed(run(tmp_path / "printed", *arguments, *options))
     assert results(tmp_path / "out") == results(tmp_path / "ample")
 
 
@@ -268,8 +265,7 @@ def test_small_shared_memory_is_enough(script, inputs, tmp_path):
 def test_full_shared_memory_needs_no_workers(script, inputs, tmp_path):
     arguments = [*command(script, inputs, tmp_path / "out"), "--workers", 2]
     result = run(tmp_path / "printed", *arguments, fault=Fault(shared_memory=4096))
-    assert result.returncode == 0, result.stderr
-    assert "note: /dev/shm is full" in result.stdout
+    assert "note: /dev/shm is full" in printed(result)
 
 
 # Two processes
@@ -289,7 +285,7 @@ def test_second_process_on_the_same_output_is_refused(script, call, inputs, expe
     first.until_stopped()
     assert_refused(run(tmp_path / "second", *arguments), out, "another process")
     os.kill(first.process.pid, signal.SIGCONT)
-    assert first.wait().returncode == 0
+    printed(first.wait())
     assert results(out) == expected(script)
 
 
@@ -299,7 +295,7 @@ def test_results_of_another_process_are_not_overwritten(inputs, expected, tmp_pa
     out, arguments = tmp_path / "out", resumed(script, inputs, tmp_path / "out")
     first = Running(tmp_path / "first", *arguments, fault=Fault(stop_at=("make contexts", 1)))
     first.until_stopped()
-    assert run(tmp_path / "second", *arguments).returncode == 0
+    printed(run(tmp_path / "second", *arguments))
     os.kill(first.process.pid, signal.SIGCONT)
     assert_refused(first.wait(), out, "another process")
     assert results(out) == expected(script)
@@ -366,7 +362,7 @@ def test_memory_and_open_files_stay_constant(script, function, inputs, tmp_path)
     write_store(tmp_path / "features", faces_of(tracks), noise_features)
     arguments = [*command(script, tmp_path, tmp_path / "out"), "--weights", inputs / f"{script[:3]}.pth"]
     result = run(tmp_path / "printed", *arguments, fault=Fault(sample_at=function))
-    assert result.returncode == 0, result
+    printed(result)
     memory, _, files = zip(*samples(result), strict=True)
     assert len(memory) == 50
     assert max(memory[-10:]) < max(memory[5:15]) + 16e6, memory
@@ -378,5 +374,4 @@ def test_more_videos_than_open_files(inputs, tmp_path):
     tracks = [Track(f"video{number}:a", "01", 1.0, f"video{number}") for number in range(200)]
     write_store(tmp_path / "features", faces_of(tracks), noise_features)
     arguments = [*command("ASC_forward.py", tmp_path, tmp_path / "out"), "--weights", inputs / "ASC.pth"]
-    result = run(tmp_path / "printed", *arguments, fault=Fault(open_files=180))
-    assert result.returncode == 0, result
+    printed(run(tmp_path / "printed", *arguments, fault=Fault(open_files=180)))

@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, printed, run_script, wait_for
 from stages import make_inputs
 from tiny_inputs import Track, digests, faces_of, noise_features, write_store
 
@@ -193,12 +192,6 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-def run(script: str, *args: object) -> str:
-    result = run_script(script, *args)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 def encoder_training(root: Path, out: Path, workers: int = 0) -> tuple:
     inputs = ("--csv-train-full", root / "train.csv", "--csv-val-full", root / "val.csv")
     clips = ("--audio-dir", root / "wavs", "--video-dir", root / "crops", "--models-out", out)
@@ -211,15 +204,13 @@ def log(directory: Path) -> pd.DataFrame:
 
 def test_encoder_training_resumes(root, tmp_path):
     options = ("--epochs", 3, "--precision", "fp32")
-    run(*encoder_training(root, tmp_path / "whole"), *options)
-    run(*encoder_training(root, tmp_path / "workers", workers=2), *options)
+    printed(run_script(*encoder_training(root, tmp_path / "whole"), *options))
+    printed(run_script(*encoder_training(root, tmp_path / "workers", workers=2), *options))
     command = [sys.executable, *map(str, (*encoder_training(root, tmp_path / "killed"), *options))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "killed" / "ste_encoder" / "last.ckpt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for((tmp_path / "killed" / "ste_encoder" / "last.ckpt").exists, alive=lambda: process.poll() is None)
         os.kill(process.pid, signal.SIGKILL)
-    run(*encoder_training(root, tmp_path / "killed"), *options, "--resume")
+    printed(run_script(*encoder_training(root, tmp_path / "killed"), *options, "--resume"))
     for name in ("workers", "killed"):
         pd.testing.assert_frame_equal(log(tmp_path / name), log(tmp_path / "whole"), rtol=1e-3, atol=1e-3)
     weights = torch.load(tmp_path / "whole" / "ste_encoder" / "1.pth", weights_only=True)
@@ -229,10 +220,11 @@ def test_encoder_training_resumes(root, tmp_path):
 def test_encoder_forward(root, tmp_path):
     """Equal bytes in two runs, near the CPU's results and, with other batches, near the first ones."""
     inputs = ("--csv", root / "val.csv", "--split", "val", "--audio-dir", root / "wavs", "--video-dir", root / "crops")
+    weights = ("--weights", root / "STE_real.pth")
 
     def features(name: str, device: object, *options: object) -> np.ndarray:
         out = tmp_path / name
-        run("STE_forward.py", 3, device, *inputs, "--weights", root / "STE_real.pth", "--output-dir", out, *options)
+        printed(run_script("STE_forward.py", 3, device, *inputs, *weights, "--output-dir", out, *options))
         return np.load(out / "one.npy")
 
     options = ("--precision", "fp32")
@@ -248,10 +240,11 @@ def test_context_training_and_forward(root, tmp_path, monkeypatch):
     store = write_store(
         tmp_path / "features", faces_of([Track("a:1", "01" * 30), Track("a:2", "10" * 30)]), noise_features
     )
-    inputs = ("--features-train-full", store, "--features-val-full", store, "--epochs", 2, "--batch-size", 16)
+    inputs = ("--features-train-full", store, "--features-val-full", store)
+    options = ("--epochs", 2, "--batch-size", 16, "--precision", "fp32")
     logs = {}
     for name, device in (("gpu", 0), ("cpu", "cpu")):
-        run("ASC_train.py", 3, 2, 2, device, *inputs, "--models-out", tmp_path / name, "--precision", "fp32")
+        printed(run_script("ASC_train.py", 3, 2, 2, device, *inputs, *options, "--models-out", tmp_path / name))
         logs[name] = log(tmp_path / name)
     pd.testing.assert_frame_equal(logs["gpu"], logs["cpu"], rtol=1e-3, atol=1e-3)
     weights = tmp_path / "gpu" / "ASC_len_3_stride_2_speakers_2" / "2.pth"
@@ -259,7 +252,7 @@ def test_context_training_and_forward(root, tmp_path, monkeypatch):
     for device in (0, "cpu"):
         out = tmp_path / f"logits_{device}"
         inputs = ("--features-val-full", store, "--weights", weights, "--output-dir", out, "--precision", "fp32")
-        run("ASC_forward.py", 3, 2, 2, device, *inputs)
+        printed(run_script("ASC_forward.py", 3, 2, 2, device, *inputs))
         logits.append(pd.read_csv(out / "a.csv", header=None).iloc[:, -2:].to_numpy())
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-4)
 
@@ -267,12 +260,9 @@ def test_context_training_and_forward(root, tmp_path, monkeypatch):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_train_as_one(root, tmp_path):
     options = ("--epochs", 1, "--precision", "fp32", "--batch-size", 4)
-    run(*encoder_training(root, tmp_path / "one"), *options)
-    script, *arguments = encoder_training(root, tmp_path / "two")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    command = [*launcher, *map(str, (*arguments, *options))]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    printed(run_script(*encoder_training(root, tmp_path / "one"), *options))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    printed(run_script(*launcher, *encoder_training(root, tmp_path / "two"), *options))
     one, two = (torch.load(tmp_path / name / "ste_encoder" / "1.pth", weights_only=True) for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Payload, assert_refused, run_script
+from conftest import Payload, assert_refused, printed, run_script
 from processes import Fault, run, samples
 from tiny_inputs import (
     Face,
@@ -19,6 +19,7 @@ from tiny_inputs import (
     read_csv,
     read_json,
     run_here,
+    succeed,
     write_crops,
     write_encoder_inputs,
     write_store,
@@ -150,7 +151,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path, key):
     store = write_store(tmp_path / "features", faces_of([Track("a", "0110")]), noise_features)
     arguments = ("ASC_train.py", 3, 2, 2, "cpu", "--features-train-full", store, "--features-val-full", store)
     arguments = (*arguments, "--models-out", tmp_path / "out", "--epochs", 1, "--batch-size", 2)
-    assert run_here(*arguments).returncode == 0
+    succeed(*arguments)
     path = tmp_path / "out" / "ASC_len_3_stride_2_speakers_2" / "last.ckpt"
     state, executed = torch.load(path, weights_only=True), tmp_path / "executed"
     torch.save({**state, key: Payload(executed)}, path)
@@ -200,8 +201,7 @@ def test_unusual_names_work_in_every_stage(weights, tmp_path):
         ("ASC_prediction_postprocessing.py", "--predictions-dir", tmp_path / "asc", *truth),
         ("scripts/evaluate.py", *plots),
     ):  # fmt: skip
-        result = run_here(*command)
-        assert result.returncode == 0, result
+        succeed(*command)
     assert {path.stem for path in features.glob("*.npy")} == set(NAMES)
     assert {row[0] for row in read_csv(out / "p.csv")} == set(NAMES)
     assert read_json(out / "r.json")["rows"] == len(faces_of(tracks))
@@ -210,8 +210,7 @@ def test_unusual_names_work_in_every_stage(weights, tmp_path):
 
 def test_percent_signs_in_the_data_root_do_not_break_help():
     result = run_script("data/extract_audio_tracks.py", "--help", ASC_DATA_ROOT="50%s (x)", COLUMNS="300")
-    assert result.returncode == 0, result
-    assert "50%s (x)" in result.stdout
+    assert "50%s (x)" in printed(result)
 
 
 def test_control_characters_of_paths_are_escaped_in_messages(tmp_path):

@@ -11,6 +11,7 @@ import soundfile
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_mfcc import plain_mfcc
 
 from core.contexts import window
 from core.formats.clips import read_wav, wav_length, write_wav
@@ -40,19 +41,6 @@ def track_mfccs(samples: np.ndarray, timestamps: np.ndarray, windows: np.ndarray
 
 def noise(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-8000, 8000, length).astype(np.int16)
-
-
-def plain_mfcc(samples: np.ndarray, first: float, last: float, start: float, clip_length: int) -> np.ndarray:
-    """MFCCs (13, W) of one clip, step by step as in section 5 of the specification."""
-    audio = samples[int((first - start) * RATE) : int((last - start) * RATE)]
-    if len(audio) < 0.08 * RATE:
-        audio = np.zeros(int(RATE * clip_length / 25))
-    missing = int((RATE * clip_length / 27 - len(audio)) / 2)
-    if missing > 0:
-        audio = np.pad(audio, missing, mode="reflect")
-    elif missing < 0:
-        audio = audio[-missing:missing]
-    return python_speech_features.mfcc(audio, RATE).T
 
 
 # Numbers of the released code

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused
+from conftest import ROOT, assert_refused, printed
 from plain_metrics import plain_average_precision
 from stages import TRAINING, command
 from tiny_inputs import (
@@ -24,6 +24,7 @@ from tiny_inputs import (
     read_csv,
     read_json,
     run_here,
+    succeed,
     write_annotations,
     write_encoder_inputs,
     write_predictions,
@@ -41,12 +42,6 @@ FACES = faces_of(VAL)
 POSITIVE = [face.label == 1 for face in FACES]
 WEIGHTS = Path("models", TRAINING["ASC_train.py"], "3.pth")  # trained on the features of STE.pth
 FORWARD = {"STE_postprocessing.py": "--forward-dir", "ASC_prediction_postprocessing.py": "--predictions-dir"}
-
-
-def printed(result: Result) -> str:
-    """Output of a script that must have succeeded."""
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def notes(result: Result) -> list[str]:
@@ -103,7 +98,7 @@ def test_features_of_another_encoder_are_refused(root, tmp_path):
     flags = ("--features-val-full", root / "other")
     assert_refused(train("ASC_train.py", root, tmp_path, *flags), *encoders)
     trained = train("ASC_train.py", root, tmp_path, *flags, "--allow-mismatch")
-    printed(run_here(*next_command(trained), "--output-dir", tmp_path / "next"))
+    succeed(*next_command(trained), "--output-dir", tmp_path / "next")
 
 
 def test_missing_record_of_the_encoder_is_noted_once(root, tmp_path):
@@ -168,10 +163,10 @@ def test_missing_videos_are_left_out_on_request(root, tmp_path, monkeypatch):
         assert any("16 of 20 rows have a prediction" in note for note in notes(result))
         scores = [float(line[-1]) for line in read_csv(tmp_path / "p.csv")]
         assert read_json(tmp_path / "n.json")["mAP"] == pytest.approx(plain_average_precision(scores, POSITIVE))
-        printed(run_here(*next_command(result)))
+        succeed(*next_command(result))
     flags = ("--predictions", "p.csv", "--ground-truth", truth)
     assert_refused(run_here("scripts/evaluate.py", *flags), *reason)
-    printed(run_here("scripts/evaluate.py", *flags, "--only-predicted"))
+    succeed("scripts/evaluate.py", *flags, "--only-predicted")
 
 
 def test_crops_with_two_decimals_are_found(root, tmp_path):
@@ -215,7 +210,7 @@ def test_failures_leave_no_old_output_with_overwrite(root, tmp_path):
         write_wav(tmp_path / "audio" / f"{video}.wav", np.ones(16000))
     script, *arguments = command("data/slice_audio_tracks.py", tmp_path, tmp_path / "slices")
     arguments += ["--csv", root / "val.csv"]
-    printed(run_here(script, *arguments))
+    succeed(script, *arguments)
     (tmp_path / "audio" / "one.wav").unlink()
     result = run_here(script, *arguments, "--overwrite")
     assert result.returncode == 1
@@ -354,7 +349,7 @@ def test_boxes_are_clipped_on_request(root, tmp_path, monkeypatch):
     text = ROWS.replace(BOX, "-0.02,0.125,0.5,1.05")
     truth = write_text(tmp_path / "wide.csv", text)
     result = encode(root, tmp_path / "store", "--csv", truth, "--clip-boxes")
-    printed(run_here(*next_command(result), "--predictions-csv", "p.csv", "--ground-truth-csv", "t.csv"))
+    succeed(*next_command(result), "--predictions-csv", "p.csv", "--ground-truth-csv", "t.csv")
     assert {tuple(map(float, line[2:6])) for line in read_csv(tmp_path / "t.csv")} == {(0, 0.125, 0.5, 1)}
     clipped = scored(SCORES).replace(BOX, "0,0.125,0.5,1")
     assert_usual_map(tmp_path, "--clip-boxes", truth=text, predictions=clipped)
@@ -432,7 +427,6 @@ def test_next_command_without_annotations_that_have_been_moved(root, tmp_path):
         write_text(store / "STE_forward_cfg.json", json.dumps({"csv": str(csv)}))
         out = ("--weights", tmp_path / "ASC.pth", "--output-dir", tmp_path / csv.stem)
         result = run_here("ASC_forward.py", 3, 2, 2, "cpu", "--features-val-full", store, *out)
-        assert result.returncode == 0, result.stderr
         assert ("--ground-truth" in printed(result)) == expected
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import assert_refused
 from PIL import Image
-from tiny_inputs import digests, files_under, run_here, write_text
+from tiny_inputs import digests, files_under, run_here, succeed, write_text
 
 from core.reports import training_plots
 
@@ -50,12 +50,11 @@ class TestRuns:
         paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c" / "other"]
         for path, rows in zip(paths, logs, strict=True):
             write_log(path, rows)
-        result = run_here(SCRIPT, *paths)
-        assert result.returncode == 0, result.stderr
+        output = succeed(SCRIPT, *paths)
         assert list(plotted[0]) == ["a/run/run", "b/run/run", "c/other/other"]
         for log, rows in zip(plotted[0].values(), logs, strict=True):
             assert log.to_dict("records") == [pytest.approx(row) for row in rows]
-        assert "a/run/run: 6 epochs, best val AP 0.9000 in epoch 5" in result.stdout
+        assert "a/run/run: 6 epochs, best val AP 0.9000 in epoch 5" in output
 
     def test_missing_values_are_left_out(self, tmp_path):
         """The best epoch is one with a value."""
@@ -73,9 +72,7 @@ class TestFiles:
         """The plot is written next to the log, which stays as it is."""
         log = write_log(tmp_path / "run", [{**row, "val_ap": np.nan} for row in log_of("ste", 3)])
         before = log.read_bytes()
-        result = run_here(SCRIPT, log.parent)
-        assert result.returncode == 0, result.stderr
-        assert str(log.parent / "training.png") in result.stdout.splitlines()[-1]
+        assert str(log.parent / "training.png") in succeed(SCRIPT, log.parent).splitlines()[-1]
         assert files_under(log.parent) == ["plot_training_cfg.json", "run_logs.csv", "training.png"]
         assert log.read_bytes() == before
         with Image.open(log.parent / "training.png") as image:

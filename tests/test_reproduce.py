@@ -6,13 +6,12 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, printed, run_script, wait_for
 from server import Server, archive, running_server
 from torchvision.models import ResNet18_Weights, resnet18
 
@@ -27,8 +26,7 @@ IMAGENET = Path("hub", "checkpoints", ResNet18_Weights.IMAGENET1K_V1.url.rpartit
 def server(tmp_path_factory):
     """Serves two videos of two seconds, their annotations, and weights of both networks."""
     root = tmp_path_factory.mktemp("served")
-    result = run_script("scripts/make_mini_ava.py", "--root", root, "--videos", 2, "--seconds", 2, "--seed", 5)
-    assert result.returncode == 0, result.stderr
+    printed(run_script("scripts/make_mini_ava.py", "--root", root, "--videos", 2, "--seconds", 2, "--seed", 5))
     videos = sorted((root / "videos" / "trainval").iterdir())
     torch.manual_seed(0)
     torch.save(short_term_encoder(11).state_dict(), root / "STE.pth")
@@ -86,10 +84,7 @@ class Run:
 
     def send_signal(self, number: int, condition: Callable[[], bool]) -> int:
         """Send a signal to the whole session when a condition is true. Returns the exit status."""
-        deadline = time.monotonic() + 200
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.text
-            time.sleep(0.01)
+        wait_for(condition, 200, lambda: self.process.poll() is None, lambda: self.text)
         os.killpg(self.process.pid, number)
         return self.process.wait(timeout=60)
 

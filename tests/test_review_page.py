@@ -19,7 +19,7 @@ from numbered_videos import ffmpeg
 from PIL import Image
 from stages import command
 from timed_videos import AAC, H264, make_timed_video, shown_time
-from tiny_inputs import read_json, run_here, write_text
+from tiny_inputs import read_json, run_here, speakers_json, succeed, write_text
 
 from core.detection.overlay import visible_rows
 from core.detection.review import describe_video, write_page
@@ -56,35 +56,13 @@ def make_logits(table: FaceTable, seed: int = 0) -> np.ndarray:
     return np.stack([np.convolve(column, np.ones(9) / 3, "valid") for column in noise.T], axis=1).astype(np.float32)
 
 
-def document(table: FaceTable) -> dict:
-    """speakers.json without tracks."""
-    settings = {
-        **{
-            "threshold": THRESHOLD,
-            "smoothing": SMOOTHING,
-            "encoder": "resnet18",
-            "clip_length": 11,
-            "clips": 11,
-            "time_stride": 4,
-        },
-        **{"speakers": 3, "precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64},
-        **{"asc_weights_sha256": "a" * 64, "face_detector_sha256": None, "video_stream": None, "audio_stream": None},
-        **{"start": 0.0, "duration": None},
-    }
-    video = {
-        **{"id": table.video_ids[0], "file": "talk.mp4", "seconds": 4.0, "frame_rate": 25.0, "width": SIZE[0]},
-        **{"height": SIZE[1], "rows_per_second": 25.0, "cuts": []},
-    }
-    return {"schema_version": 1, "video": video, "settings": settings}
-
-
 def make_page(path: Path, video: Path, table: FaceTable, logits: np.ndarray | None, played=None, **options) -> Path:
     with VideoReader(video) as reader:
         span = 0.0, max((reader.frame_count or 0) / reader.fps, float(table.timestamp.max(initial=0)))
         fields = describe_video(path, video, reader, span, played)
     columns = [] if logits is None else list(logits.T.astype(float))
     options = {"thumbnail": lambda _: Image.new("RGB", (30, 40), (90, 120, 60)), **options}
-    write_page(path, fields, table, columns, THRESHOLD, SMOOTHING, document=document(table), **options)
+    write_page(path, fields, table, columns, THRESHOLD, SMOOTHING, document=speakers_json(), **options)
     return path
 
 
@@ -245,8 +223,7 @@ def test_videos_that_browsers_play(tmp_path, name, options, expected):
 
 def test_pages_of_annotated_videos(inputs, tmp_path):
     videos = ("--ava-video-dir", inputs / "videos")
-    result = run_here("scripts/review.py", "--csv", inputs / "val.csv", *videos, "--output-dir", tmp_path)
-    assert result.returncode == 0, result.stderr
+    succeed("scripts/review.py", "--csv", inputs / "val.csv", *videos, "--output-dir", tmp_path)
     table = read_annotations(inputs / "val.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"review_{name}.html" for name in table.video_ids)
     data = page_data(tmp_path / "review_one.html")
@@ -259,8 +236,7 @@ def test_pages_of_annotated_videos(inputs, tmp_path):
 def test_pages_of_predictions(inputs, tmp_path, labelled):
     flags = ("--csv", inputs / "val.csv") if labelled else ()
     files = ("--predictions", inputs / "predictions.csv", "--ava-video-dir", inputs / "videos")
-    result = run_here("scripts/review.py", *flags, *files, "--videos", "two", "--output-dir", tmp_path)
-    assert result.returncode == 0, result.stderr
+    succeed("scripts/review.py", *flags, *files, "--videos", "two", "--output-dir", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["review_two.html"]
     data = page_data(tmp_path / "review_two.html")
     assert (data["labels"] is not None) == labelled
@@ -286,12 +262,11 @@ def test_unusable_arguments_are_one_line(inputs, tmp_path, flags, words):
 
 
 def test_evaluation_has_pages_of_the_worst_videos(inputs, tmp_path):
-    result = run_here(*command("scripts/evaluate.py", inputs, tmp_path), "--ava-video-dir", inputs / "videos")
-    assert result.returncode == 0, result.stderr
+    output = succeed(*command("scripts/evaluate.py", inputs, tmp_path), "--ava-video-dir", inputs / "videos")
     worst = next(iter(read_json(tmp_path / "numbers.json")["predictions"].values()))["worst"]
     assert worst
     for video_id in worst:
-        assert str(tmp_path / f"review_{video_id}.html") in result.stdout
+        assert str(tmp_path / f"review_{video_id}.html") in output
         assert page_data(tmp_path / f"review_{video_id}.html")["labels"]
 
 

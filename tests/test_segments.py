@@ -11,6 +11,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_inputs import speakers_json
 
 from core.detection import overlay
 from core.detection.overlay import mark_faces, marked_frames, score_colour, visible_rows
@@ -80,32 +81,12 @@ def test_short_names(video, entity, short):
 
 # speakers.json
 
-SETTINGS = {
-    **{"threshold": 0.5, "smoothing": 11, "clip_length": 11, "clips": 11, "time_stride": 4, "speakers": 3},
-    **{
-        "encoder": "resnet18",
-        "precision": "fp32",
-        "seed": 0,
-        "ste_weights_sha256": "0" * 64,
-        "asc_weights_sha256": "a" * 64,
-    },
-    **{"face_detector_sha256": "f" * 64, "video_stream": None, "audio_stream": 1, "start": 0.0, "duration": None},
-}
-VIDEO = {
-    **{"id": "video", "file": "video.mp4", "seconds": 6.04, "frame_rate": 29.97, "width": 640, "height": 360},
-    **{"rows_per_second": 29.97, "cuts": [0.5, 3]},
-}
-
 
 @pytest.fixture(scope="module")
 def schema() -> jsonschema.Draft202012Validator:
     content = json.loads((ROOT / "docs" / "speakers.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(content)
     return jsonschema.Draft202012Validator(content)
-
-
-def document(tracks: list[dict]) -> dict:
-    return {"schema_version": 1, "video": VIDEO, "settings": SETTINGS, "tracks": tracks}
 
 
 def test_description_of_tracks(schema):
@@ -139,7 +120,7 @@ def test_description_of_tracks(schema):
             **{"mean_score": 0.25, "speaking_seconds": 0, "speaking": []},
         },
     ]
-    schema.validate(document(tracks))
+    schema.validate(speakers_json(tracks=tracks))
 
 
 track_steps = st.lists(st.lists(st.integers(0, 500), min_size=1, max_size=12, unique=True).map(sorted), max_size=4)
@@ -150,7 +131,7 @@ def test_descriptions_match_the_schema(schema, steps, data, threshold):
     table = make_table(*((f"vi deo:{n}", [t / 25 for t in times]) for n, times in enumerate(steps)), video="vi deo")
     scores = np.array(data.draw(st.lists(st.floats(0, 1), min_size=len(table), max_size=len(table))), float)
     tracks = describe_tracks(table, scores, threshold, FRAME)
-    schema.validate(json.loads(json.dumps(document(tracks))))
+    schema.validate(json.loads(json.dumps(speakers_json(tracks=tracks))))
     for track in tracks:
         assert track["start"] <= track["end"]
         for part in track["speaking"]:
@@ -167,8 +148,9 @@ def test_schema_requires_every_value(schema):
                 check(value)
 
     check(schema.schema["properties"])
-    assert schema.is_valid({**document([]), "settings": {**SETTINGS, "face_detector_sha256": None}})
-    assert not schema.is_valid({**document([]), "tracks": None})
+    content = speakers_json(tracks=[])
+    assert schema.is_valid({**content, "settings": {**content["settings"], "face_detector_sha256": None}})
+    assert not schema.is_valid({**content, "tracks": None})
 
 
 # speakers.rttm

@@ -43,6 +43,12 @@ def assert_frames_are_on_time(path: Path, tolerance: float = 0.021, until: float
     assert np.abs(errors).max() <= tolerance, errors
 
 
+def frame_times(path: Path) -> list[tuple[float, float]]:
+    """Timestamp of every frame, and the time that it shows."""
+    with VideoReader(path) as reader:
+        return [(time, shown_time(frame.to_ndarray(format="bgr24"))) for _, time, frame in reader.timeline()]
+
+
 def test_padding_of_the_audio_may_end_in_two_blocks(tmp_path):
     """The audio of this mp4 has 297 samples in its last block of 16,384 samples, and 318 samples of padding."""
     seconds, rate = 2.0467, 44_100
@@ -118,8 +124,7 @@ def test_variable_rate_in_wmv(tmp_path):
     path = make_timed_video(tmp_path / "video.wmv", options=options)
     assert_frames_are_on_time(path, 0.48)
     assert_audio_is_on_time(path)
-    with VideoReader(path) as reader:
-        shown = [(time, shown_time(frame.to_ndarray(format="bgr24"))) for _, time, frame in reader.timeline()]
+    shown = frame_times(path)
     assert np.abs(np.diff(shown, axis=1)).max() < 0.002
 
 
@@ -128,16 +133,14 @@ def test_times_do_not_depend_on_the_suffix(tmp_path, name):
     made = make_timed_video(tmp_path / "made.mp4", options=(*DROP, *H264, *AAC))
     path = tmp_path / name
     shutil.copy(made, path)
-    with VideoReader(path) as reader:
-        shown = [(time, shown_time(frame.to_ndarray(format="bgr24"))) for _, time, frame in reader.timeline()]
+    shown = frame_times(path)
     assert len(shown) == 56
     assert np.abs(np.diff(shown, axis=1)).max() < 0.002
 
 
 def test_dropped_frames_in_avi(tmp_path):
     path = make_timed_video(tmp_path / "video.avi", options=(*DROP, "-c:v", "mjpeg", "-q:v", 3, "-c:a", "pcm_s16le"))
-    with VideoReader(path) as reader:
-        shown = [(time, shown_time(frame.to_ndarray(format="bgr24"))) for _, time, frame in reader.timeline()]
+    shown = frame_times(path)
     assert len(shown) == 56
     assert np.abs(np.diff(shown, axis=1)).max() < 0.041  # ffmpeg shows the first frame twice as long
     assert_audio_is_on_time(path)
@@ -467,8 +470,7 @@ def test_containers_and_codecs(tmp_path, suffix, codec, variable):
     path = make_timed_video(tmp_path / f"video.{suffix}", options=options)
     assert_frames_are_on_time(path, 0.48 if variable else 0.021)
     assert_audio_is_on_time(path)
-    with VideoReader(path) as reader:
-        shown = [(time, shown_time(frame.to_ndarray(format="bgr24"))) for _, time, frame in reader.timeline()]
+    shown = frame_times(path)
     assert len(shown) >= 56
     assert np.abs(np.diff(shown, axis=1)).max() < 0.021
 

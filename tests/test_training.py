@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import subprocess
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 import torch
 from conftest import assert_refused
 from PIL import Image
-from python_speech_features import mfcc
+from plain_mfcc import plain_mfcc
 from scipy.stats import chisquare
 from tiny_inputs import (
-    RATE,
     Face,
     SmallEncoder,
     Track,
@@ -24,9 +22,10 @@ from tiny_inputs import (
     faces_of,
     files_under,
     noise_features,
-    read_csv,
+    read_log,
     read_wav,
     run_here,
+    succeed,
     write_encoder_inputs,
     write_store,
     write_text,
@@ -55,21 +54,9 @@ TRAIN = [
 VAL = [Track("v:1", "0011", 10.0, "val1"), Track("v:2", "10", 10.04, "val1"), Track("v:3", "01", 10.0, "val2")]
 
 
-def succeed(result: subprocess.CompletedProcess[str]) -> str:
-    """Assert exit status 0 and return what was printed."""
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 def weights(path: Path) -> dict[str, bytes]:
     """The bits of every parameter of a bare state_dict."""
     return {name: value.numpy().tobytes() for name, value in torch.load(path, weights_only=True).items()}
-
-
-def log_of(run: Path) -> list[dict[str, float]]:
-    (path,) = run.glob("*_logs.csv")
-    header, *lines = read_csv(path)
-    return [dict(zip(header, map(float, line), strict=True)) for line in lines]
 
 
 def saved_epochs(run: Path) -> list[str]:
@@ -100,7 +87,7 @@ def asc_arguments(features: Path, models_out: Path, *flags: object) -> list[obje
 def asc_run(features, tmp_path_factory) -> Path:
     """Directory of a finished run."""
     models_out = tmp_path_factory.mktemp("asc")
-    assert str(models_out / ASC_NAME) in succeed(run_here(*asc_arguments(features, models_out)))
+    assert str(models_out / ASC_NAME) in succeed(*asc_arguments(features, models_out))
     return models_out / ASC_NAME
 
 
@@ -120,7 +107,7 @@ class TestContextTraining:
             assert not {name for name in same if name.startswith(("lstm", "fc_final"))}
 
     def test_log(self, asc_run):
-        log = log_of(asc_run)
+        log = read_log(asc_run)
         assert [row["epoch"] for row in log] == list(range(1, EPOCHS + 1))
         names = ("loss_av", "auc", "ap")
         for row in log:
@@ -129,10 +116,10 @@ class TestContextTraining:
             assert 0 < row["val_ap"] <= 1
 
     def test_same_seed_gives_the_same_weights_with_any_number_of_workers(self, asc_run, features, tmp_path):
-        succeed(run_here(*asc_arguments(features, tmp_path, "--workers", 2)))
+        succeed(*asc_arguments(features, tmp_path, "--workers", 2))
         again = tmp_path / ASC_NAME
         assert weights(again / f"{EPOCHS}.pth") == weights(asc_run / f"{EPOCHS}.pth")
-        assert log_of(again) == log_of(asc_run)
+        assert read_log(again) == read_log(asc_run)
 
 
 def small_parts(num_features: int = 2) -> dict[str, object]:
@@ -191,9 +178,9 @@ class TestTrainingRun:
 class TestResuming:
     def test_finished_run_has_nothing_left_to_do(self, asc_run, features):
         before = digests(asc_run, "*.pth")
-        succeed(run_here(*asc_arguments(features, asc_run.parent, "--resume")))
+        succeed(*asc_arguments(features, asc_run.parent, "--resume"))
         assert digests(asc_run, "*.pth") == before
-        assert len(log_of(asc_run)) == EPOCHS
+        assert len(read_log(asc_run)) == EPOCHS
 
     def test_existing_run_is_continued_only_with_the_flag(self, asc_run, features):
         before = digests(asc_run)
@@ -272,7 +259,7 @@ def test_learning_rate_is_divided_by_ten_every_step_size_epochs(tmp_path):
     fit(run, model, asc_losses, loader, loader, params, CPU)
 
     expected = [1e-4 * 0.1 ** (epoch // step_size) for epoch in range(epochs)]
-    assert [row["learning_rate"] for row in log_of(run.directory)] == pytest.approx(expected, rel=1e-9)
+    assert [row["learning_rate"] for row in read_log(run.directory)] == pytest.approx(expected, rel=1e-9)
     states = [first, *(torch.load(run.directory / f"{e}.pth", weights_only=True) for e in range(1, epochs + 1))]
     steps = [float((b["bias"].double() - a["bias"].double()).abs().max()) for a, b in pairwise(states)]
     assert steps == pytest.approx(expected, rel=0.05)  # with a constant gradient Adam's step is the learning rate
@@ -318,7 +305,7 @@ def encoder_inputs(tmp_path_factory) -> Path:
 def ste_run(encoder_inputs, tmp_path_factory) -> Path:
     """Directory of a finished run of two epochs."""
     models_out = tmp_path_factory.mktemp("ste")
-    succeed(run_here(*ste_arguments(encoder_inputs, models_out, "--epochs", 2)))
+    succeed(*ste_arguments(encoder_inputs, models_out, "--epochs", 2))
     return models_out / "ste_encoder"
 
 
@@ -331,7 +318,7 @@ class TestEncoderTraining:
         assert int(state["video_norm.num_batches_tracked"]) == 4  # two epochs of five tracks in batches of three
 
     def test_log(self, ste_run):
-        log = log_of(ste_run)
+        log = read_log(ste_run)
         assert [row["epoch"] for row in log] == [1, 2]
         assert log[0]["learning_rate"] == 3e-4
         names = ("loss_av", "loss_audio", "loss_video", "auc", "ap")
@@ -368,7 +355,7 @@ class TestMissingInputs:
         assert_refused(run_here(*arguments), path, "shorter than its track")
 
     def test_rows_are_left_out_with_skip_missing(self, incomplete):
-        output = succeed(run_here(*ste_arguments(incomplete, incomplete / "out", "--skip-missing")))
+        output = succeed(*ste_arguments(incomplete, incomplete / "out", "--skip-missing"))
         assert "5 rows" in output
         assert "2 train tracks" in output
 
@@ -384,16 +371,8 @@ def speaking_frames(tracks: list[Track]) -> set[tuple[str, float]]:
 def plain_audio(wavs: Path, track: list[Face], positions: list[int]) -> np.ndarray:
     """MFCCs (13, W) of a clip of the rows at the given positions of a track."""
     samples = read_wav(wavs / f"{track[0].entity}.wav")
-    first, last, offset = track[positions[0]].time, track[positions[-1]].time, track[0].time
-    audio = samples[int((first - offset) * RATE) : int((last - offset) * RATE)]
-    if len(audio) < 0.08 * RATE:
-        audio = np.zeros(int(RATE * len(positions) / 25), np.int16)
-    missing = int((RATE * len(positions) / 27 - len(audio)) / 2)
-    if missing > 0:
-        audio = np.pad(audio, missing, mode="reflect")
-    elif missing < 0:
-        audio = audio[-missing:missing]
-    return mfcc(audio, RATE).T
+    first, last = track[positions[0]].time, track[positions[-1]].time
+    return plain_mfcc(samples, first, last, track[0].time, len(positions))
 
 
 def plain_crop(crops: Path, face: Face) -> np.ndarray:

@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from conftest import ROOT
+from conftest import ROOT, printed
 from PIL import Image
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -113,6 +113,11 @@ def run_here(script: str | Path, *args: object, small_encoder: bool = True) -> s
     return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
 
 
+def succeed(script: str | Path, *args: object, small_encoder: bool = True) -> str:
+    """Run a script that must succeed inside the test process. Returns what it printed."""
+    return printed(run_here(script, *args, small_encoder=small_encoder))
+
+
 def files_under(directory: Path) -> list[str]:
     """Relative paths of all files in a directory and below, including hidden ones."""
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
@@ -190,6 +195,28 @@ def read_csv(path: Path) -> list[list[str]]:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_log(directory: Path) -> list[dict[str, float]]:
+    """Rows of the training log in a directory or below."""
+    (path,) = directory.rglob("*_logs.csv")
+    header, *lines = read_csv(path)
+    return [dict(zip(header, map(float, line), strict=True)) for line in lines]
+
+
+def speakers_json(**more: object) -> dict:
+    """A complete speakers.json without `tracks`, and more values."""
+    video = {
+        **{"id": "video", "file": "video.mp4", "seconds": 6.04, "frame_rate": 29.97, "width": 640, "height": 360},
+        **{"rows_per_second": 29.97, "cuts": [0.5, 3]},
+    }
+    settings = {
+        **{"threshold": 0.5, "smoothing": 11, "encoder": "resnet18", "clip_length": 11, "clips": 11, "time_stride": 4},
+        **{"speakers": 3, "precision": "fp32", "seed": 0, "ste_weights_sha256": "0" * 64},
+        **{"asc_weights_sha256": "a" * 64, "face_detector_sha256": "f" * 64, "video_stream": None, "audio_stream": 1},
+        **{"start": 0.0, "duration": None},
+    }
+    return {"schema_version": 1, "video": video, "settings": settings, **more}
 
 
 # Crops and wavs
