@@ -99,9 +99,9 @@ class Payload:
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory) -> None:
-    """Put the temporary files of processes, which a killed process leaves behind, into pytest's directory."""
+    """Put the temporary files of scripts, which a killed one leaves behind, into pytest's directory."""
+    tempfile.gettempdir()  # that of this process stays
     os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
-    tempfile.tempdir = None
 
 
 @pytest.fixture(scope="session")

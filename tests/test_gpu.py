@@ -253,7 +253,7 @@ def test_context_training_and_forward(root, tmp_path, monkeypatch):
         out = tmp_path / f"logits_{device}"
         inputs = ("--features-val-full", store, "--weights", weights, "--output-dir", out, "--precision", "fp32")
         printed(run_script("ASC_forward.py", 3, 2, 2, device, *inputs))
-        logits.append(pd.read_csv(out / "a.csv", header=None).iloc[:, -2:].to_numpy())
+        logits.append(pd.read_csv(out / "video.csv", header=None).iloc[:, -2:].to_numpy())
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-4)
 
 
