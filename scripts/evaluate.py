@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from core.config import own_video_params, postprocessing_params
-from core.detection.review import write_video_pages
+from core.detection.review import write_video_page
 from core.formats.annotations import FaceTable, read_annotations
 from core.formats.predictions import join, keep_predicted, read_scores
 from core.media.container import list_videos
@@ -48,7 +48,10 @@ def write_pages(args: argparse.Namespace, numbers: dict, scores: np.ndarray, tab
     try:
         videos = list_videos(directory) if directory.is_dir() else {}
         available = [video_id for video_id in worst if video_id in videos]
-        pages = write_video_pages(Path(args.plots), table, scores, videos, available, own_video_params["threshold"])
+        pages = [
+            write_video_page(Path(args.plots), table, scores, videos[video_id], video_id, own_video_params["threshold"])
+            for video_id in available
+        ]
     except InputError as error:
         print(one_line(f"note: no review pages: {error}"))
         return

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import data_inputs, own_video_params
-from core.detection.review import write_video_pages
+from core.detection.review import write_video_page
 from core.formats.annotations import read_annotations
 from core.formats.predictions import join, keep_predicted, predicted_table, read_scores
 from core.media.container import list_videos
@@ -67,8 +67,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"note: {skipped} of {len(annotated)} videos are left out")
     directory = Path(args.output_dir)
     for video_id in chosen:
-        pages = write_video_pages(directory, table, scores, videos, [video_id], args.threshold, thumbnails=True)
-        print(one_line(f"page: {pages[0]}"))
+        page = write_video_page(directory, table, scores, videos[video_id], video_id, args.threshold, thumbnails=True)
+        print(one_line(f"page: {page}"))
 
 
 if __name__ == "__main__":

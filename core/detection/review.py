@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -113,37 +113,32 @@ def describe_video(
     }
 
 
-def write_video_pages(
+def write_video_page(
     directory: Path,
     table: FaceTable,
     scores: np.ndarray | None,
-    videos: dict[str, Path],
-    video_ids: Iterable[str],
+    file: Path,
+    video_id: str,
     threshold: float,
-    smoothing: int = 0,
     thumbnails: bool = False,
-) -> list[Path]:
-    """Write `review_<video_id>.html` for videos of a table, with scores (N,) if there are any. Returns the paths.
+) -> Path:
+    """Write `review_<video_id>.html` for a video of a table, with scores (N,) if there are any. Returns the path.
 
-    Thumbnails take time, since the video is decoded. Raises InputError if a video is broken.
+    Thumbnails take time, since the video is decoded. Raises InputError if the video is broken.
     """
     columns = [] if scores is None else [unit_scores(scores)]
-    paths = []
-    for video_id in video_ids:
-        rows = table.rows_of_video(table.video_ids.index(video_id))
-        own, file = table.keep(rows), videos[video_id]
-        path = directory / f"review_{video_id}.html"
-        try:
-            with VideoReader(file, enhance=True) as reader:
-                seconds = max((reader.frame_count or 0) / reader.fps, float(own.timestamp.max()))
-                video = describe_video(path, file, reader, (0.0, seconds))
-                faces = read_thumbnails(reader, own) if thumbnails else {}
-        except ValueError as error:
-            raise InputError(f"{file}: {error}") from None
-        options = {"thumbnail": faces.get if faces else None, "labelled": bool((own.label != NO_LABEL).any())}
-        write_page(path, video, own, [column[rows] for column in columns], threshold, smoothing, **options)
-        paths.append(path)
-    return paths
+    rows = table.rows_of_video(table.video_ids.index(video_id))
+    own, path = table.keep(rows), directory / f"review_{video_id}.html"
+    try:
+        with VideoReader(file, enhance=True) as reader:
+            seconds = max((reader.frame_count or 0) / reader.fps, float(own.timestamp.max()))
+            video = describe_video(path, file, reader, (0.0, seconds))
+            faces = read_thumbnails(reader, own) if thumbnails else {}
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
+    options = {"thumbnail": faces.get if faces else None, "labelled": bool((own.label != NO_LABEL).any())}
+    write_page(path, video, own, [column[rows] for column in columns], threshold, 0, **options)
+    return path
 
 
 def read_thumbnails(reader: VideoReader, table: FaceTable) -> dict[int, Image.Image]:
