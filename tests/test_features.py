@@ -198,6 +198,8 @@ class TestBrokenStores:
     def test_features_of_too_few_videos_are_refused(self, store):
         write_text(store / "STE_forward_cfg.json", '{"videos": 2}\n')
         assert refusal(store) == f"{store}: 1 of 2 videos; finish STE_forward.py first"
+        write_text(store / "STE_forward_cfg.json", '{"videos": 0}\n')
+        assert "1 videos, but STE_forward.py last ran for 0; run it for all" in refusal(store)
 
 
 class Interruption(Exception):

@@ -133,8 +133,11 @@ class FeatureStore:
         self.directory = Path(directory)
         files = list_csv_files(directory, "the output of STE_forward.py: <video_id>.csv and .npy")
         videos = read_setting(directory, STE_FORWARD_SETTINGS, "videos")
-        if isinstance(videos, int) and videos != len(files):
+        if isinstance(videos, int) and len(files) < videos:
             raise InputError(f"{directory}: {len(files)} of {videos} videos; finish STE_forward.py first")
+        if isinstance(videos, int) and len(files) > videos:
+            last = f"{len(files)} videos, but STE_forward.py last ran for {videos}"
+            raise InputError(f"{directory}: {last}; run it for all of them, or for fewer in another directory")
         _map_array.cache_clear()  # files may have been replaced since an earlier store
         self.files = [npy if (npy := file.with_suffix(".npy")).exists() else file for file in files]  # V
         self.digests: list[str] = []  # V
