@@ -17,7 +17,7 @@ from core.runtime.errors import InputError
 
 def _trunk(depth: int, in_channels: int) -> nn.Module:
     """A ResNet whose first convolution takes `in_channels`."""
-    from torchvision.models import get_model  # importing torchvision takes seconds, which other networks save
+    from torchvision.models import get_model  # imported for ResNets only, because it takes seconds
 
     trunk = get_model(f"resnet{depth}", weights=None)
     trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)

@@ -1,5 +1,6 @@
 """Face tracks of a video without annotations: face detection, and linking of detections into tracks."""
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from scipy.optimize import linear_sum_assignment
 
 from core.config import tracking_params
@@ -19,6 +19,7 @@ from core.runtime.progress import progress
 from core.runtime.threads import map_in_threads
 from core.runtime.weights import sha256
 
+_THREADS = min(4, len(os.sched_getaffinity(0)))  # that detect faces; two frames for each are in memory
 _MIN_BOX_PIXELS = 2  # width and height of a box; smaller ones can round to an empty crop
 
 
@@ -169,8 +170,7 @@ def detect_tracks(
     detected_rows = np.concatenate(shot_rows)
     images = reader.frames(shots.times[detected_rows], seek_gap=float("inf"))
     images = progress(images, total=len(detected_rows), desc="faces", unit="frame")
-    threads = torch.get_num_threads()
-    detected = map_in_threads(lambda image: None if image is None else detector.detect(image), images, threads)
+    detected = map_in_threads(lambda image: None if image is None else detector.detect(image), images, _THREADS)
     for rows in shot_rows:
         # After the last frame of a truncated video, `detected` is exhausted.
         pairs = zip(shots.times[rows], detected, strict=False)

@@ -28,8 +28,8 @@ _SHORTEST_HEADER = 44  # bytes of a wav
 
 def crop_names(timestamp: float) -> list[str]:
     """Return the file names that a crop may have: "0.2.jpg", "0.2.png", and "0.20.jpg" as in other projects."""
-    name, padded = float(timestamp), f"{timestamp:.2f}"
-    return [f"{name}.jpg", f"{name}.png", *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
+    shortest, padded = float(timestamp), f"{timestamp:.2f}"
+    return [f"{shortest}.jpg", f"{shortest}.png", *([f"{padded}.jpg"] if float(padded) == timestamp else [])]
 
 
 def crop_path(directory: str | Path, entity_id: str, timestamp: float) -> Path:

@@ -10,9 +10,9 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
-    """Yield `function(item)` of each item, in order. Threads run ahead of the caller by two items each.
+    """Yield `function(item)` of each item, in order, computed ahead by threads: at most two items for each of them.
 
-    Items are drawn in the caller's thread. With 0 threads, results are computed when they are needed.
+    The items themselves are read in the caller's thread. With 0 threads, results are computed when they are needed.
     """
     if not threads:
         yield from map(function, items)
